@@ -1,0 +1,76 @@
+"""Advantages and value targets, as pure functions of a rollout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap_truncation: bool,
+) -> Tensor:
+    """Generalised advantage estimation, equations 11 and 12 of Schulman et al. 2017.
+
+        delta_t = r_t + gamma * V(s_{t+1}) * (1 - ends_t) - V(s_t)
+        A_t = delta_t + gamma * lambda * (1 - done_t) * A_{t+1}
+
+    Computed in float64, as the original does (``ppo1/pposgd_simple.py``, ``add_vtarg_and_adv``).
+
+    Args:
+        rewards: r_t, ``[T, N]``.
+        values: V(s_t) for t in 0..T, ``[T + 1, N]``. The row after an episode's end is the reset
+            row, whose observation is the episode's final one: ``values[t + 1]`` is always
+            V(next observation), also at a time limit.
+        terminated, truncated: ``[T, N]`` bool, how the episode ended at t.
+        valid: ``[T, N]`` bool, False for reset rows, whose advantage is 0.
+        bootstrap_truncation: whether a truncated episode goes on in V; False takes a time limit
+            as an end of the task, as the original does.
+
+    Returns:
+        ``[T, N]`` float32.
+    """
+    done = terminated | truncated
+    ends = terminated if bootstrap_truncation else done
+    values = values.double()
+    deltas = rewards + gamma * values[1:] * ~ends - values[:-1]
+    deltas = torch.where(valid, deltas, 0.0)
+    decay = gamma * gae_lambda * (valid & ~done).double()
+    advantages = torch.empty_like(deltas)
+    following = torch.zeros_like(deltas[0])
+    rows = zip(deltas.unbind(), decay.unbind(), advantages.unbind(), strict=True)
+    for delta, factor, advantage in reversed(list(rows)):
+        following = torch.addcmul(delta, factor, following, out=advantage)
+    return advantages.float()
+
+
+def standardize(advantages: Tensor, valid: Tensor, moments: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Return (A - mean) / (population std + epsilon), 0 in invalid rows.
+
+    Groups of fewer than two valid rows or without spread are centred only.
+
+    Args:
+        advantages, valid: ``[G, R]``, G groups standardised separately.
+        moments: ``[G, 3]`` float64 of each whole group (`group_moments`, summed over ranks).
+    """
+    count, total, squares = moments.unbind(-1)
+    mean = total / count.clamp(min=1)
+    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
+    # Below 1e-7 of the mean a spread is rounding: of float32 rows, and of this subtraction.
+    flat = (count < 2) | (variance <= 1e-14 * mean.square())
+    scale = torch.where(flat, 1.0, 1.0 / (torch.where(flat, 1.0, variance).sqrt() + epsilon))
+    result = (advantages.double() - mean[:, None]) * scale[:, None]
+    return torch.where(valid, result, 0.0).float()
+
+
+def group_moments(advantages: Tensor, valid: Tensor) -> Tensor:
+    """Return count, sum and sum of squares of each group's valid rows: ``[G, R] -> [G, 3]``."""
+    kept = torch.where(valid, advantages, 0.0).double()
+    return torch.stack([valid.sum(-1).double(), kept.sum(-1), kept.square().sum(-1)], -1)

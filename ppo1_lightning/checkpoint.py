@@ -1,0 +1,78 @@
+"""What a checkpoint says about a run besides weights, in plain containers only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium import Space
+from torch import nn
+
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.policies import BUILT_IN
+from ppo1_lightning.policies.base import PolicyFactory
+from ppo1_lightning.spaces import describe, restore
+
+KEY = "ppo1_lightning"
+"""Where the entry stands in a Lightning checkpoint."""
+
+
+def policy_entry(policy: nn.Module) -> dict[str, Any]:
+    """Describe a policy by name and arguments; of a user's own class only the name."""
+    name = type(policy).__name__
+    if BUILT_IN.get(name) is type(policy):
+        return {"name": name, "arguments": dict(policy.arguments)}  # type: ignore[arg-type]
+    return {"name": name, "arguments": None}
+
+
+def spaces_entry(observation_space: Space[Any], action_space: Space[Any]) -> dict[str, Any]:
+    """Describe the spaces of an environment."""
+    return {"observation": describe(observation_space), "action": describe(action_space)}
+
+
+def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return our entry of a checkpoint.
+
+    Raises:
+        ConfigurationError: the checkpoint was not written by `PPO`.
+    """
+    if KEY not in checkpoint:
+        raise ConfigurationError(
+            "the checkpoint was not written by ppo1_lightning, "
+            f"expected the entry {KEY!r} in it, found {', '.join(map(str, checkpoint))}"
+        )
+    return checkpoint[KEY]
+
+
+def policy_factory(entry: dict[str, Any]) -> PolicyFactory:
+    """Return the maker of a built-in policy; nothing that a checkpoint names is ever imported.
+
+    Raises:
+        ConfigurationError: the policy is a user's own class.
+    """
+    name, arguments = entry["policy"]["name"], entry["policy"]["arguments"]
+    if name not in BUILT_IN or arguments is None:
+        raise ConfigurationError(
+            f"the checkpoint holds a policy of class {name}, which is not built in: "
+            f"pass it, as in PPO.load_from_checkpoint(path, policy={name})"
+        )
+    return lambda observations, actions: BUILT_IN[name](observations, actions, **arguments)
+
+
+def restore_spaces(entry: dict[str, Any]) -> tuple[Space[Any], Space[Any]]:
+    """Return the observation and action space of a checkpoint."""
+    return restore(entry["spaces"]["observation"]), restore(entry["spaces"]["action"])
+
+
+def check_same_run(entry: dict[str, Any], current: dict[str, Any]) -> None:
+    """Compare what a checkpoint and the current run say about environment, spaces and policy.
+
+    Raises:
+        ConfigurationError: they differ in one of them.
+    """
+    for key in ("environment", "spaces", "policy"):
+        saved, ours = entry.get(key), current.get(key)
+        if saved != ours and None not in (saved, ours):
+            raise ConfigurationError(
+                f"the checkpoint is from another {key.removesuffix('s')}: "
+                f"it was saved with {saved}, this run has {ours}"
+            )

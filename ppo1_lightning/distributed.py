@@ -1,0 +1,42 @@
+"""Collectives that do nothing on a single device: the only place that asks how many ranks run."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's rank, 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """Return the sum of ``tensor`` over all ranks, in place where there are several."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_max(value: float, device: torch.device) -> float:
+    """Return the largest ``value`` of all ranks, the same on every rank."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.item()
+
+
+def all_gather(tensor: Tensor, dim: int) -> Tensor:
+    """Concatenate equally shaped tensors of all ranks along ``dim``, in the order of ranks."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts, dim)

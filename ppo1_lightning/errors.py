@@ -1,0 +1,77 @@
+"""The one error a user can mend, and the helper that names the nearest valid choice."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class ConfigurationError(ValueError):
+    """Something the user chose cannot work.
+
+    The message is one line: what was wrong, what was expected and, where there is one, the
+    nearest valid choice. The command line prints it without a traceback.
+    """
+
+
+class SimulationError(RuntimeError):
+    """The simulator returned something that must not be learned from, such as a NaN reward.
+
+    The message is one line that names the environment and the value.
+    """
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
+    """Return ``"; did you mean 'a' or 'b'?"`` for the ``choices`` closest to ``name``, or ``""``."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(by_lower[m]) for m in matches)}?" if matches else ""
+
+
+def check_choice(key: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `ConfigurationError` unless ``value`` is one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        raise ConfigurationError(
+            f"{key}={value!r} is not a valid choice, expected one of {', '.join(choices)}"
+            f"{nearest(str(value), choices)}"
+        )
+
+
+def check_number(
+    key: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> float:
+    """Return ``value`` as a float, or raise `ConfigurationError` when it is not one in range."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigurationError(f"{key}={value!r} is not a finite number")
+    bounds = [
+        (value > above, f"above {above:g}"),
+        (value >= at_least, f"at least {at_least:g}"),
+        (value <= at_most, f"at most {at_most:g}"),
+    ]
+    for holds, bound in bounds:
+        if not holds:
+            raise ConfigurationError(f"{key}={value!r} is out of range, expected a number {bound}")
+    return float(value)
+
+
+def check_integer(key: str, value: object, *, at_least: int) -> int:
+    """Return ``value`` as an int (``1e6`` is one), or raise `ConfigurationError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ConfigurationError(f"{key}={value!r} is not a whole number")
+    if value < at_least:
+        raise ConfigurationError(f"{key}={value!r} is out of range, expected at least {at_least}")
+    return int(value)
+
+
+def check_flag(key: str, value: object) -> bool:
+    """Return ``value`` if it is a bool, or raise `ConfigurationError`."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{key}={value!r} is not true or false")
+    return value

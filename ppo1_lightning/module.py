@@ -1,0 +1,595 @@
+"""PPO as a LightningModule: read `PPO.training_step` as the paper's pseudocode."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Literal
+
+import torch
+from gymnasium import Space
+from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
+
+from ppo1_lightning import checkpoint as checkpoints
+from ppo1_lightning import distributed
+from ppo1_lightning.advantages import generalized_advantages, group_moments, standardize
+from ppo1_lightning.budget import Counters
+from ppo1_lightning.distributions import Distribution
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
+from ppo1_lightning.losses import clipped_surrogate, value_error, weighted_mean
+from ppo1_lightning.normalization import RewardNormalizer
+from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.plan import Plan
+from ppo1_lightning.policies.base import PolicyFactory
+from ppo1_lightning.rollout import Rollout
+from ppo1_lightning.schedules import SCHEDULES
+from ppo1_lightning.seeding import derive_seed, generator
+from ppo1_lightning.segment import Segment, in_worker_order, minibatch_rows, shuffled_rows
+from ppo1_lightning.spaces import distribution_for
+from ppo1_lightning.update import Minibatch, Update, make_update
+
+EPISODE_WINDOW = 100
+"""Episodes in the running means of return and length."""
+
+EVALUATION_BATCH = 2048
+"""Rows that the policy evaluates at once outside of the minibatch steps."""
+
+
+class PPO(LightningModule):
+    """Proximal policy optimisation as in OpenAI baselines' ppo1 (Schulman et al. 2017).
+
+    One batch is one iteration: a `Rollout` of the current policy, K epochs of minibatches over it.
+    The defaults are the original's for MuJoCo; each option that deviates from it is off.
+
+    Args:
+        policy: makes the policy from (observation_space, action_space); None only when a
+            checkpoint names a built-in one. See `policies.base.ActorCritic` for what it must be.
+        minibatch_size: rows of a minibatch, all devices together (``optim_batchsize`` times the
+            number of MPI workers).
+        update_epochs: passes over a rollout (``optim_epochs``).
+        num_workers: the original's MPI processes: each standardises its own advantages and gives
+            the same number of rows to each minibatch. None: see `Plan.create`.
+        learning_rate: Adam's step size (``optim_stepsize``).
+        schedule: ``"constant"`` or ``"linear"`` (to 0 at the end of the budget).
+        adam_epsilon: Adam's epsilon.
+        adam_epsilon_style: ``"tensorflow"`` (the original's, see `TensorFlowAdam`) or ``"torch"``.
+        clip_coef: clip range of the probability ratio (``clip_param``).
+        anneal_clip: whether the schedule applies to the clip range too.
+        ent_coef: weight of the entropy bonus (``entcoeff``).
+        vf_coef: weight of the value loss, the plain mean squared error.
+        gamma: discount factor.
+        gae_lambda: lambda of the generalised advantage estimation (``lam``).
+        normalize_advantages: ``"worker"`` (the original's: over a worker's segment, population
+            std, no epsilon), ``"rollout"``, ``"minibatch"`` (epsilon 1e-8) or ``"none"``.
+        bootstrap_truncation: add V(final observation) where a time limit ended an episode; the
+            original takes a time limit as a failure.
+        value_clip: range of ppo2's value clipping, None for none.
+        max_grad_norm: largest norm of the gradient, None for no clipping.
+        target_kl: end the epochs of an iteration when the mean KL after one exceeds it.
+        normalize_returns: divide rewards by the running std of the discounted return.
+        compile: True, False or ``"auto"``, see `update.make_update`.
+        seed: of the initial weights and of the order of minibatches.
+        log_every: iterations between two rows of metrics.
+        observation_space, action_space: None takes them from the data module.
+
+    Raises:
+        ConfigurationError: a value out of range, or (from Lightning's hooks) sizes that do not
+            divide, a strategy or precision that is not supported, a checkpoint that does not fit.
+    """
+
+    policy: nn.Module
+    distribution: Distribution
+
+    def __init__(
+        self,
+        policy: PolicyFactory | None = None,
+        *,
+        minibatch_size: int = 64,
+        update_epochs: int = 10,
+        num_workers: int | None = None,
+        learning_rate: float = 3e-4,
+        schedule: Literal["constant", "linear"] = "constant",
+        adam_epsilon: float = 1e-5,
+        adam_epsilon_style: Literal["tensorflow", "torch"] = "tensorflow",
+        clip_coef: float = 0.2,
+        anneal_clip: bool = False,
+        ent_coef: float = 0.0,
+        vf_coef: float = 1.0,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        normalize_advantages: Literal["worker", "rollout", "minibatch", "none"] = "worker",
+        bootstrap_truncation: bool = False,
+        value_clip: float | None = None,
+        max_grad_norm: float | None = None,
+        target_kl: float | None = None,
+        normalize_returns: bool = False,
+        compile: bool | Literal["auto"] = "auto",
+        seed: int = 0,
+        log_every: int = 1,
+        observation_space: Space[Any] | None = None,
+        action_space: Space[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["policy", "observation_space", "action_space"])
+        self.automatic_optimization = False
+        self.minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
+        self.update_epochs = check_integer("update_epochs", update_epochs, at_least=1)
+        self.num_workers = num_workers and check_integer("num_workers", num_workers, at_least=1)
+        self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
+        check_choice("schedule", schedule, SCHEDULES)
+        self.schedule = SCHEDULES[schedule]
+        self.adam_epsilon = check_number("adam_epsilon", adam_epsilon, at_least=0)
+        check_choice("adam_epsilon_style", adam_epsilon_style, ("tensorflow", "torch"))
+        self.adam_epsilon_style = adam_epsilon_style
+        self.clip_coef = check_number("clip_coef", clip_coef, at_least=0)
+        self.anneal_clip = check_flag("anneal_clip", anneal_clip)
+        self.ent_coef = check_number("ent_coef", ent_coef)
+        self.vf_coef = check_number("vf_coef", vf_coef, at_least=0)
+        self.gamma = check_number("gamma", gamma, at_least=0, at_most=1)
+        self.gae_lambda = check_number("gae_lambda", gae_lambda, at_least=0, at_most=1)
+        choices = ("worker", "rollout", "minibatch", "none")
+        check_choice("normalize_advantages", normalize_advantages, choices)
+        self.normalize_advantages = normalize_advantages
+        self.bootstrap_truncation = check_flag("bootstrap_truncation", bootstrap_truncation)
+        self.value_clip = value_clip and check_number("value_clip", value_clip, above=0)
+        self.max_grad_norm = max_grad_norm and check_number("max_grad_norm", max_grad_norm, above=0)
+        self.target_kl = target_kl and check_number("target_kl", target_kl, above=0)
+        normalize_returns = check_flag("normalize_returns", normalize_returns)
+        self.reward_normalizer = RewardNormalizer(self.gamma) if normalize_returns else None
+        check_choice("compile", compile, (True, False, "auto"))
+        self.compile_update = compile
+        self.seed = check_integer("seed", seed, at_least=0)
+        self.log_every = check_integer("log_every", log_every, at_least=1)
+
+        self.counters = Counters()
+        self.metrics: dict[str, float] = {}
+        self._episodes: deque[tuple[float, float]] = deque(maxlen=EPISODE_WINDOW)
+        self._policy_factory = policy
+        self._spaces = (observation_space, action_space)
+        self._update: Update | None = None
+        self._clock = 0.0
+        self._logged_at = (0.0, 0)  # seconds, env_steps
+
+    # ---------------------------------------------------------------- the algorithm
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
+        """Learn from one rollout: algorithm 1 of Schulman et al. 2017 for a given segment."""
+        self._check_on_policy(rollout)
+        plan = self._plan(*rollout.rewards.shape)
+        multiplier = self.schedule(rollout.fraction_spent)
+        learning_rate = self._set_learning_rate(self.learning_rate * multiplier)
+        clip_coef = self.clip_coef * (multiplier if self.anneal_clip else 1.0)
+
+        segment = self._estimate_advantages(rollout, plan)
+        segment = self._standardize_advantages(segment, plan)
+        explained_variance, transitions = self._explained_variance(segment)
+        self._update_observation_statistics(segment)
+        # The old policy is frozen after the statistics have changed: the first ratio is 1.
+        old_parameters, _ = self._evaluate_policy(segment.observations)
+        old_log_probs = self.distribution.log_prob(old_parameters, segment.actions)
+
+        clip = torch.tensor(clip_coef, device=self.device)
+        orders = minibatch_rows(self.minibatch_order(plan).to(self.device), plan.rows_per_worker)
+        weights = self._weights(segment.valid[orders])
+        for epoch in range(self.update_epochs):
+            minibatches = self._minibatches(
+                segment, old_parameters, old_log_probs, orders[epoch], weights[epoch]
+            )
+            for minibatch in map(Minibatch, *(field.unbind() for field in minibatches)):
+                self._step(minibatch, clip, plan)
+            if self.target_kl and self._mean_kl(segment, minibatches, orders[epoch]) > self.target_kl:
+                break
+        self._count_optimizer_step()
+
+        minibatches = self._minibatches(
+            segment, old_parameters, old_log_probs, orders[-1], weights[-1]
+        )
+        self._finish_iteration(
+            rollout,
+            plan,
+            transitions,
+            {
+                **self._evaluate(segment, minibatches, orders[-1], clip),
+                "explained_variance": explained_variance,
+                "learning_rate": learning_rate,
+                "clip_coef": clip_coef,
+            },
+        )
+
+    def loss(
+        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
+    ) -> Tensor:
+        """Return this rank's share of the loss, equation 9 of Schulman et al. 2017 (negated).
+
+        Override it for another objective; it must be a pure function of its arguments.
+
+        Args:
+            parameters: ``[B, P]`` of the action distribution.
+            values: ``[B]``.
+            clip_coef: scalar tensor.
+        """
+        surrogate, entropy_penalty, value = self._loss_terms(
+            parameters, values, minibatch, clip_coef
+        )
+        return surrogate + entropy_penalty + self.vf_coef * value
+
+    def _loss_terms(
+        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parameters, values = parameters.float(), values.float()  # half precision ends here
+        log_probs = self.distribution.log_prob(parameters, minibatch.actions)
+        ratio = (log_probs - minibatch.old_log_probs).exp()
+        surrogate = clipped_surrogate(ratio, minibatch.advantages, clip_coef)
+        error = value_error(values, minibatch.returns, minibatch.old_values, self.value_clip)
+        entropy = self.distribution.entropy(parameters)
+        return (
+            -weighted_mean(surrogate, minibatch.weights),
+            -self.ent_coef * weighted_mean(entropy, minibatch.weights),
+            weighted_mean(error, minibatch.weights),
+        )
+
+    @torch.no_grad()
+    def _estimate_advantages(self, rollout: Rollout, plan: Plan) -> Segment:
+        rewards = rollout.rewards
+        if self.reward_normalizer is not None:
+            done = rollout.terminated | rollout.truncated
+            rewards = self.reward_normalizer(rewards, done, rollout.valid)
+        advantages = generalized_advantages(
+            rewards,
+            rollout.values,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.valid,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            bootstrap_truncation=self.bootstrap_truncation,
+        )
+        old_values = rollout.values[:-1]
+        fields = Segment(
+            observations=rollout.observations,
+            actions=rollout.actions,
+            advantages=advantages,
+            returns=advantages + old_values,
+            old_values=old_values,
+            valid=rollout.valid,
+        )
+        workers = plan.workers_per_device
+        return Segment(*(in_worker_order(field, workers) for field in fields))
+
+    def _standardize_advantages(self, segment: Segment, plan: Plan) -> Segment:
+        """Standardise over each worker's segment, or over all of them."""
+        groups = {"worker": plan.workers_per_device, "rollout": 1}.get(self.normalize_advantages)
+        if groups is None:  # "none", or "minibatch", which has to wait for the minibatches
+            return segment
+        advantages = segment.advantages.view(groups, -1)
+        valid = segment.valid.view(groups, -1)
+        moments = group_moments(advantages, valid)
+        if self.normalize_advantages == "rollout":
+            moments = distributed.all_sum(moments)
+        return segment._replace(advantages=standardize(advantages, valid, moments).flatten())
+
+    def minibatch_order(self, plan: Plan) -> Tensor:
+        """Draw this iteration's order of rows for every epoch and for the evaluation after them.
+
+        Override it to replay a recorded order.
+
+        Returns:
+            ``[update_epochs + 1, workers_per_device, minibatches, worker_minibatch_size]`` int64,
+            indices into the rows of each of this rank's workers.
+        """
+        order = shuffled_rows(
+            plan.update_epochs + 1,
+            plan.num_workers,
+            plan.rows_per_worker,
+            plan.worker_minibatch_size,
+            generator(self.seed, "minibatches", self.counters.iterations),
+        )
+        first = distributed.rank() * plan.workers_per_device
+        return order[:, first : first + plan.workers_per_device]
+
+    def _weights(self, valid: Tensor) -> Tensor:
+        """Turn ``valid [E, M, B]`` into weights: 1 / valid rows of the minibatch on all ranks."""
+        counts = distributed.all_sum(valid.sum(-1, dtype=torch.float32))
+        return valid / counts.clamp(min=1).unsqueeze(-1)
+
+    def _minibatches(
+        self,
+        segment: Segment,
+        old_parameters: Tensor,
+        old_log_probs: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+    ) -> Minibatch:
+        """Gather the minibatches of one epoch, ``[M, B, ...]`` each field, ``rows [M, B]``."""
+        advantages = segment.advantages[rows]
+        if self.normalize_advantages == "minibatch":
+            valid = segment.valid[rows]
+            moments = distributed.all_sum(group_moments(advantages, valid))
+            advantages = standardize(advantages, valid, moments, epsilon=1e-8)
+        return Minibatch(
+            observations=segment.observations[rows],
+            actions=segment.actions[rows],
+            advantages=advantages,
+            returns=segment.returns[rows],
+            old_values=segment.old_values[rows],
+            old_parameters=old_parameters[rows],
+            old_log_probs=old_log_probs[rows],
+            weights=weights,
+        )
+
+    def _step(self, minibatch: Minibatch, clip_coef: Tensor, plan: Plan) -> None:
+        if self._update is None:
+            budget = getattr(self._datamodule, "budget", None)
+            iterations = budget.iterations(plan.rows) if budget else None
+            self._update = make_update(
+                self.policy,
+                self.loss,
+                self._optimizer,
+                max_grad_norm=self.max_grad_norm,
+                compile=self.compile_update,
+                optimizer_steps=iterations and iterations * plan.minibatches * plan.update_epochs,
+                example=(minibatch, clip_coef),
+            )
+        self._update(minibatch, clip_coef)
+
+    def _update_observation_statistics(self, segment: Segment) -> None:
+        normalizer = getattr(self.policy, "observation_normalizer", None)
+        if normalizer is not None:
+            normalizer.update(segment.observations, segment.valid)
+
+    # ---------------------------------------------------------------- what is measured
+
+    @torch.no_grad()
+    def _evaluate_policy(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return distribution parameters ``[B, P]`` and values ``[B]``, in large batches."""
+        outputs = [self.policy(part, None) for part in observations.split(EVALUATION_BATCH)]
+        parameters, values, _ = zip(*outputs, strict=True)
+        return torch.cat(parameters).float(), torch.cat(values).float()
+
+    def _explained_variance(self, segment: Segment) -> tuple[float, int]:
+        """Return 1 - Var(target - V) / Var(target) before the update, and the valid rows."""
+        residuals = segment.returns - segment.old_values
+        stacked = torch.stack([segment.returns, residuals])
+        moments = distributed.all_sum(group_moments(stacked, segment.valid.expand_as(stacked)))
+        count, total, squares = moments.unbind(-1)
+        of_returns, of_residuals = (squares / count - (total / count).square()).tolist()
+        variance = 1 - of_residuals / of_returns if of_returns > 0 else float("nan")
+        return variance, int(count[0])
+
+    @torch.no_grad()
+    def _mean_kl(self, segment: Segment, minibatches: Minibatch, rows: Tensor) -> float:
+        """Return the mean KL(old || new) over an epoch's minibatches and all ranks."""
+        parameters, _ = self._evaluate_policy(segment.observations)
+        kl = self.distribution.kl(minibatches.old_parameters, parameters[rows])
+        mean = weighted_mean(kl, minibatches.weights) / len(rows)
+        return distributed.all_sum(mean).item()
+
+    @torch.no_grad()
+    def _evaluate(
+        self, segment: Segment, minibatches: Minibatch, rows: Tensor, clip_coef: Tensor
+    ) -> dict[str, float]:
+        """Evaluate the updated policy on the segment, as ppo1 does after the epochs."""
+        parameters, values = self._evaluate_policy(segment.observations)
+        parameters, values = parameters[rows], values[rows]
+        mean = minibatches._replace(weights=minibatches.weights.double() / len(rows))
+        log_probs = self.distribution.log_prob(parameters, mean.actions)
+        clipped = ((log_probs - mean.old_log_probs).exp() - 1).abs() > clip_coef
+        kl = self.distribution.kl(mean.old_parameters, parameters)
+        names = ("loss/surrogate", "loss/entropy_penalty", "loss/value")
+        terms = dict(
+            zip(names, self._loss_terms(parameters, values, mean, clip_coef), strict=True)
+        ) | {
+            "kl": weighted_mean(kl, mean.weights),
+            "entropy": weighted_mean(self.distribution.entropy(parameters), mean.weights),
+            "clip_fraction": weighted_mean(clipped, mean.weights),
+        }
+        total = distributed.all_sum(torch.stack(list(terms.values())))
+        return dict(zip(terms, total.tolist(), strict=True))
+
+    def _finish_iteration(
+        self, rollout: Rollout, plan: Plan, transitions: int, metrics: dict[str, float]
+    ) -> None:
+        counters = self.counters
+        counters.iterations += 1
+        counters.env_steps += plan.rows
+        counters.transitions += transitions
+        counters.episodes += self._record_episodes(rollout)
+        now = time.perf_counter()
+        counters.seconds += distributed.all_max(now - self._clock, self.device)
+        self._clock = now
+
+        returns, lengths = zip(*self._episodes, strict=True) if self._episodes else ((), ())
+        return_mean = _mean(returns)
+        self.log("episode_return_mean", return_mean, logger=False)  # for callbacks to monitor
+        if counters.iterations % self.log_every:
+            return
+        seconds, env_steps = (counters.seconds, counters.env_steps)
+        speed = (env_steps - self._logged_at[1]) / max(seconds - self._logged_at[0], 1e-9)
+        self._logged_at = (seconds, env_steps)
+        self.metrics = {
+            "env_steps": env_steps,
+            "iteration": counters.iterations,
+            "episodes": counters.episodes,
+            "episode_return_mean": return_mean,
+            "episode_length_mean": _mean(lengths),
+            **metrics,
+            "steps_per_second": speed,
+        }
+        for logger in self.trainer.loggers:
+            logger.log_metrics(self.metrics, step=env_steps)
+
+    def _record_episodes(self, rollout: Rollout) -> int:
+        """Add the episodes that ended on any rank, in the order of time, then of environments."""
+        local = torch.stack([rollout.episode_returns, rollout.episode_lengths], -1)
+        episodes = distributed.all_gather(local, dim=1)
+        ended = episodes[~episodes[..., 1].isnan()].tolist()
+        self._episodes.extend((episode[0], episode[1]) for episode in ended)
+        return len(ended)
+
+    # ---------------------------------------------------------------- acting
+
+    def forward(self, observations: Tensor) -> Any:
+        """Return the policy's (distribution parameters, values, state) for ``[B, ...]``."""
+        return self.policy(observations, None)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample actions ``[N, ...]`` and predict values ``[N]``, on the CPU.
+
+        Args:
+            observations: ``[N, *observation_shape]``.
+            noise: ``[N, noise_size]``, from `Distribution.noise`.
+        """
+        parameters, values, _ = self.policy(observations.to(self.device), None)
+        actions = self.distribution.sample(parameters.float(), noise.to(self.device))
+        return actions.cpu(), values.float().cpu()
+
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Check the run before anything is built."""
+        if stage != "fit":
+            return
+        self._check_trainer()
+        datamodule = self._datamodule
+        if hasattr(datamodule, "num_envs") and hasattr(datamodule, "num_steps"):
+            self._plan(datamodule.num_steps, datamodule.num_envs // self.trainer.world_size)
+
+    def configure_model(self) -> None:
+        """Build the policy, now that the spaces can be asked for."""
+        if hasattr(self, "policy"):
+            return
+        observation_space, action_space = self._spaces
+        if observation_space is None or action_space is None:
+            observation_space, action_space = self._spaces = self._datamodule_spaces()
+        if self._policy_factory is None:
+            raise ConfigurationError("PPO needs a policy, such as PPO(MlpPolicy), or a checkpoint")
+        self.distribution = distribution_for(action_space)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "policy"))
+            self.policy = self._policy_factory(observation_space, action_space)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam over the policy's named parameters."""
+        style = TensorFlowAdam if self.adam_epsilon_style == "tensorflow" else torch.optim.Adam
+        parameters = self.policy.named_parameters()
+        return style(parameters, lr=self.learning_rate, eps=self.adam_epsilon)
+
+    def on_train_start(self) -> None:
+        """Start the clock; a restored optimizer gets its update path anew."""
+        self._update = None
+        self._clock = time.perf_counter()
+        self._logged_at = (self.counters.seconds, self.counters.env_steps)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stop when the budget is spent; every rank's counters say so at the same time."""
+        budget = getattr(self._datamodule, "budget", None)
+        if budget is not None and budget.fraction_spent(self.counters) >= 1:
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add counters, spaces and the policy's name and arguments, as plain containers."""
+        checkpoint[checkpoints.KEY] = {
+            **self._identity(),
+            "counters": self.counters.state_dict(),
+            "episodes": [list(episode) for episode in self._episodes],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits, restore the counters, build the policy where needed."""
+        entry = checkpoints.entry_of(checkpoint)
+        if not hasattr(self, "policy"):
+            self._policy_factory = self._policy_factory or checkpoints.policy_factory(entry)
+            if None in self._spaces:
+                self._spaces = checkpoints.restore_spaces(entry)
+            self.configure_model()
+        checkpoints.check_same_run(entry, self._identity())
+        self.counters = Counters(**entry["counters"])
+        self._episodes.extend((episode[0], episode[1]) for episode in entry["episodes"])
+
+    # ---------------------------------------------------------------- details
+
+    @property
+    def _datamodule(self) -> Any:
+        return getattr(self._trainer, "datamodule", None) if self._trainer else None
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers(use_pl_optimizer=False)  # type: ignore[return-value]
+
+    def _datamodule_spaces(self) -> tuple[Space[Any], Space[Any]]:
+        spaces = getattr(self._datamodule, "spaces", None)
+        if spaces is None:
+            raise ConfigurationError(
+                "PPO does not know the spaces: fit it with a RolloutDataModule "
+                "or pass observation_space and action_space"
+            )
+        return spaces
+
+    def _identity(self) -> dict[str, Any]:
+        env = getattr(self._datamodule, "env", None)
+        observation_space, action_space = self._spaces
+        assert observation_space is not None and action_space is not None
+        return {
+            "environment": env.id if env is not None else None,
+            "spaces": checkpoints.spaces_entry(observation_space, action_space),
+            "policy": checkpoints.policy_entry(self.policy),
+        }
+
+    def _plan(self, num_steps: int, local_envs: int) -> Plan:
+        world_size = self.trainer.world_size
+        return Plan.create(
+            num_envs=local_envs * world_size,
+            num_steps=num_steps,
+            minibatch_size=self.minibatch_size,
+            num_workers=self.num_workers,
+            update_epochs=self.update_epochs,
+            devices=world_size,
+        )
+
+    def _check_trainer(self) -> None:
+        strategy, precision = self.trainer.strategy, self.trainer.precision
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ConfigurationError(
+                f"strategy {type(strategy).__name__} is not supported, "
+                "expected a single device or DDP (trainer.strategy=auto or ddp)"
+            )
+        if precision == "16-mixed":
+            raise ConfigurationError(
+                "trainer.precision=16-mixed is not supported (its gradient scaler cannot see the "
+                "minibatch steps), expected 32-true or bf16-mixed"
+            )
+
+    def _check_on_policy(self, rollout: Rollout) -> None:
+        """Refuse data of an older policy, which prefetching would bring."""
+        if rollout.policy_version != self.counters.iterations:
+            raise RuntimeError(
+                f"the rollout was collected after {rollout.policy_version} updates, the policy has "
+                f"had {self.counters.iterations}: the data must not be fetched ahead "
+                "(give the dataset a __len__, or limit_train_batches an integer)"
+            )
+
+    def _set_learning_rate(self, learning_rate: float) -> float:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        return learning_rate
+
+    def _count_optimizer_step(self) -> None:
+        """Tell Lightning of one step: an optimizer without gradients changes nothing.
+
+        Lightning counts `global_step`, and so triggers checkpoints, by wrapped optimizer steps.
+        """
+        self._optimizer.zero_grad()
+        self.optimizers().step()  # type: ignore[union-attr]
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    return sum(values) / len(values) if values else float("nan")

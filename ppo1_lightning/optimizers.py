@@ -1,0 +1,42 @@
+"""Adam with the original's place for epsilon."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class TensorFlowAdam(torch.optim.Adam):
+    """Adam whose epsilon is added to the *uncorrected* sqrt(v) (``common/mpi_adam.py``).
+
+        p -= lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps)
+
+    That is the "epsilon hat" form of Kingma & Ba 2015, section 2. In PyTorch's parametrisation its
+    epsilon is ``eps / sqrt(1 - beta2^t)``, which is all that this class changes.
+
+    Args:
+        params, lr, betas: as `torch.optim.Adam`.
+        eps: the original's ``adam_epsilon``.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
+        for group in self.param_groups:
+            group.setdefault("epsilon_hat", eps)
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+        """Take one step."""
+        for group in self.param_groups:
+            first = self.state.get(group["params"][0], {})
+            t = 1 + int(first.get("step", 0))
+            group["eps"] = group["epsilon_hat"] / math.sqrt(1 - group["betas"][1] ** t)
+        return super().step(closure)

@@ -1,0 +1,81 @@
+"""What the algorithm asks of a policy, and the shape that the built-in ones share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import Space
+from torch import Tensor, nn
+
+from ppo1_lightning.distributions import DiagonalGaussian
+from ppo1_lightning.normalization import ObservationNormalizer
+from ppo1_lightning.policies.initialization import linear
+from ppo1_lightning.spaces import distribution_for
+
+PolicyFactory = Callable[[Space[Any], Space[Any]], nn.Module]
+"""Makes a policy from (observation_space, action_space): a class, or a partial of one."""
+
+
+class PolicyOutput(NamedTuple):
+    """What a policy's ``forward(observation, state)`` returns; a plain tuple will do."""
+
+    parameters: Tensor  # [B, distribution.num_parameters], see `distributions`
+    values: Tensor  # [B]
+    state: Any  # of a recurrent policy, None otherwise
+
+
+class ActorCritic(nn.Module):
+    """Trunk(s), an action head and a value head.
+
+    Any ``nn.Module`` whose ``forward(observation [B, ...], state)`` returns
+    ``(parameters, values, state)`` can take its place. An ``observation_normalizer`` attribute, if
+    it has one, is updated by the algorithm with every rollout, before the policy learns from it.
+
+    Args:
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        trunk: from preprocessed observations to features ``[B, num_features]``.
+        value_trunk: the value function's own trunk; None shares ``trunk``.
+        num_features: of each trunk.
+        observation_normalizer: None where observations are taken as they are.
+    """
+
+    arguments: dict[str, Any]
+    """Keyword arguments that rebuild this policy, plain values: what a checkpoint stores."""
+
+    def __init__(
+        self,
+        action_space: Space[Any],
+        trunk: nn.Module,
+        value_trunk: nn.Module | None,
+        num_features: int,
+        observation_normalizer: ObservationNormalizer | None = None,
+    ) -> None:
+        super().__init__()
+        distribution = distribution_for(action_space)
+        gaussian = isinstance(distribution, DiagonalGaussian)
+        self.observation_normalizer = observation_normalizer
+        self.trunk = trunk
+        self.value_trunk = value_trunk
+        outputs = distribution.size if gaussian else distribution.num_parameters
+        self.action_head = linear(num_features, outputs, scale=0.01)
+        self.value_head = linear(num_features, 1, scale=1.0)
+        # One log std per action, whatever the observation (``gaussian_fixed_var`` in the original).
+        self.log_std = nn.Parameter(torch.zeros(outputs)) if gaussian else None
+
+    def preprocess(self, observation: Tensor) -> Tensor:
+        """Prepare observations ``[B, ...]`` for the trunks."""
+        if self.observation_normalizer is None:
+            return observation
+        return self.observation_normalizer(observation)
+
+    def forward(self, observation: Tensor, state: Any = None) -> PolicyOutput:
+        """Evaluate observations ``[B, ...]``."""
+        inputs = self.preprocess(observation)
+        features = self.trunk(inputs)
+        value_features = features if self.value_trunk is None else self.value_trunk(inputs)
+        parameters = self.action_head(features)
+        if self.log_std is not None:
+            parameters = torch.cat([parameters, self.log_std.expand_as(parameters)], -1)
+        return PolicyOutput(parameters, self.value_head(value_features).squeeze(-1), state)

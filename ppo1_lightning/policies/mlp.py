@@ -1,0 +1,72 @@
+"""The multi-layer perceptron of ``ppo1/mlp_policy.py``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from gymnasium import Space
+from gymnasium.spaces import Box
+from torch import nn
+
+from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.normalization import ObservationNormalizer
+from ppo1_lightning.policies.base import ActorCritic
+from ppo1_lightning.policies.initialization import linear
+
+
+class MlpPolicy(ActorCritic):
+    """Tanh layers on normalised observations, separate for action and value as in the original.
+
+    Args:
+        observation_space: a Box of floats ``[size]``.
+        action_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        hidden_size: units of each hidden layer (``hid_size``).
+        num_layers: hidden layers (``num_hid_layers``).
+        shared_trunk: one trunk for action and value.
+        normalize_observations: keep running statistics and feed z-scores clipped to [-5, 5].
+
+    Raises:
+        ConfigurationError: a space or size that does not fit.
+    """
+
+    def __init__(
+        self,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        *,
+        hidden_size: int = 64,
+        num_layers: int = 2,
+        shared_trunk: bool = False,
+        normalize_observations: bool = True,
+    ) -> None:
+        if not isinstance(observation_space, Box) or len(observation_space.shape) != 1:
+            raise ConfigurationError(
+                f"MlpPolicy cannot read observations of {observation_space}, "
+                "expected a one-dimensional Box; images need policy=cnn_small or cnn_large"
+            )
+        hidden_size = check_integer("policy.hidden_size", hidden_size, at_least=1)
+        num_layers = check_integer("policy.num_layers", num_layers, at_least=1)
+        sizes = [observation_space.shape[0], *[hidden_size] * num_layers]
+        super().__init__(
+            action_space,
+            trunk=_tanh_layers(sizes),
+            value_trunk=None if shared_trunk else _tanh_layers(sizes),
+            num_features=hidden_size,
+            observation_normalizer=ObservationNormalizer(observation_space.shape)
+            if normalize_observations
+            else None,
+        )
+        self.arguments = {
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "shared_trunk": shared_trunk,
+            "normalize_observations": normalize_observations,
+        }
+
+
+def _tanh_layers(sizes: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [linear(inputs, outputs, scale=1.0), nn.Tanh()]
+    return nn.Sequential(*layers)

@@ -1,0 +1,188 @@
+"""Collecting rollouts: T steps of N environments with the current policy, one Lightning batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from ppo1_lightning import distributed
+from ppo1_lightning.budget import Budget, Counters
+from ppo1_lightning.distributions import Distribution
+from ppo1_lightning.episodes import EpisodeTracker
+from ppo1_lightning.errors import SimulationError
+from ppo1_lightning.seeding import generator
+from ppo1_lightning.simulators.base import Simulator
+
+
+class Rollout(NamedTuple):
+    """T steps of this rank's N environments (ppo1's segment, ``traj_segment_generator``).
+
+    Rows with ``valid=False`` are EnvPool's resets, not transitions: their observation is the
+    *final* one of the episode that ended in the row before, so their value is V(final).
+    """
+
+    observations: Tensor  # [T, N, *observation_shape] float32 or uint8
+    actions: Tensor  # [T, N, *action_shape], as sampled: neither clipped nor scaled
+    rewards: Tensor  # [T, N] float32, scaled
+    values: Tensor  # [T + 1, N] float32, as the policy saw them while it acted
+    terminated: Tensor  # [T, N] bool
+    truncated: Tensor  # [T, N] bool, never together with terminated
+    valid: Tensor  # [T, N] bool
+    episode_returns: Tensor  # [T, N] float32, unscaled, NaN but where an episode ended
+    episode_lengths: Tensor  # [T, N] float32, likewise
+    policy_version: int  # updates of the policy when collection started
+    fraction_spent: float  # of the budget when collection started, in [0, 1]
+
+
+class Actor(Protocol):
+    """What collection asks of the algorithm; `PPO` is one."""
+
+    distribution: Distribution
+    counters: Counters
+
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions ``[N, ...]`` and values ``[N]`` for observations ``[N, ...]``."""
+        ...
+
+
+class Collector:
+    """Steps a simulator with a policy and goes on where the last rollout ended."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator = simulator
+        self._observation = simulator.reset()
+        self._episodes = EpisodeTracker(simulator.num_envs)
+
+    @torch.no_grad()
+    def collect(
+        self,
+        act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        noise: Tensor,
+        *,
+        policy_version: int,
+        fraction_spent: float,
+    ) -> Rollout:
+        """Collect one step for each row of ``noise [T, N, noise_size]``.
+
+        Raises:
+            SimulationError: an observation is not finite.
+        """
+        num_steps, num_envs = noise.shape[:2]
+        observation = self._observation
+        observations = np.empty((num_steps, *observation.shape), observation.dtype)
+        actions: list[Tensor] = []
+        values = torch.empty(num_steps + 1, num_envs)
+        rewards, raw_rewards = np.empty((2, num_steps, num_envs), np.float32)
+        terminated, truncated, valid, episode_over = np.empty((4, num_steps, num_envs), np.bool_)
+
+        for t in range(num_steps):
+            observations[t] = observation
+            action, values[t] = act(torch.from_numpy(observation), noise[t])
+            actions.append(action)
+            step = self.simulator.step(action.numpy())
+            observation = step.observation
+            rewards[t], raw_rewards[t] = step.reward, step.raw_reward
+            terminated[t], truncated[t], valid[t] = step.terminated, step.truncated, step.valid
+            episode_over[t] = step.episode_over
+        values[num_steps] = act(torch.from_numpy(observation), noise[-1])[1]
+
+        self._observation = observation
+        _check_finite(observations)
+        returns, lengths = self._episodes.update(raw_rewards, valid, episode_over)
+        return Rollout(
+            observations=torch.from_numpy(observations),
+            actions=torch.stack(actions),
+            rewards=torch.from_numpy(rewards),
+            values=values,
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+            valid=torch.from_numpy(valid),
+            episode_returns=torch.from_numpy(returns),
+            episode_lengths=torch.from_numpy(lengths),
+            policy_version=policy_version,
+            fraction_spent=fraction_spent,
+        )
+
+
+class RolloutDataset(IterableDataset[Rollout]):
+    """Yields this rank's share of every iteration's rollout, until the budget is spent.
+
+    It has a length, without which Lightning would collect one rollout ahead, with a stale policy.
+    The simulator lives here and not in the iterator, which Lightning makes anew every epoch.
+
+    Args:
+        make_simulator: makes the simulator of this rank's environments, when the first rollout is
+            collected and so in the process that steps it.
+        actor: the policy and the counters of the run, read when a rollout is collected.
+        num_envs: of all ranks together.
+        num_steps: T.
+        seed: of the run; action noise is drawn for all environments, of which a rank takes its
+            own, so that any number of ranks acts alike.
+    """
+
+    def __init__(
+        self,
+        make_simulator: Callable[[], Simulator],
+        actor: Actor,
+        budget: Budget,
+        *,
+        num_envs: int,
+        num_steps: int,
+        seed: int,
+    ) -> None:
+        self._make_simulator = make_simulator
+        self._actor = actor
+        self._budget = budget
+        self._num_envs, self._num_steps, self._seed = num_envs, num_steps, seed
+        self._collector: Collector | None = None
+
+    def __len__(self) -> int:
+        """Return the iterations of the whole run, those before a resume included."""
+        counters = self._actor.counters
+        left = self._budget.iterations_left(counters, self._num_envs * self._num_steps)
+        return counters.iterations + left
+
+    def __iter__(self) -> Iterator[Rollout]:
+        while self._budget.fraction_spent(self._actor.counters) < 1:
+            yield self.collect()
+
+    def collect(self) -> Rollout:
+        """Collect the next rollout."""
+        if self._collector is None:
+            self._collector = Collector(self._make_simulator())
+        counters = self._actor.counters
+        return self._collector.collect(
+            self._actor.act,
+            self._noise(counters.iterations),
+            policy_version=counters.iterations,
+            fraction_spent=self._budget.fraction_spent(counters),
+        )
+
+    def _noise(self, iteration: int) -> Tensor:
+        stream = generator(self._seed, "actions", iteration)
+        noise = self._actor.distribution.noise(self._num_steps, self._num_envs, generator=stream)
+        share = self._num_envs // distributed.world_size()
+        return noise[:, distributed.rank() * share :][:, :share]
+
+    def close(self) -> None:
+        """Free the simulator."""
+        if self._collector is not None:
+            self._collector.simulator.close()
+            self._collector = None
+
+
+def _check_finite(observations: NDArray[Any]) -> None:
+    if observations.dtype.kind != "f" or np.isfinite(observations).all():
+        return
+    step, env, *element = np.argwhere(~np.isfinite(observations))[0].tolist()
+    value = observations[(step, env, *element)]
+    raise SimulationError(
+        f"environment {env} returned an observation with {value} in element {element} "
+        f"(step {step} of the rollout), expected finite numbers"
+    )

@@ -1,0 +1,58 @@
+"""Every random stream, derived from (run seed, purpose, iteration): no hidden state anywhere.
+
+One and N devices draw the same numbers because each draw covers all environments and a rank
+takes its slice; a resumed run needs no generator state because the iteration is in the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+
+from ppo1_lightning.errors import ConfigurationError
+
+EnvironmentPurpose = Literal["training", "evaluation"]
+
+MAX_ENVS = 4096
+"""Most environments of one run: the width of the seed range that a run owns."""
+
+_BLOCKS = 2**31 // MAX_ENVS  # EnvPool takes int32 seeds
+_FRESH_BLOCKS = _BLOCKS // 2
+
+
+def derive_seed(seed: int, purpose: str, *key: int, bits: int = 63) -> int:
+    """Hash (seed, purpose, key...) to an integer in [0, 2**bits).
+
+    A hash rather than ``seed + iteration``, so that runs with neighbouring seeds share no stream.
+    """
+    text = "/".join([str(seed), purpose, *map(str, key)]).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") % 2**bits
+
+
+def generator(seed: int, purpose: str, *key: int) -> torch.Generator:
+    """Return a CPU generator for the stream named by (seed, purpose, key...)."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *key))
+
+
+def environment_seeds(
+    seed: int, num_envs: int, *, purpose: EnvironmentPurpose = "training", iteration: int = 0
+) -> list[int]:
+    """Return one int32 seed for each of a run's ``num_envs`` environments, all ranks together.
+
+    A run owns a block of `MAX_ENVS` consecutive seeds. Blocks of different run seeds below 131072
+    and of training and evaluation are disjoint; a run resumed at ``iteration`` > 0 gets a block of
+    its own, so that it never starts from the same states again.
+
+    Raises:
+        ConfigurationError: more than `MAX_ENVS` environments.
+    """
+    if num_envs > MAX_ENVS:
+        raise ConfigurationError(f"num_envs={num_envs} is too many, expected at most {MAX_ENVS}")
+    block = 2 * seed + (purpose == "evaluation")
+    if not 0 <= block < _FRESH_BLOCKS:
+        block = derive_seed(seed, purpose) % _FRESH_BLOCKS
+    if iteration > 0:
+        block = _FRESH_BLOCKS + derive_seed(seed, purpose, iteration) % _FRESH_BLOCKS
+    return list(range(block * MAX_ENVS, block * MAX_ENVS + num_envs))

@@ -1,0 +1,95 @@
+"""The one interface between the algorithm and every simulator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+Backend = Literal["auto", "envpool", "gymnasium"]
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """Which environment to run and how its data are prepared: plain values that can be pickled.
+
+    Attributes:
+        id: name of the environment, such as ``"Pong-v5"`` or ``"mypackage:MyEnv-v0"``.
+        backend: ``"envpool"``, ``"gymnasium"`` or ``"auto"`` (EnvPool where it has the id).
+        options: further arguments of the simulator's own constructor.
+        reward_scale: factor on the rewards that are learned from; reported returns are unscaled.
+        clip_actions: clip Box actions to the space's bounds before the simulator sees them; the
+            stored action stays unclipped.
+        observation_keys: the entries of a Dict observation to concatenate, in this order; None
+            takes all, in the space's order.
+        num_threads: EnvPool's worker threads on each rank; None takes min(environments, the cores
+            divided by the ranks on this machine).
+    """
+
+    id: str
+    backend: Backend = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reward_scale: float = 1.0
+    clip_actions: bool = False
+    observation_keys: Sequence[str] | None = None
+    num_threads: int | None = None
+
+
+class Step(NamedTuple):
+    """What one step of N environments returns.
+
+    A row with ``valid=False`` is not a transition: the environment ended in the step before,
+    ignored its action and returned the first observation of the next episode. Its rewards are 0
+    and its flags false. The row before it holds the true final observation. No later step changes
+    these arrays.
+    """
+
+    observation: NDArray[Any]  # [N, ...] float32 or uint8, after the step
+    reward: NDArray[np.float32]  # [N], scaled: what is learned from
+    terminated: NDArray[np.bool_]  # [N], the return ends here
+    truncated: NDArray[np.bool_]  # [N], a time limit; never together with terminated
+    valid: NDArray[np.bool_]  # [N]
+    raw_reward: NDArray[np.float32]  # [N], unclipped and unscaled: what is reported
+    episode_over: NDArray[np.bool_]  # [N], the whole game is over (Atari: not only a life)
+
+
+class Simulator(ABC):
+    """N environments stepped together, with automatic resets as rows of their own (NEXT_STEP).
+
+    Attributes:
+        num_envs: N.
+        observation_space: of one environment, after float32 conversion and flattening.
+        action_space: of one environment: Box (float32), Discrete, MultiDiscrete or MultiBinary,
+            of one dimension and, where discrete, from 0.
+    """
+
+    num_envs: int
+    observation_space: gymnasium.spaces.Box
+    action_space: gymnasium.Space[Any]
+
+    @abstractmethod
+    def reset(self) -> NDArray[Any]:
+        """Start every environment and return the observations [N, ...].
+
+        The first call starts from the seeds, a later one goes on with each environment's
+        generator. The step after it has valid rows only.
+        """
+
+    @abstractmethod
+    def step(self, action: NDArray[Any]) -> Step:
+        """Step every environment with ``action`` [N, *action_space.shape].
+
+        Raises:
+            ConfigurationError: an action of the wrong shape or dtype, out of range or not finite.
+            SimulationError: a reward or an observation that is not finite.
+            RuntimeError: not reset yet, or closed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the environments and their threads."""

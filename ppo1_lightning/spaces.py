@@ -1,0 +1,69 @@
+"""What the spaces of an environment mean to the algorithm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+
+from ppo1_lightning.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    MultiCategorical,
+)
+from ppo1_lightning.errors import ConfigurationError
+
+
+def distribution_for(action_space: Space[Any]) -> Distribution:
+    """Return the distribution family of an action space (baselines' ``make_pdtype``).
+
+    Raises:
+        ConfigurationError: the space is none of Box, Discrete, MultiDiscrete and MultiBinary.
+    """
+    match action_space:
+        case Box(shape=(size,)):
+            return DiagonalGaussian(size)
+        case Discrete():
+            return Categorical(int(action_space.n))
+        case MultiDiscrete():
+            return MultiCategorical(tuple(int(n) for n in action_space.nvec.flatten()))
+        case MultiBinary():
+            return Bernoulli(int(np.prod(action_space.shape)))
+    raise ConfigurationError(
+        f"action space {action_space} is not supported, "
+        "expected Box (one-dimensional), Discrete, MultiDiscrete or MultiBinary"
+    )
+
+
+def describe(space: Space[Any]) -> dict[str, Any]:
+    """Return the space as plain containers, for a checkpoint."""
+    match space:
+        case Box():
+            # Bounds only where they are finite and small in number: an image needs no 28,224 zeros.
+            return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype)}
+        case Discrete():
+            return {"type": "Discrete", "n": int(space.n)}
+        case MultiDiscrete():
+            return {"type": "MultiDiscrete", "nvec": space.nvec.flatten().tolist()}
+        case MultiBinary():
+            return {"type": "MultiBinary", "n": int(np.prod(space.shape))}
+    raise ConfigurationError(f"space {space} is not supported")
+
+
+def restore(description: dict[str, Any]) -> Space[Any]:
+    """Return the space that `describe` wrote down (a Box comes back without its bounds)."""
+    match description:
+        case {"type": "Box", "shape": shape, "dtype": dtype}:
+            low, high = (0, 255) if dtype == "uint8" else (-np.inf, np.inf)
+            return Box(low, high, tuple(shape), np.dtype(dtype).type)
+        case {"type": "Discrete", "n": n}:
+            return Discrete(n)
+        case {"type": "MultiDiscrete", "nvec": nvec}:
+            return MultiDiscrete(nvec)
+        case {"type": "MultiBinary", "n": n}:
+            return MultiBinary(n)
+    raise ConfigurationError(f"space {description!r} in the checkpoint is not supported")
