@@ -1,0 +1,85 @@
+"""The simulators: everything that knows EnvPool or Gymnasium's vector environments.
+
+The rest of the package sees `Simulator` and `Step`. EnvPool is imported when it is first needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from gymnasium import Space
+from gymnasium.spaces import Box
+
+from ppo1_lightning.errors import ConfigurationError, check_choice, nearest
+from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
+from ppo1_lightning.simulators.base import Backend, EnvironmentSpec, Simulator, Step
+from ppo1_lightning.simulators.vector import VectorSimulator
+
+__all__ = ["EnvironmentSpec", "Simulator", "Step", "make_simulator", "spaces"]
+
+
+def spaces(spec: EnvironmentSpec) -> tuple[Box, Space[Any]]:
+    """Return the (observation space, action space) that the simulator of ``spec`` will report.
+
+    Cheap: asks EnvPool's specification, or one throw-away Gymnasium environment.
+
+    Raises:
+        ConfigurationError: an unknown id or option, or a space that is not supported.
+    """
+    observation, action = _backend(spec).native_spaces(spec)
+    return ObservationAdapter(spec, observation).space, ActionAdapter(spec, action).space
+
+
+def make_simulator(spec: EnvironmentSpec, seeds: Sequence[int]) -> Simulator:
+    """Return a simulator of ``len(seeds)`` environments, each with its own int32 seed.
+
+    Create it in the process that steps it: a forked child must not use its parent's threads.
+
+    Raises:
+        ConfigurationError: an unknown id or option, a space that is not supported, a bad seed.
+    """
+    return _backend(spec)(spec, seeds)
+
+
+def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:
+    """Return the simulator class of the first library that has the id."""
+    check_choice("backend", spec.backend, get_args(Backend))
+    if not isinstance(spec.id, str) or not spec.id:
+        raise ConfigurationError(f"environment id {spec.id!r} is not a name such as 'CartPole-v1'")
+    candidates = _candidates(spec)
+    for candidate in candidates:
+        if candidate.has_id(spec.id):
+            return candidate
+    known = [env_id for candidate in candidates for env_id in candidate.ids()]
+    libraries = " and ".join(candidate.library for candidate in candidates)
+    hint = _nearest_id(spec.id, known) or ", expected one such as 'CartPole-v1' or 'Pong-v5'"
+    raise ConfigurationError(f"environment id {spec.id!r} is unknown to {libraries}{hint}")
+
+
+def _candidates(spec: EnvironmentSpec) -> list[type[VectorSimulator]]:
+    """Return the classes that may simulate ``spec``, in order of preference."""
+    candidates: list[type[VectorSimulator]] = []
+    # Only Gymnasium imports the module of an id with a colon: that spares EnvPool's import.
+    if spec.backend == "envpool" or (spec.backend == "auto" and ":" not in spec.id):
+        from ppo1_lightning.simulators.envpool import EnvPoolSimulator
+
+        candidates.append(EnvPoolSimulator)
+    if spec.backend != "envpool":
+        from ppo1_lightning.simulators.gymnasium import GymnasiumSimulator
+
+        candidates.append(GymnasiumSimulator)
+    return candidates
+
+
+def _nearest_id(env_id: str, known: Sequence[str]) -> str:
+    """Return the hint for an unknown id; Gym's older Atari names lead to EnvPool's."""
+    plain = re.sub(r"^ALE/|^.*:|(-ram)?(NoFrameskip|Deterministic)?(?=-v\d+$)", "", env_id)
+    name = _without_version(plain)
+    versions = [choice for choice in known if _without_version(choice) == name]
+    return nearest(plain, versions or known)
+
+
+def _without_version(env_id: str) -> str:
+    return re.sub(r"-v\d+$", "", env_id).lower()

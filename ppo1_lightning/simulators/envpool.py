@@ -1,0 +1,180 @@
+"""EnvPool: fast simulators in C++, the default.
+
+EnvPool does not check its input (a wrong option or action aborts the process), so everything is
+checked here, before it gets there. Import this module only where EnvPool is to be used.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import envpool
+import gymnasium
+import torch
+from numpy.typing import NDArray
+
+from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer, check_number
+from ppo1_lightning.simulators.base import EnvironmentSpec
+from ppo1_lightning.simulators.vector import NativeStep, VectorSimulator
+
+_RESERVED = {
+    "num_envs": "set num_envs of the run",
+    "batch_size": "all environments are stepped together",
+    "seed": "set the seed of the run",
+    "env_seed": "set the seed of the run",
+    "num_threads": "set num_threads beside options",
+    "max_num_players": "environments have one player",
+    "env_type": "the interface is fixed",
+    "gym_reset_return_info": "the interface is fixed",
+    "base_path": "the files are those of the installed EnvPool",
+    "task": "the id chooses it",
+    "task_name": "the id chooses it",
+    "env_name": "the id chooses it",
+}
+_POSITIVE = {
+    "frame_skip",
+    "frame_stack",
+    "height",
+    "img_height",
+    "img_width",
+    "max_episode_steps",
+    "noop_max",
+    "size",
+    "stack_num",
+    "width",
+}
+_ATARI_STATE = {"info:lives", "info:reward", "info:terminated"}
+
+
+class EnvPoolSimulator(VectorSimulator):
+    """N environments of one EnvPool, stepped synchronously by ``spec.num_threads`` threads.
+
+    A failure exactly at the time limit is reported as truncated (EnvPool), on Atari as terminated.
+    """
+
+    library = "EnvPool"
+
+    @staticmethod
+    def ids() -> Collection[str]:
+        return envpool.list_all_envs()
+
+    @staticmethod
+    def has_id(env_id: str) -> bool:
+        return env_id in EnvPoolSimulator.ids()
+
+    @classmethod
+    def native_spaces(
+        cls, spec: EnvironmentSpec
+    ) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        native = cls._native_spec(spec, cls._options(spec))
+        if any(key.startswith(("obs:players", "info:players.id")) for key in _state(native)):
+            raise ConfigurationError(
+                f"environment {spec.id!r} has several players, expected one with a single player"
+            )
+        with _no_cast_warnings():
+            return native.observation_space, native.action_space
+
+    def _open(self, spec: EnvironmentSpec, seeds: list[int]) -> None:
+        num_threads = _num_threads(spec, len(seeds))
+        options = self._options(spec)
+        self._is_atari = _state(self._native_spec(spec, options)) >= _ATARI_STATE
+        self._pool: Any = envpool.make_gymnasium(
+            spec.id, num_envs=len(seeds), seed=seeds, num_threads=num_threads, **options
+        )
+        with _no_cast_warnings():
+            _ = self._pool.observation_space  # made on first use, then kept
+
+    def _reset(self) -> Any:
+        return self._opened().reset()[0]
+
+    def _step(self, action: NDArray[Any]) -> NativeStep:
+        observation, reward, terminated, truncated, info = self._opened().step(action)
+        if not self._is_atari:
+            return NativeStep(observation, reward, reward, terminated, truncated, terminated)
+        # With episodic_life a lost life terminates too; info tells whether the game did, even
+        # where that falls on the time limit. On a reset row info's flag announces no reset, hence
+        # the conjunction.
+        game_over = (terminated | truncated) & (info["terminated"] > 0)
+        terminated = terminated | game_over
+        return NativeStep(observation, reward, info["reward"], terminated, truncated, game_over)
+
+    def _opened(self) -> Any:
+        if self._pool is None:
+            raise RuntimeError("the simulator is closed")
+        return self._pool
+
+    def close(self) -> None:
+        self._pool = None  # EnvPool's own close() stops no thread; its destructor does
+
+    @classmethod
+    def _native_spec(cls, spec: EnvironmentSpec, options: dict[str, Any]) -> Any:
+        try:
+            return envpool.make_spec(spec.id, **options)
+        except Exception as error:
+            raise cls.refused(spec, error) from error
+
+    @classmethod
+    def _options(cls, spec: EnvironmentSpec) -> dict[str, Any]:
+        """Return the options, checked and in the types that EnvPool expects."""
+        options = cls.own_options(spec, _RESERVED)
+        if not options:
+            return options
+        defaults = cls._native_spec(spec, {}).config._asdict()
+        cls.check_names(spec, options, defaults.keys() - _RESERVED.keys())
+        return {name: _checked(name, options[name], defaults[name]) for name in options}
+
+
+@contextmanager
+def _no_cast_warnings() -> Iterator[None]:
+    """Hide Gymnasium's warning that EnvPool states float32 bounds as float64."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        yield
+
+
+def _state(native_spec: Any) -> set[str]:
+    """Return the names of all that the environment reports at a step."""
+    return set(native_spec.state_array_spec)
+
+
+def _checked(name: str, value: Any, default: Any) -> Any:
+    """Return ``value`` in the type of the option's default, or raise `ConfigurationError`."""
+    if isinstance(default, bool):
+        return check_flag(name, value)
+    if isinstance(default, int):
+        check_number(name, value, at_most=2**31 - 1)
+        return check_integer(name, value, at_least=1 if name in _POSITIVE else -(2**31))
+    if isinstance(default, float):
+        return check_number(name, value)
+    expected = (list, tuple) if isinstance(default, list | tuple) else type(default)
+    if default is not None and not isinstance(value, expected):
+        raise ConfigurationError(
+            f"{name}={value!r} has the wrong type, expected something like {default!r}"
+        )
+    return value
+
+
+def _num_threads(spec: EnvironmentSpec, num_envs: int) -> int:
+    """Return the number of worker threads of this rank."""
+    if spec.num_threads is not None:
+        return check_integer("num_threads", spec.num_threads, at_least=1)
+    return max(1, min(num_envs, _cores() // _local_ranks()))
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: only the cores that this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _local_ranks() -> int:
+    """Return how many ranks share this machine, as far as that can be known."""
+    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
+        return max(1, int(os.environ["LOCAL_WORLD_SIZE"]))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1

@@ -1,0 +1,125 @@
+"""Gymnasium: the way in for every environment that EnvPool lacks, in pure Python."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+
+from ppo1_lightning.errors import ConfigurationError, check_choice
+from ppo1_lightning.simulators.base import EnvironmentSpec
+from ppo1_lightning.simulators.vector import NativeStep, VectorSimulator
+
+_VECTOR_ENVS: dict[str, Callable[..., Any]] = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
+_MAKE_ARGUMENTS = {"disable_env_checker", "max_episode_steps", "render_mode"}
+_RESERVED = {
+    "id": "set the id beside options",
+    "num_envs": "set num_envs of the run",
+    "seed": "set the seed of the run",
+    "autoreset_mode": "the interface is fixed",
+    "vector_kwargs": "the interface is fixed",
+}
+
+
+class GymnasiumSimulator(VectorSimulator):
+    """N environments in this process, or each in its own (option ``vectorization_mode: async``).
+
+    The other options are the environment's own arguments and those of ``gymnasium.make``.
+    """
+
+    library = "Gymnasium"
+
+    @staticmethod
+    def ids() -> Collection[str]:
+        return gymnasium.registry.keys()
+
+    @staticmethod
+    def has_id(env_id: str) -> bool:
+        """Tell whether ``env_id`` is registered, after importing the module it may begin with.
+
+        Raises:
+            ConfigurationError: the module before the colon cannot be imported.
+        """
+        module, _, name = env_id.rpartition(":")
+        if module:
+            try:
+                importlib.import_module(module)
+            except Exception as error:
+                raise ConfigurationError(
+                    f"module {module!r} of the environment id {env_id!r} cannot be imported "
+                    f"({error}), expected one on Python's path that registers its environments"
+                ) from error
+        return name in gymnasium.registry
+
+    @classmethod
+    def native_spaces(
+        cls, spec: EnvironmentSpec
+    ) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        make, _ = cls._makers(spec)
+        try:
+            env = make()
+        except Exception as error:
+            raise cls.refused(spec, error) from error
+        env.close()
+        return env.observation_space, env.action_space
+
+    def _open(self, spec: EnvironmentSpec, seeds: list[int]) -> None:
+        make, make_vector = self._makers(spec)
+        self._seeds: list[int] | None = seeds
+        self._envs = make_vector([make] * len(seeds), autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    def _reset(self) -> Any:
+        observation, _ = self._opened().reset(seed=self._seeds)
+        self._seeds = None  # later resets go on with each environment's own generator
+        return observation
+
+    def _step(self, action: NDArray[Any]) -> NativeStep:
+        observation, reward, terminated, truncated, _ = self._opened().step(action)
+        return NativeStep(
+            observation, reward, reward, np.asarray(terminated), np.asarray(truncated), terminated
+        )
+
+    def _opened(self) -> Any:
+        if self._envs.closed:
+            raise RuntimeError("the simulator is closed")
+        return self._envs
+
+    def close(self) -> None:
+        self._envs.close()
+
+    @classmethod
+    def _makers(cls, spec: EnvironmentSpec) -> tuple[Callable[[], gymnasium.Env], Callable]:
+        """Return the function that makes one environment, and the class that steps N of them."""
+        options = cls.own_options(spec, _RESERVED)
+        mode = options.pop("vectorization_mode", "sync")
+        check_choice("vectorization_mode", mode, _VECTOR_ENVS)
+        parameters = cls._parameters(spec)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            cls.check_names(spec, options, parameters.keys() | _MAKE_ARGUMENTS)
+        # Gymnasium's checker looks at every step; what matters is checked here for all at once.
+        return partial(
+            gymnasium.make, spec.id, **{"disable_env_checker": True, **options}
+        ), _VECTOR_ENVS[mode]
+
+    @classmethod
+    def _parameters(cls, spec: EnvironmentSpec) -> dict[str, inspect.Parameter]:
+        """Return the parameters of the environment's constructor."""
+        entry_point = gymnasium.registry[spec.id.rpartition(":")[2]].entry_point
+        if entry_point is None:
+            raise ConfigurationError(
+                f"environment {spec.id!r} exists as a vector environment only, expected one that "
+                "gymnasium.make can create"
+            )
+        try:
+            creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+        except Exception as error:  # such as a package that is not installed
+            raise cls.refused(spec, error) from error
+        return dict(inspect.signature(creator).parameters)

@@ -1,0 +1,192 @@
+"""What all simulators share: the bookkeeping of invalid rows, rewards and finite values."""
+
+from __future__ import annotations
+
+import operator
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo1_lightning.errors import ConfigurationError, SimulationError, check_number, nearest
+from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
+from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator, Step
+
+
+class NativeStep(NamedTuple):
+    """One step of N environments as their library reports it, reset rows included."""
+
+    observation: Any  # array or mapping of arrays [N, ...]
+    reward: NDArray[Any]  # [N], learned from (Atari: clipped where that option is on)
+    raw_reward: NDArray[Any]  # [N]
+    terminated: NDArray[np.bool_]  # [N]
+    truncated: NDArray[np.bool_]  # [N]; the next row is a reset after either flag
+    game_over: NDArray[np.bool_]  # [N], terminated, and (Atari) not merely by a lost life
+
+
+class VectorSimulator(Simulator):
+    """Converts, checks and masks what a library with NEXT_STEP resets returns.
+
+    A subclass tells what its library has and knows how to open, reset, step and close it.
+
+    Args:
+        spec: an id that the library has (`has_id`), with the library's own options.
+        seeds: one int32 seed per environment; their number is N.
+
+    Raises:
+        ConfigurationError: an option, a space or a seed that cannot work.
+    """
+
+    library: ClassVar[str]
+    """The library's name for messages."""
+
+    def __init__(self, spec: EnvironmentSpec, seeds: Sequence[int]) -> None:
+        checked = _check_seeds(seeds)
+        observation_space, action_space = self.native_spaces(spec)
+        self._id = spec.id
+        self._reward_scale = np.float32(check_number("reward_scale", spec.reward_scale, above=0))
+        self._observations = ObservationAdapter(spec, observation_space)
+        self._actions = ActionAdapter(spec, action_space)
+        self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
+        self.num_envs = len(checked)
+        self.observation_space = self._observations.space
+        self.action_space = self._actions.space
+        try:
+            self._open(spec, checked)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise self.refused(spec, error) from error
+
+    @staticmethod
+    @abstractmethod
+    def ids() -> Collection[str]:
+        """Return every id that the library has."""
+
+    @staticmethod
+    @abstractmethod
+    def has_id(env_id: str) -> bool:
+        """Tell whether the library has ``env_id``."""
+
+    @classmethod
+    @abstractmethod
+    def native_spaces(
+        cls, spec: EnvironmentSpec
+    ) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+        """Return the library's own (observation space, action space), and check the options.
+
+        Raises:
+            ConfigurationError: an option that the environment does not have or cannot take.
+        """
+
+    @abstractmethod
+    def _open(self, spec: EnvironmentSpec, seeds: list[int]) -> None:
+        """Create the environments."""
+
+    @abstractmethod
+    def _reset(self) -> Any:
+        """Start every environment and return the library's observations."""
+
+    @abstractmethod
+    def _step(self, action: NDArray[Any]) -> NativeStep:
+        """Step every environment with actions of the library's own shape and dtype."""
+
+    def reset(self) -> NDArray[Any]:
+        observation = self._observations(self._reset())
+        self._ended = np.zeros(self.num_envs, np.bool_)
+        self._check_finite("observation", observation)
+        return observation
+
+    def step(self, action: NDArray[Any]) -> Step:
+        if self._ended is None:
+            raise RuntimeError("step() was called before reset()")
+        native = self._step(self._actions(action, self.num_envs))
+        # The flags of the step before decide which rows are resets. Some environments return a
+        # reward on a reset row, or end again right there: nothing on it counts, except that its
+        # own flags make the row after it another reset.
+        valid = ~self._ended
+        self._ended = native.terminated | native.truncated
+        terminated = native.terminated & valid
+        truncated = native.truncated & valid & ~terminated
+        step = Step(
+            observation=self._observations(native.observation),
+            reward=_masked(native.reward, valid) * self._reward_scale,
+            terminated=terminated,
+            truncated=truncated,
+            valid=valid,
+            raw_reward=_masked(native.raw_reward, valid),
+            episode_over=(native.game_over & terminated) | truncated,
+        )
+        self._check_finite("reward", step.reward)
+        self._check_finite("reward", step.raw_reward)
+        self._check_finite("observation", step.observation)
+        return step
+
+    def _check_finite(self, what: str, values: NDArray[Any]) -> None:
+        """Raise `SimulationError` when ``values`` [N, ...] hold a NaN or an infinity."""
+        if values.dtype == np.uint8:
+            return
+        finite = np.isfinite(values)
+        if not finite.all():
+            where = tuple(np.argwhere(~finite)[0])
+            raise SimulationError(
+                f"environment {where[0]} of {self._id!r} returned the {what} {values[where]}, "
+                "expected finite numbers"
+            )
+
+    @classmethod
+    def refused(cls, spec: EnvironmentSpec, error: Exception) -> ConfigurationError:
+        """Return the error for what the library refuses, such as a missing system library."""
+        options = f" with {dict(spec.options)}" if spec.options else ""
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        return ConfigurationError(f"{cls.library} cannot make {spec.id!r}{options}: {reason}")
+
+    @classmethod
+    def own_options(cls, spec: EnvironmentSpec, reserved: Mapping[str, str]) -> dict[str, Any]:
+        """Return a copy of the options, none of which may be ``reserved`` (name -> what to do).
+
+        Raises:
+            ConfigurationError: a reserved option, or no mapping from names to values.
+        """
+        options = spec.options
+        if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+            raise ConfigurationError(f"options={options!r} is not a mapping from names to values")
+        for name in options:
+            if name in reserved:
+                raise ConfigurationError(
+                    f"option {name!r} of {spec.id!r} cannot be set here, expected it absent: "
+                    f"{reserved[name]}"
+                )
+        return dict(options)
+
+    @classmethod
+    def check_names(
+        cls, spec: EnvironmentSpec, options: Collection[str], allowed: Collection[str]
+    ) -> None:
+        """Raise `ConfigurationError` when one of ``options`` is not ``allowed``."""
+        for name in options:
+            if name not in allowed:
+                raise ConfigurationError(
+                    f"option {name!r} is unknown to {spec.id!r} on {cls.library}, expected some of "
+                    f"{', '.join(sorted(allowed))}{nearest(name, allowed)}"
+                )
+
+
+def _masked(reward: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(valid, reward, 0).astype(np.float32, copy=False)
+
+
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return the seeds as a list of Python ints, or raise `ConfigurationError`."""
+    checked = [operator.index(seed) for seed in seeds]
+    if not checked:
+        raise ConfigurationError("a simulator was given no seed, expected one per environment")
+    for seed in checked:
+        if not 0 <= seed < 2**31:
+            raise ConfigurationError(
+                f"environment seed {seed} is out of range, expected 0 to {2**31 - 1}"
+            )
+    return checked
