@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppo1_lightning.distributed import all_sum
+
 
 def generalized_advantages(
     rewards: Tensor,
@@ -74,3 +76,16 @@ def group_moments(advantages: Tensor, valid: Tensor) -> Tensor:
     """Return count, sum and sum of squares of each group's valid rows: ``[G, R] -> [G, 3]``."""
     kept = torch.where(valid, advantages, 0.0).double()
     return torch.stack([valid.sum(-1).double(), kept.sum(-1), kept.square().sum(-1)], -1)
+
+
+def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> tuple[float, int]:
+    """Return 1 - Var(returns - values) / Var(returns) over all ranks, and the valid rows counted.
+
+    NaN where the returns do not vary (``common/math_util.py``). Arguments are ``[B]``.
+    """
+    stacked = torch.stack([returns, returns - values])
+    moments = all_sum(group_moments(stacked, valid.expand_as(stacked)))
+    count, total, squares = moments.unbind(-1)
+    of_returns, of_residuals = (squares / count - (total / count).square()).tolist()
+    variance = 1 - of_residuals / of_returns if of_returns > 0 else float("nan")
+    return variance, int(count[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from gymnasium import Space
@@ -55,7 +56,7 @@ def policy_factory(entry: dict[str, Any]) -> PolicyFactory:
             f"the checkpoint holds a policy of class {name}, which is not built in: "
             f"pass it, as in PPO.load_from_checkpoint(path, policy={name})"
         )
-    return lambda observations, actions: BUILT_IN[name](observations, actions, **arguments)
+    return partial(BUILT_IN[name], **arguments)
 
 
 def restore_spaces(entry: dict[str, Any]) -> tuple[Space[Any], Space[Any]]:

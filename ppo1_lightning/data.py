@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from gymnasium import Space
 from lightning import LightningDataModule
@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from ppo1_lightning import distributed, simulators
 from ppo1_lightning.budget import Budget
 from ppo1_lightning.errors import ConfigurationError, check_integer
-from ppo1_lightning.rollout import RolloutDataset
+from ppo1_lightning.rollout import Actor, RolloutDataset
 from ppo1_lightning.seeding import environment_seeds
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
 
@@ -66,7 +66,7 @@ class RolloutDataModule(LightningDataModule):
         self._close()
         self._dataset = RolloutDataset(
             self._make_simulator,
-            self.trainer.lightning_module,  # type: ignore[arg-type]  # checked by PPO.setup
+            cast(Actor, self.trainer.lightning_module),
             self.budget,
             num_envs=self.num_envs,
             num_steps=self.num_steps,
@@ -80,7 +80,8 @@ class RolloutDataModule(LightningDataModule):
 
     def _make_simulator(self) -> Simulator:
         assert self.trainer is not None
-        iteration = self.trainer.lightning_module.counters.iterations
+        module = cast(Actor, self.trainer.lightning_module)
+        iteration = module.counters.iterations
         seeds = environment_seeds(self.seed, self.num_envs, iteration=iteration)
         share = self.num_envs // distributed.world_size()
         first = distributed.rank() * share

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -148,30 +147,30 @@ class MultiCategorical(Distribution):
     def noise_size(self) -> int:
         return sum(self.nvec)
 
-    def _parts(self, *tensors: Tensor) -> list[tuple[Categorical, tuple[Tensor, ...]]]:
-        split = zip(*(t.split(self.nvec, -1) for t in tensors), strict=True)
-        return [(Categorical(n), parts) for n, parts in zip(self.nvec, split, strict=True)]
+    def _parts(self, tensor: Tensor) -> list[tuple[Categorical, Tensor]]:
+        parts = tensor.split(self.nvec, -1)
+        return [(Categorical(n), part) for n, part in zip(self.nvec, parts, strict=True)]
 
     def noise(self, *shape: int, generator: torch.Generator | None = None) -> Tensor:
         return Categorical(self.noise_size).noise(*shape, generator=generator)
 
     def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        return torch.stack([c.sample(*parts) for c, parts in self._parts(parameters, noise)], -1)
+        pairs = zip(self._parts(parameters), noise.split(self.nvec, -1), strict=True)
+        return torch.stack([c.sample(part, its_noise) for (c, part), its_noise in pairs], -1)
 
     def mode(self, parameters: Tensor) -> Tensor:
-        return torch.stack([c.mode(*parts) for c, parts in self._parts(parameters)], -1)
+        return torch.stack([c.mode(part) for c, part in self._parts(parameters)], -1)
 
     def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
-        return _total(
-            c.log_prob(*parts, action)
-            for (c, parts), action in zip(self._parts(parameters), actions.unbind(-1), strict=True)
-        )
+        pairs = zip(self._parts(parameters), actions.unbind(-1), strict=True)
+        return torch.stack([c.log_prob(part, action) for (c, part), action in pairs]).sum(0)
 
     def entropy(self, parameters: Tensor) -> Tensor:
-        return _total(c.entropy(*parts) for c, parts in self._parts(parameters))
+        return torch.stack([c.entropy(part) for c, part in self._parts(parameters)]).sum(0)
 
     def kl(self, parameters: Tensor, other: Tensor) -> Tensor:
-        return _total(c.kl(*parts) for c, parts in self._parts(parameters, other))
+        pairs = zip(self._parts(parameters), other.split(self.nvec, -1), strict=True)
+        return torch.stack([c.kl(part, other_part) for (c, part), other_part in pairs]).sum(0)
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,3 @@ def _exponential(*shape: int, generator: torch.Generator | None) -> Tensor:
 
 def _cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
     return F.softplus(logits) - probabilities * logits
-
-
-def _total(terms: object) -> Tensor:
-    return cast(Tensor, sum(terms))  # type: ignore[arg-type, call-overload]

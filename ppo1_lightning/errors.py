@@ -23,19 +23,20 @@ class SimulationError(RuntimeError):
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
-    """Return ``"; did you mean 'a' or 'b'?"`` for the ``choices`` closest to ``name``, or ``""``."""
+    """Return ``"; did you mean 'a' or 'b'?"`` for the choices closest to ``name``, or ``""``."""
     by_lower = {choice.lower(): choice for choice in choices}
     matches = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(by_lower[m]) for m in matches)}?" if matches else ""
 
 
-def check_choice(key: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(key: str, value: object, choices: Iterable[object]) -> None:
     """Raise `ConfigurationError` unless ``value`` is one of ``choices``."""
     choices = list(choices)
+    names = [str(choice) for choice in choices]
     if value not in choices:
         raise ConfigurationError(
-            f"{key}={value!r} is not a valid choice, expected one of {', '.join(choices)}"
-            f"{nearest(str(value), choices)}"
+            f"{key}={value!r} is not a valid choice, expected one of {', '.join(names)}"
+            f"{nearest(str(value), names)}"
         )
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_coef: Tensor | float) -> Tensor:
-    """Return min(r A, clip(r, 1 - eps, 1 + eps) A): equation 7 of Schulman et al. 2017, unsummed."""
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_coef: Tensor) -> Tensor:
+    """Return min(r A, clip(r, 1 - eps, 1 + eps) A), equation 7 of the PPO paper."""
     return torch.minimum(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -14,9 +14,15 @@ from torch import Tensor, nn
 
 from ppo1_lightning import checkpoint as checkpoints
 from ppo1_lightning import distributed
-from ppo1_lightning.advantages import generalized_advantages, group_moments, standardize
+from ppo1_lightning.advantages import (
+    explained_variance,
+    generalized_advantages,
+    group_moments,
+    standardize,
+)
 from ppo1_lightning.budget import Counters
 from ppo1_lightning.distributions import Distribution
+from ppo1_lightning.episodes import EpisodeStatistics
 from ppo1_lightning.errors import (
     ConfigurationError,
     check_choice,
@@ -32,12 +38,16 @@ from ppo1_lightning.policies.base import PolicyFactory
 from ppo1_lightning.rollout import Rollout
 from ppo1_lightning.schedules import SCHEDULES
 from ppo1_lightning.seeding import derive_seed, generator
-from ppo1_lightning.segment import Segment, in_worker_order, minibatch_rows, shuffled_rows
+from ppo1_lightning.segment import (
+    Minibatch,
+    Segment,
+    in_worker_order,
+    minibatch_rows,
+    minibatch_weights,
+    shuffled_rows,
+)
 from ppo1_lightning.spaces import distribution_for
-from ppo1_lightning.update import Minibatch, Update, make_update
-
-EPISODE_WINDOW = 100
-"""Episodes in the running means of return and length."""
+from ppo1_lightning.update import Update, make_update
 
 EVALUATION_BATCH = 2048
 """Rows that the policy evaluates at once outside of the minibatch steps."""
@@ -151,12 +161,12 @@ class PPO(LightningModule):
 
         self.counters = Counters()
         self.metrics: dict[str, float] = {}
-        self._episodes: deque[tuple[float, float]] = deque(maxlen=EPISODE_WINDOW)
+        self.episodes = EpisodeStatistics()
         self._policy_factory = policy
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
         self._clock = 0.0
-        self._logged_at = (0.0, 0)  # seconds, env_steps
+        self._logged = copy(self.counters)  # as of the last row of metrics
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -168,41 +178,24 @@ class PPO(LightningModule):
         learning_rate = self._set_learning_rate(self.learning_rate * multiplier)
         clip_coef = self.clip_coef * (multiplier if self.anneal_clip else 1.0)
 
-        segment = self._estimate_advantages(rollout, plan)
-        segment = self._standardize_advantages(segment, plan)
-        explained_variance, transitions = self._explained_variance(segment)
-        self._update_observation_statistics(segment)
-        # The old policy is frozen after the statistics have changed: the first ratio is 1.
-        old_parameters, _ = self._evaluate_policy(segment.observations)
-        old_log_probs = self.distribution.log_prob(old_parameters, segment.actions)
-
-        clip = torch.tensor(clip_coef, device=self.device)
+        # First the statistics, then the old policy: so the ratio starts at 1.
+        self._update_observation_statistics(rollout)
+        segment = self._segment(rollout, plan)
         orders = minibatch_rows(self.minibatch_order(plan).to(self.device), plan.rows_per_worker)
-        weights = self._weights(segment.valid[orders])
-        for epoch in range(self.update_epochs):
-            minibatches = self._minibatches(
-                segment, old_parameters, old_log_probs, orders[epoch], weights[epoch]
-            )
-            for minibatch in map(Minibatch, *(field.unbind() for field in minibatches)):
+        weights = minibatch_weights(segment.valid[orders])
+        clip = torch.tensor(clip_coef, device=self.device)
+
+        for rows, row_weights in zip(orders[:-1], weights[:-1], strict=True):
+            epoch = self._minibatches(segment, rows, row_weights)
+            for minibatch in map(Minibatch, *(field.unbind() for field in epoch)):
                 self._step(minibatch, clip, plan)
-            if self.target_kl and self._mean_kl(segment, minibatches, orders[epoch]) > self.target_kl:
+            if self.target_kl and self._mean_kl(segment, epoch, rows) > self.target_kl:
                 break
         self._count_optimizer_step()
 
-        minibatches = self._minibatches(
-            segment, old_parameters, old_log_probs, orders[-1], weights[-1]
-        )
-        self._finish_iteration(
-            rollout,
-            plan,
-            transitions,
-            {
-                **self._evaluate(segment, minibatches, orders[-1], clip),
-                "explained_variance": explained_variance,
-                "learning_rate": learning_rate,
-                "clip_coef": clip_coef,
-            },
-        )
+        metrics = self._evaluate(segment, orders[-1], weights[-1], clip)
+        metrics |= {"learning_rate": learning_rate, "clip_coef": clip_coef}
+        self._finish_iteration(rollout, segment, plan, metrics)
 
     def loss(
         self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
@@ -236,8 +229,28 @@ class PPO(LightningModule):
             weighted_mean(error, minibatch.weights),
         )
 
-    @torch.no_grad()
-    def _estimate_advantages(self, rollout: Rollout, plan: Plan) -> Segment:
+    def _segment(self, rollout: Rollout, plan: Plan) -> Segment:
+        """Lay out what the epochs need, the old policy frozen as it is now."""
+        advantages, returns = self._estimate_advantages(rollout)
+        workers = plan.workers_per_device
+        observations, actions = (
+            in_worker_order(rows, workers) for rows in (rollout.observations, rollout.actions)
+        )
+        old_parameters, _ = self._evaluate_policy(observations)
+        segment = Segment(
+            observations=observations,
+            actions=actions,
+            advantages=in_worker_order(advantages, workers),
+            returns=in_worker_order(returns, workers),
+            old_values=in_worker_order(rollout.values[:-1], workers),
+            old_parameters=old_parameters,
+            old_log_probs=self.distribution.log_prob(old_parameters, actions),
+            valid=in_worker_order(rollout.valid, workers),
+        )
+        return self._standardize_advantages(segment, workers)
+
+    def _estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return advantages and value targets (TD(lambda) returns), ``[T, N]`` each."""
         rewards = rollout.rewards
         if self.reward_normalizer is not None:
             done = rollout.terminated | rollout.truncated
@@ -252,21 +265,11 @@ class PPO(LightningModule):
             gae_lambda=self.gae_lambda,
             bootstrap_truncation=self.bootstrap_truncation,
         )
-        old_values = rollout.values[:-1]
-        fields = Segment(
-            observations=rollout.observations,
-            actions=rollout.actions,
-            advantages=advantages,
-            returns=advantages + old_values,
-            old_values=old_values,
-            valid=rollout.valid,
-        )
-        workers = plan.workers_per_device
-        return Segment(*(in_worker_order(field, workers) for field in fields))
+        return advantages, advantages + rollout.values[:-1]
 
-    def _standardize_advantages(self, segment: Segment, plan: Plan) -> Segment:
-        """Standardise over each worker's segment, or over all of them."""
-        groups = {"worker": plan.workers_per_device, "rollout": 1}.get(self.normalize_advantages)
+    def _standardize_advantages(self, segment: Segment, workers: int) -> Segment:
+        """Standardise over each worker's segment, or over those of all ranks."""
+        groups = {"worker": workers, "rollout": 1}.get(self.normalize_advantages)
         if groups is None:  # "none", or "minibatch", which has to wait for the minibatches
             return segment
         advantages = segment.advantages.view(groups, -1)
@@ -295,35 +298,15 @@ class PPO(LightningModule):
         first = distributed.rank() * plan.workers_per_device
         return order[:, first : first + plan.workers_per_device]
 
-    def _weights(self, valid: Tensor) -> Tensor:
-        """Turn ``valid [E, M, B]`` into weights: 1 / valid rows of the minibatch on all ranks."""
-        counts = distributed.all_sum(valid.sum(-1, dtype=torch.float32))
-        return valid / counts.clamp(min=1).unsqueeze(-1)
-
-    def _minibatches(
-        self,
-        segment: Segment,
-        old_parameters: Tensor,
-        old_log_probs: Tensor,
-        rows: Tensor,
-        weights: Tensor,
-    ) -> Minibatch:
-        """Gather the minibatches of one epoch, ``[M, B, ...]`` each field, ``rows [M, B]``."""
-        advantages = segment.advantages[rows]
-        if self.normalize_advantages == "minibatch":
-            valid = segment.valid[rows]
-            moments = distributed.all_sum(group_moments(advantages, valid))
-            advantages = standardize(advantages, valid, moments, epsilon=1e-8)
-        return Minibatch(
-            observations=segment.observations[rows],
-            actions=segment.actions[rows],
-            advantages=advantages,
-            returns=segment.returns[rows],
-            old_values=segment.old_values[rows],
-            old_parameters=old_parameters[rows],
-            old_log_probs=old_log_probs[rows],
-            weights=weights,
-        )
+    def _minibatches(self, segment: Segment, rows: Tensor, weights: Tensor) -> Minibatch:
+        """Gather the minibatches of one epoch: ``[M, B, ...]`` each field."""
+        minibatches = segment.minibatches(rows, weights)
+        if self.normalize_advantages != "minibatch":
+            return minibatches
+        valid = segment.valid[rows]
+        moments = distributed.all_sum(group_moments(minibatches.advantages, valid))
+        advantages = standardize(minibatches.advantages, valid, moments, epsilon=1e-8)
+        return minibatches._replace(advantages=advantages)
 
     def _step(self, minibatch: Minibatch, clip_coef: Tensor, plan: Plan) -> None:
         if self._update is None:
@@ -340,10 +323,10 @@ class PPO(LightningModule):
             )
         self._update(minibatch, clip_coef)
 
-    def _update_observation_statistics(self, segment: Segment) -> None:
+    def _update_observation_statistics(self, rollout: Rollout) -> None:
         normalizer = getattr(self.policy, "observation_normalizer", None)
         if normalizer is not None:
-            normalizer.update(segment.observations, segment.valid)
+            normalizer.update(rollout.observations[rollout.valid])
 
     # ---------------------------------------------------------------- what is measured
 
@@ -353,16 +336,6 @@ class PPO(LightningModule):
         outputs = [self.policy(part, None) for part in observations.split(EVALUATION_BATCH)]
         parameters, values, _ = zip(*outputs, strict=True)
         return torch.cat(parameters).float(), torch.cat(values).float()
-
-    def _explained_variance(self, segment: Segment) -> tuple[float, int]:
-        """Return 1 - Var(target - V) / Var(target) before the update, and the valid rows."""
-        residuals = segment.returns - segment.old_values
-        stacked = torch.stack([segment.returns, residuals])
-        moments = distributed.all_sum(group_moments(stacked, segment.valid.expand_as(stacked)))
-        count, total, squares = moments.unbind(-1)
-        of_returns, of_residuals = (squares / count - (total / count).square()).tolist()
-        variance = 1 - of_residuals / of_returns if of_returns > 0 else float("nan")
-        return variance, int(count[0])
 
     @torch.no_grad()
     def _mean_kl(self, segment: Segment, minibatches: Minibatch, rows: Tensor) -> float:
@@ -374,12 +347,12 @@ class PPO(LightningModule):
 
     @torch.no_grad()
     def _evaluate(
-        self, segment: Segment, minibatches: Minibatch, rows: Tensor, clip_coef: Tensor
+        self, segment: Segment, rows: Tensor, weights: Tensor, clip_coef: Tensor
     ) -> dict[str, float]:
         """Evaluate the updated policy on the segment, as ppo1 does after the epochs."""
         parameters, values = self._evaluate_policy(segment.observations)
         parameters, values = parameters[rows], values[rows]
-        mean = minibatches._replace(weights=minibatches.weights.double() / len(rows))
+        mean = self._minibatches(segment, rows, weights.double() / len(rows))
         log_probs = self.distribution.log_prob(parameters, mean.actions)
         clipped = ((log_probs - mean.old_log_probs).exp() - 1).abs() > clip_coef
         kl = self.distribution.kl(mean.old_parameters, parameters)
@@ -395,44 +368,40 @@ class PPO(LightningModule):
         return dict(zip(terms, total.tolist(), strict=True))
 
     def _finish_iteration(
-        self, rollout: Rollout, plan: Plan, transitions: int, metrics: dict[str, float]
+        self, rollout: Rollout, segment: Segment, plan: Plan, metrics: dict[str, float]
     ) -> None:
+        explained, transitions = explained_variance(
+            segment.returns, segment.old_values, segment.valid
+        )
         counters = self.counters
         counters.iterations += 1
         counters.env_steps += plan.rows
         counters.transitions += transitions
-        counters.episodes += self._record_episodes(rollout)
+        counters.episodes += self.episodes.update(rollout.episode_returns, rollout.episode_lengths)
         now = time.perf_counter()
         counters.seconds += distributed.all_max(now - self._clock, self.device)
         self._clock = now
+        self._stop_when_spent()
+        # For callbacks to monitor; loggers get their row from `_log_row`.
+        self.log("episode_return_mean", self.episodes.return_mean, logger=False)
+        if counters.iterations % self.log_every == 0:
+            self._log_row({**metrics, "explained_variance": explained})
 
-        returns, lengths = zip(*self._episodes, strict=True) if self._episodes else ((), ())
-        return_mean = _mean(returns)
-        self.log("episode_return_mean", return_mean, logger=False)  # for callbacks to monitor
-        if counters.iterations % self.log_every:
-            return
-        seconds, env_steps = (counters.seconds, counters.env_steps)
-        speed = (env_steps - self._logged_at[1]) / max(seconds - self._logged_at[0], 1e-9)
-        self._logged_at = (seconds, env_steps)
+    def _log_row(self, metrics: dict[str, float]) -> None:
+        counters, logged = self.counters, self._logged
+        self._logged = copy(counters)
+        seconds = max(counters.seconds - logged.seconds, 1e-9)
         self.metrics = {
-            "env_steps": env_steps,
+            "env_steps": counters.env_steps,
             "iteration": counters.iterations,
             "episodes": counters.episodes,
-            "episode_return_mean": return_mean,
-            "episode_length_mean": _mean(lengths),
+            "episode_return_mean": self.episodes.return_mean,
+            "episode_length_mean": self.episodes.length_mean,
             **metrics,
-            "steps_per_second": speed,
+            "steps_per_second": (counters.env_steps - logged.env_steps) / seconds,
         }
         for logger in self.trainer.loggers:
-            logger.log_metrics(self.metrics, step=env_steps)
-
-    def _record_episodes(self, rollout: Rollout) -> int:
-        """Add the episodes that ended on any rank, in the order of time, then of environments."""
-        local = torch.stack([rollout.episode_returns, rollout.episode_lengths], -1)
-        episodes = distributed.all_gather(local, dim=1)
-        ended = episodes[~episodes[..., 1].isnan()].tolist()
-        self._episodes.extend((episode[0], episode[1]) for episode in ended)
-        return len(ended)
+            logger.log_metrics(self.metrics, step=counters.env_steps)
 
     # ---------------------------------------------------------------- acting
 
@@ -485,11 +454,12 @@ class PPO(LightningModule):
 
     def on_train_start(self) -> None:
         """Start the clock; a restored optimizer gets its update path anew."""
+        self._stop_when_spent()
         self._update = None
         self._clock = time.perf_counter()
-        self._logged_at = (self.counters.seconds, self.counters.env_steps)
+        self._logged = copy(self.counters)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def _stop_when_spent(self) -> None:
         """Stop when the budget is spent; every rank's counters say so at the same time."""
         budget = getattr(self._datamodule, "budget", None)
         if budget is not None and budget.fraction_spent(self.counters) >= 1:
@@ -500,7 +470,7 @@ class PPO(LightningModule):
         checkpoint[checkpoints.KEY] = {
             **self._identity(),
             "counters": self.counters.state_dict(),
-            "episodes": [list(episode) for episode in self._episodes],
+            "episodes": self.episodes.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -513,7 +483,7 @@ class PPO(LightningModule):
             self.configure_model()
         checkpoints.check_same_run(entry, self._identity())
         self.counters = Counters(**entry["counters"])
-        self._episodes.extend((episode[0], episode[1]) for episode in entry["episodes"])
+        self.episodes.load_state_dict(entry["episodes"])
 
     # ---------------------------------------------------------------- details
 
@@ -537,7 +507,8 @@ class PPO(LightningModule):
     def _identity(self) -> dict[str, Any]:
         env = getattr(self._datamodule, "env", None)
         observation_space, action_space = self._spaces
-        assert observation_space is not None and action_space is not None
+        assert observation_space is not None
+        assert action_space is not None
         return {
             "environment": env.id if env is not None else None,
             "spaces": checkpoints.spaces_entry(observation_space, action_space),
@@ -589,7 +560,3 @@ class PPO(LightningModule):
         """
         self._optimizer.zero_grad()
         self.optimizers().step()  # type: ignore[union-attr]
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values) if values else float("nan")

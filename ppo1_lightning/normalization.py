@@ -37,12 +37,11 @@ class ObservationNormalizer(nn.Module):
         return ((observation - self.mean) / self.std).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
-    def update(self, observations: Tensor, valid: Tensor) -> None:
-        """Add the observations ``[B, *shape]`` of the rows where ``valid [B]``, over all ranks."""
-        rows = observations[valid].double()
-        local = torch.cat(
-            [rows.sum(0).flatten(), rows.square().sum(0).flatten(), valid.sum().double().view(1)]
-        )
+    def update(self, observations: Tensor) -> None:
+        """Add the observations ``[B, *shape]`` of all ranks, B as each has it."""
+        rows = observations.double()
+        count = rows.new_tensor([len(rows)])
+        local = torch.cat([rows.sum(0).flatten(), rows.square().sum(0).flatten(), count])
         total = all_sum(local).cpu()
         size = self.sum.numel()
         self.sum += total[:size].view_as(self.sum)

@@ -152,6 +152,13 @@ class RolloutDataset(IterableDataset[Rollout]):
         while self._budget.fraction_spent(self._actor.counters) < 1:
             yield self.collect()
 
+    def state_dict(self) -> dict[str, int]:
+        """Return nothing: what a resumed run needs to know is in the actor's counters."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take nothing back; with it, Lightning knows that a run can be resumed anywhere."""
+
     def collect(self) -> Rollout:
         """Collect the next rollout."""
         if self._collector is None:

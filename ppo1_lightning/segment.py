@@ -7,6 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppo1_lightning.distributed import all_sum
+
+
+class Minibatch(NamedTuple):
+    """This rank's rows of a minibatch, or of an epoch's minibatches with M in front of B."""
+
+    observations: Tensor  # [B, *observation_shape]
+    actions: Tensor  # [B, *action_shape]
+    advantages: Tensor  # [B]
+    returns: Tensor  # [B] value targets
+    old_values: Tensor  # [B] of the policy that acted
+    old_parameters: Tensor  # [B, P] action distribution before the update
+    old_log_probs: Tensor  # [B]
+    weights: Tensor  # [B] 1 / (valid rows of the minibatch on all ranks), 0 for invalid rows
+
 
 class Segment(NamedTuple):
     """All rows of this rank, one worker's segment after the other: B = workers * rows_per_worker.
@@ -19,7 +34,22 @@ class Segment(NamedTuple):
     advantages: Tensor  # [B]
     returns: Tensor  # [B] value targets
     old_values: Tensor  # [B]
+    old_parameters: Tensor  # [B, P]
+    old_log_probs: Tensor  # [B]
     valid: Tensor  # [B] bool
+
+    def minibatches(self, rows: Tensor, weights: Tensor) -> Minibatch:
+        """Gather the minibatches of one epoch: ``rows [M, B]``, ``weights [M, B]``."""
+        return Minibatch(
+            observations=self.observations[rows],
+            actions=self.actions[rows],
+            advantages=self.advantages[rows],
+            returns=self.returns[rows],
+            old_values=self.old_values[rows],
+            old_parameters=self.old_parameters[rows],
+            old_log_probs=self.old_log_probs[rows],
+            weights=weights,
+        )
 
 
 def in_worker_order(rows: Tensor, num_workers: int) -> Tensor:
@@ -63,3 +93,9 @@ def minibatch_rows(order: Tensor, rows_per_worker: int) -> Tensor:
     """
     first = torch.arange(order.shape[1], device=order.device) * rows_per_worker
     return (order + first[:, None, None]).transpose(1, 2).flatten(2)
+
+
+def minibatch_weights(valid: Tensor) -> Tensor:
+    """Turn ``valid [E, M, B]`` into weights: 1 / valid rows of the minibatch on all ranks."""
+    counts = all_sum(valid.sum(-1, dtype=torch.float32))
+    return valid / counts.clamp(min=1).unsqueeze(-1)

@@ -20,21 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppo1_lightning.distributed import all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.segment import Minibatch
 
 _log = logging.getLogger(__name__)
-
-
-class Minibatch(NamedTuple):
-    """This rank's rows of a minibatch; of an epoch's minibatches where M stands in front."""
-
-    observations: Tensor  # [B, *observation_shape]
-    actions: Tensor  # [B, *action_shape]
-    advantages: Tensor  # [B] standardised
-    returns: Tensor  # [B] value targets
-    old_values: Tensor  # [B] of the policy that acted
-    old_parameters: Tensor  # [B, P] action distribution before the update
-    old_log_probs: Tensor  # [B]
-    weights: Tensor  # [B] 1 / (valid rows of the minibatch on all ranks), 0 for invalid rows
 
 
 Loss = Callable[[Tensor, Tensor, Minibatch, Tensor], Tensor]
@@ -89,6 +77,12 @@ def _all_sum(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
 
 
+class _FlatState(NamedTuple):
+    flat: Tensor  # all parameters, [P]
+    mean: Tensor  # Adam's first moments, [P]
+    square: Tensor  # Adam's second moments, [P]
+
+
 class CompiledUpdate:
     """The fast path: flat parameters, gradient and Adam in one compiled graph.
 
@@ -113,7 +107,13 @@ class CompiledUpdate:
         self.policy, self.loss, self.optimizer = policy, loss, optimizer
         self.max_grad_norm = max_grad_norm
         self.parameters = dict(policy.named_parameters())
-        self._flatten()
+        self._buffers = dict(policy.named_buffers())
+        self._sizes = [p.numel() for p in self.parameters.values()]
+        first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
+        self._steps_taken = int(first.get("step", 0))
+        self._state = self._flatten()
+        self._write_steps(optimizer)
+        optimizer.register_state_dict_pre_hook(self._write_steps)
         self._graphs: list[Callable[..., Any]] = []
 
     @staticmethod
@@ -132,36 +132,31 @@ class CompiledUpdate:
             return "supports float32 parameters only"
         return None
 
-    def _flatten(self) -> None:
+    def _flatten(self) -> _FlatState:
+        """Lay parameters and moments out in flat vectors, of which they become views."""
         parameters = list(self.parameters.values())
-        self._buffers = dict(self.policy.named_buffers())
-        self._sizes = [p.numel() for p in parameters]
-        self._flat = torch.cat([p.detach().flatten() for p in parameters])
-        for parameter, part in zip(parameters, self._flat.split(self._sizes), strict=True):
-            parameter.data = part.view_as(parameter)
-        states = [self.optimizer.state[p] for p in parameters]
-        self._moments = tuple(self._flatten_state(states, name) for name in _MOMENTS)
-        self._steps_taken = max((int(s.get("step", 0)) for s in states), default=0)
-        self._steps = torch.tensor(float(self._steps_taken))
-        for state in states:
-            state["step"] = self._steps
+        flat = torch.cat([p.detach().flatten() for p in parameters])
+        mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
+        splits = (vector.split(self._sizes) for vector in (flat, mean, square))
+        for parameter, *parts in zip(parameters, *splits, strict=True):
+            values, mean_view, square_view = (part.view_as(parameter) for part in parts)
+            parameter.data = values
+            state = self.optimizer.state[parameter]
+            for name, view in (("exp_avg", mean_view), ("exp_avg_sq", square_view)):
+                if name in state:
+                    view.copy_(state[name])
+                state[name] = view
+        return _FlatState(flat, mean, square)
 
-    def _flatten_state(self, states: list[dict[str, Tensor]], name: str) -> Tensor:
-        flat = torch.zeros_like(self._flat)
-        for (parameter, state), part in zip(
-            zip(self.parameters.values(), states, strict=True), flat.split(self._sizes), strict=True
-        ):
-            view = part.view_as(parameter)
-            if name in state:
-                view.copy_(state[name])
-            state[name] = view
-        return flat
+    def _write_steps(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell the optimizer's state how many steps were taken: when it is saved is enough."""
+        for parameter in self.parameters.values():
+            optimizer.state[parameter]["step"] = torch.tensor(float(self._steps_taken))
 
     def __call__(self, minibatch: Minibatch, clip_coef: Tensor) -> None:
         self._steps_taken += 1
-        self._steps.fill_(self._steps_taken)
         scale = self._adam_scale(self._steps_taken)
-        self._run(self._flat, *self._moments, minibatch, clip_coef, scale)
+        self._run(self._state, minibatch, clip_coef, scale)
 
     def compile(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
         """Compile for minibatches like this one; return the seconds it took.
@@ -169,26 +164,19 @@ class CompiledUpdate:
         The first calls are made on copies, which leaves the run as it is.
         """
         started = time.perf_counter()
-        state = [tensor.clone() for tensor in (self._flat, *self._moments)]
-        self._graphs = []
-        self._run(*state, minibatch, clip_coef, self._adam_scale(1))
+        copies = _FlatState(*(vector.clone() for vector in self._state))
+        self._run(copies, minibatch, clip_coef, self._adam_scale(1))
         return time.perf_counter() - started
 
     def _run(
-        self,
-        flat: Tensor,
-        mean: Tensor,
-        square: Tensor,
-        minibatch: Minibatch,
-        clip_coef: Tensor,
-        scale: Tensor,
+        self, state: _FlatState, minibatch: Minibatch, clip_coef: Tensor, scale: Tensor
     ) -> None:
         batch = (*minibatch, clip_coef, *self._buffers.values())
         if world_size() == 1:
-            self._graph(0, self._gradient_step, flat, mean, square, scale, *batch)
+            self._graph(0, self._gradient_step, *state, scale, *batch)
         else:
-            gradient = all_sum(self._graph(0, self._gradient, flat, *batch))
-            self._graph(1, self._adam, flat, mean, square, scale, gradient)
+            gradient = all_sum(self._graph(0, self._gradient, state.flat, *batch))
+            self._graph(1, self._adam, *state, scale, gradient)
 
     def _graph(self, index: int, function: Callable[..., Any], *tensors: Tensor) -> Any:
         """Call a function of tensors, compiled when it is first called."""
@@ -207,7 +195,7 @@ class CompiledUpdate:
         # Both styles as a * m / (sqrt(v) + eps), see `TensorFlowAdam`.
         epsilon = group.get("epsilon_hat", group["eps"] * correction)
         step_size = group["lr"] * correction / (1 - beta1**t)
-        return torch.tensor([step_size, epsilon], device=self._flat.device)
+        return torch.tensor([step_size, epsilon], device=self._state.flat.device)
 
     def _gradient_step(
         self, flat: Tensor, mean: Tensor, square: Tensor, scale: Tensor, *batch: Tensor
@@ -240,8 +228,6 @@ class CompiledUpdate:
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         flat.sub_(step_size * mean / (square.sqrt() + epsilon))
 
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 COMPILE_FROM_STEPS = 20_000
 """Optimizer steps from which ``compile="auto"`` compiles: fewer do not repay the compilation."""

@@ -7,25 +7,22 @@ what came out of it. `replay` feeds the former to a `Trainer` and captures our s
 from __future__ import annotations
 
 import ast
-import os
 import re
-import socket
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from lightning import Callback, Trainer
+from ranks import run_on_ranks
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout
-from ppo1_lightning.segment import Segment
 
 
 @dataclass
@@ -147,15 +144,13 @@ class Recording:
         variables = [v.removesuffix("/shape") for v in recorded if v.endswith("/shape")]
         for ours, theirs in names_of(module).items():
             if variables:  # large weights are made from their index and shape
-                start = seeded_weights(
-                    variables.index(theirs), recorded[f"{theirs}/shape"], theirs
-                )
+                start = seeded_weights(variables.index(theirs), recorded[f"{theirs}/shape"], theirs)
                 kept = recorded[f"{theirs}/every97th"]
                 np.testing.assert_array_equal(start.flatten()[::97], kept, err_msg=theirs)
             else:
                 start = recorded[theirs]
             named[ours].copy_(torch.from_numpy(to_ours(start, named[ours].shape)))
-        normalizer = module.policy.observation_normalizer
+        normalizer = cast(Any, module.policy).observation_normalizer
         if normalizer is not None:
             normalizer.set_extra_state(
                 {
@@ -176,9 +171,9 @@ class ReplayedPPO(PPO):
         order = self.recording.order(self.counters.iterations)
         return order[:, first : first + plan.workers_per_device]
 
-    def _estimate_advantages(self, rollout: Rollout, plan: Any) -> Segment:
-        self.segment = super()._estimate_advantages(rollout, plan)
-        return self.segment
+    def _estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        self.estimates = super()._estimate_advantages(rollout)
+        return self.estimates
 
 
 def names_of(module: PPO) -> dict[str, str]:
@@ -241,15 +236,15 @@ class _Capture(Callback):
         self.iterations: list[dict[str, Any]] = []
 
     def on_train_batch_end(self, trainer: Trainer, module: ReplayedPPO, *_: Any) -> None:  # type: ignore[override]
-        normalizer = module.policy.observation_normalizer
+        normalizer = cast(Any, module.policy).observation_normalizer
         self.iterations.append(
             {
                 "parameters": {n: p.detach().clone() for n, p in module.policy.named_parameters()},
                 "normalizer": {k: v.clone() for k, v in normalizer.get_extra_state().items()}
                 if normalizer is not None
                 else {},
-                "advantages": module.segment.advantages.clone(),
-                "returns": module.segment.returns.clone(),
+                "advantages": module.estimates[0].T.clone(),  # [W, T]
+                "returns": module.estimates[1].T.clone(),
                 "metrics": dict(module.metrics),
                 "update": type(module._update).__name__,
             }
@@ -280,10 +275,7 @@ def replay_on_ranks(
     recordings: list[Recording], ranks: int, output: Path, **options: Any
 ) -> dict[str, list[list[Any]]]:
     """Replay recordings in one group of gloo processes: ``{name: [rank][iteration]}``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_replay_rank, (ranks, port, recordings, output, options), nprocs=ranks)
+    run_on_ranks(_replay_rank, ranks, ranks, recordings, output, options)
     return {
         r.name: [torch.load(output / f"{r.name}_{rank}.pt") for rank in range(ranks)]
         for r in recordings
@@ -291,16 +283,8 @@ def replay_on_ranks(
 
 
 def _replay_rank(
-    rank: int,
-    ranks: int,
-    port: int,
-    recordings: list[Recording],
-    output: Path,
-    options: dict[str, Any],
+    rank: int, ranks: int, recordings: list[Recording], output: Path, options: dict[str, Any]
 ) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for recording in recordings:
         torch.save(
             replay(recording, rank=rank, ranks=ranks, **options),

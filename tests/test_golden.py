@@ -19,7 +19,7 @@ METRICS = ("loss/surrogate", "loss/entropy_penalty", "loss/value", "kl", "entrop
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "recording" not in metafunc.fixturenames:
         return
-    recordings = Recording.find(Path(metafunc.config.getoption("--golden-dir")))
+    recordings = Recording.find(Path(str(metafunc.config.getoption("--golden-dir"))))
     cases = [
         pytest.param(recording, path, ranks, id=f"{recording.name}-{path}-{ranks}")
         for recording in recordings
@@ -31,13 +31,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Replay all recordings that two ranks can share in one pair of processes for each path."""
     recordings = [
         recording
-        for recording in Recording.find(Path(request.config.getoption("--golden-dir")))
+        for recording in Recording.find(Path(str(request.config.getoption("--golden-dir"))))
         if len(recording.workers) % 2 == 0
     ]
     results: dict[str, Any] = {}
@@ -55,9 +53,7 @@ def test_update_equals_original(
     recording: Recording, path: str, ranks: int, two_ranks: Any
 ) -> None:
     by_rank = (
-        two_ranks(path)[recording.name]
-        if ranks == 2
-        else [replay(recording, compile=PATHS[path])]
+        two_ranks(path)[recording.name] if ranks == 2 else [replay(recording, compile=PATHS[path])]
     )
     update = {"eager": "EagerUpdate", "compiled": "CompiledUpdate"}[path]
     for iterations in by_rank:
@@ -70,7 +66,7 @@ def test_update_equals_original(
     for i in range(recording.iterations):
         for ours, theirs in (("advantages", "adv"), ("returns", "tdlamret")):
             both = np.concatenate([rank[i][ours].numpy() for rank in by_rank])
-            assert_close(both, recording.all(i, theirs).flatten(), f"{i}/{theirs}", relative=True)
+            assert_close(both, recording.all(i, theirs), f"{i}/{theirs}", relative=True)
 
 
 def check_parameters(recording: Recording, i: int, ours: dict[str, Any]) -> None:

@@ -6,7 +6,10 @@ from ppo1_lightning.policies.base import ActorCritic, PolicyFactory, PolicyOutpu
 from ppo1_lightning.policies.cnn import CnnPolicy
 from ppo1_lightning.policies.mlp import MlpPolicy
 
-BUILT_IN: dict[str, type[ActorCritic]] = {"MlpPolicy": MlpPolicy, "CnnPolicy": CnnPolicy}
+BUILT_IN: dict[str, type[MlpPolicy] | type[CnnPolicy]] = {
+    "MlpPolicy": MlpPolicy,
+    "CnnPolicy": CnnPolicy,
+}
 """The policies that a checkpoint can name; any other class is passed by the caller."""
 
 __all__ = ["BUILT_IN", "ActorCritic", "CnnPolicy", "MlpPolicy", "PolicyFactory", "PolicyOutput"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -21,5 +23,5 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -
     """Make an unpadded convolution with Glorot-uniform weights (``U.conv2d``), bias 0."""
     layer = nn.Conv2d(in_channels, out_channels, kernel, stride)
     nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    cast(Tensor, layer.bias).zero_()
     return layer
