@@ -132,7 +132,7 @@ class PPO(LightningModule):
         self.automatic_optimization = False
         self.minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
         self.update_epochs = check_integer("update_epochs", update_epochs, at_least=1)
-        self.num_workers = num_workers and check_integer("num_workers", num_workers, at_least=1)
+        self.num_workers = num_workers  # checked with the other sizes, see `_plan`
         self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
         check_choice("schedule", schedule, SCHEDULES)
         self.schedule = SCHEDULES[schedule]
@@ -149,9 +149,9 @@ class PPO(LightningModule):
         check_choice("normalize_advantages", normalize_advantages, choices)
         self.normalize_advantages = normalize_advantages
         self.bootstrap_truncation = check_flag("bootstrap_truncation", bootstrap_truncation)
-        self.value_clip = value_clip and check_number("value_clip", value_clip, above=0)
-        self.max_grad_norm = max_grad_norm and check_number("max_grad_norm", max_grad_norm, above=0)
-        self.target_kl = target_kl and check_number("target_kl", target_kl, above=0)
+        self.value_clip = _check_limit("value_clip", value_clip)
+        self.max_grad_norm = _check_limit("max_grad_norm", max_grad_norm)
+        self.target_kl = _check_limit("target_kl", target_kl)
         normalize_returns = check_flag("normalize_returns", normalize_returns)
         self.reward_normalizer = RewardNormalizer(self.gamma) if normalize_returns else None
         check_choice("compile", compile, (True, False, "auto"))
@@ -162,6 +162,11 @@ class PPO(LightningModule):
         self.counters = Counters()
         self.metrics: dict[str, float] = {}
         self.episodes = EpisodeStatistics()
+        if isinstance(policy, nn.Module):
+            raise ConfigurationError(
+                f"policy is a {type(policy).__name__} already made, expected what makes one from "
+                f"(observation_space, action_space), such as the class {type(policy).__name__}"
+            )
         self._policy_factory = policy
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
@@ -173,7 +178,8 @@ class PPO(LightningModule):
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """Learn from one rollout: algorithm 1 of Schulman et al. 2017 for a given segment."""
         self._check_on_policy(rollout)
-        plan = self._plan(*rollout.rewards.shape)
+        num_steps, local_envs = rollout.rewards.shape
+        plan = self._plan(local_envs * self.trainer.world_size, num_steps)
         multiplier = self.schedule(rollout.fraction_spent)
         learning_rate = self._set_learning_rate(self.learning_rate * multiplier)
         clip_coef = self.clip_coef * (multiplier if self.anneal_clip else 1.0)
@@ -189,7 +195,7 @@ class PPO(LightningModule):
             epoch = self._minibatches(segment, rows, row_weights)
             for minibatch in map(Minibatch, *(field.unbind() for field in epoch)):
                 self._step(minibatch, clip, plan)
-            if self.target_kl and self._mean_kl(segment, epoch, rows) > self.target_kl:
+            if self.target_kl is not None and self._mean_kl(segment, epoch, rows) > self.target_kl:
                 break
         self._count_optimizer_step()
 
@@ -430,7 +436,7 @@ class PPO(LightningModule):
         self._check_trainer()
         datamodule = self._datamodule
         if hasattr(datamodule, "num_envs") and hasattr(datamodule, "num_steps"):
-            self._plan(datamodule.num_steps, datamodule.num_envs // self.trainer.world_size)
+            self._plan(datamodule.num_envs, datamodule.num_steps)
 
     def configure_model(self) -> None:
         """Build the policy, now that the spaces can be asked for."""
@@ -515,15 +521,14 @@ class PPO(LightningModule):
             "policy": checkpoints.policy_entry(self.policy),
         }
 
-    def _plan(self, num_steps: int, local_envs: int) -> Plan:
-        world_size = self.trainer.world_size
+    def _plan(self, num_envs: int, num_steps: int) -> Plan:
         return Plan.create(
-            num_envs=local_envs * world_size,
+            num_envs=num_envs,
             num_steps=num_steps,
             minibatch_size=self.minibatch_size,
             num_workers=self.num_workers,
             update_epochs=self.update_epochs,
-            devices=world_size,
+            devices=self.trainer.world_size,
         )
 
     def _check_trainer(self) -> None:
@@ -533,11 +538,7 @@ class PPO(LightningModule):
                 f"strategy {type(strategy).__name__} is not supported, "
                 "expected a single device or DDP (trainer.strategy=auto or ddp)"
             )
-        if precision == "16-mixed":
-            raise ConfigurationError(
-                "trainer.precision=16-mixed is not supported (its gradient scaler cannot see the "
-                "minibatch steps), expected 32-true or bf16-mixed"
-            )
+        check_choice("trainer.precision", precision, ("32-true", "bf16-mixed"))
 
     def _check_on_policy(self, rollout: Rollout) -> None:
         """Refuse data of an older policy, which prefetching would bring."""
@@ -560,3 +561,7 @@ class PPO(LightningModule):
         """
         self._optimizer.zero_grad()
         self.optimizers().step()  # type: ignore[union-attr]
+
+
+def _check_limit(key: str, value: float | None) -> float | None:
+    return None if value is None else check_number(key, value, above=0)

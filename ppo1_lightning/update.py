@@ -123,6 +123,8 @@ class CompiledUpdate:
             return f"supports Adam only, not {type(optimizer).__name__}"
         if len(optimizer.param_groups) != 1:
             return "supports one parameter group only"
+        if any(torch.is_autocast_enabled(p.device.type) for p in policy.parameters()):
+            return "supports precision 32-true only"
         group = optimizer.param_groups[0]
         if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
             return "supports Adam without weight_decay, amsgrad and maximize only"

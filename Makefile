@@ -1,0 +1,37 @@
+# Needs Python >= 3.11 and make; everything else goes into .venv.
+PYTHON ?= python3
+ARGS ?= env=pong
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --constraint constraints.txt
+
+.PHONY: train test test-all lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/python -m ppo1_lightning $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
+
+# The last line of each recipe marks its install as finished: without the mark it starts afresh.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	rm -f $@
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	rm -f $@
+	$(PIP) --editable ".[dev]"
+	touch $@

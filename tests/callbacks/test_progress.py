@@ -1,0 +1,129 @@
+"""`Progress` under a real Trainer, on a terminal and off it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import rich
+from rich.console import Console
+from standin import StandIn, StandInData, trainer
+
+from ppo1_lightning.callbacks import Progress
+from ppo1_lightning.callbacks.progress import Status
+from ppo1_lightning.errors import ConfigurationError
+
+
+def fit(progress: Progress, module: StandIn, data: StandInData) -> None:
+    run = trainer(progress, enable_progress_bar=True)
+    run.fit(module, data)
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that gives the log's lines; the console is not a terminal."""
+    monkeypatch.setattr(rich, "get_console", lambda: Console(file=io.StringIO()))
+    caplog.set_level(logging.INFO, logger="ppo1_lightning")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "ppo1_lightning"]
+
+
+def test_lines_off_a_terminal(lines: Any) -> None:
+    fit(Progress(refresh_seconds=0), StandIn([math.nan, 2.0]), StandInData(4))
+    assert [line.split(" | ")[:4] for line in lines()] == [
+        ["25.0 %", "10 steps", "1,234 steps/s", "return -"],
+        ["50.0 %", "20 steps", "1,234 steps/s", "return 2.00"],
+        ["75.0 %", "30 steps", "1,234 steps/s", "return 2.00"],
+        ["100.0 %", "40 steps", "1,234 steps/s", "return 2.00"],
+        ["100.0 %", "40 steps", "1,234 steps/s", "return 2.00"],
+    ]
+
+
+def test_one_line_in_a_while(lines: Any) -> None:
+    fit(Progress(), StandIn(), StandInData(50))
+    assert [line.split(" | ")[1] for line in lines()] == ["10 steps", "500 steps"]
+
+
+def test_time_left(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """7 seconds an iteration; a resumed run counts only what it did itself."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    module = StandIn([0.0], lambda iteration: setattr(clock, "now", clock.now + 7.0))
+    module.counters.iterations = 16
+    fit(Progress(refresh_seconds=0), module, StandInData(20, known_length=False))
+    assert [line.split("ETA ")[1] for line in lines()] == [
+        "0:00:21",
+        "0:00:14",
+        "0:00:07",
+        "0:00:00",
+        "0:00:00",
+    ]
+
+
+def test_bar_on_a_terminal(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(rich, "get_console", lambda: console)
+    fit(Progress(), StandIn([2.5]), StandInData(500))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "100.0 % | 5,000 steps | 1,234 steps/s | return 2.50 | ETA 0:00:00" in text
+    assert text.count("steps/s") < 50  # not once an iteration
+    assert text.rstrip().endswith("\x1b[?25h")  # the cursor is back
+    assert lines() == []
+
+
+def test_an_error_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(rich, "get_console", lambda: console)
+
+    def fail(iteration: int) -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(Progress(), StandIn([0.0], fail), StandInData(5))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert text.rstrip().endswith("\x1b[?25h")
+
+
+def test_disabled_shows_nothing(lines: Any) -> None:
+    progress = Progress(refresh_seconds=0)
+    progress.disable()
+    fit(progress, StandIn(), StandInData(3))
+    assert lines() == []
+
+
+def test_no_budget_and_no_logging_set_up(lines: Any) -> None:
+    module, data = StandIn(), StandInData(3)
+    module.on_train_start = lambda: None  # its end comes from the loader
+    module._stop_when_spent = lambda: None
+    progress = Progress(refresh_seconds=0)
+    run = trainer(progress, enable_progress_bar=True, max_epochs=1)
+    run.fit(module, data.train_dataloader())
+    assert lines()[-1] == "- % | 30 steps | 1,234 steps/s | return 0.00 | ETA -"
+
+
+def test_costs_nothing_between_updates(lines: Any, tmp_path: Path) -> None:
+    progress, module = Progress(refresh_seconds=1000), StandIn()
+    fit(progress, module, StandInData(1))
+    progress.on_train_start(module.trainer, module)
+    progress.on_train_batch_end(module.trainer, module, None, None, 0)  # shows the first line
+    start = time.perf_counter()
+    for index in range(1000):
+        progress.on_train_batch_end(module.trainer, module, None, None, index)
+    assert (time.perf_counter() - start) / 1000 < 50e-6
+
+
+def test_status_with_extreme_numbers() -> None:
+    status = Status(1e-12, 2**40, 1e7, -1234.5, 1e30)
+    assert str(status).startswith("0.0 % | 1,099,511,627,776 steps | 10,000,000 steps/s | ")
+    assert "return -1,234.50" in str(status)
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, "soon", None])
+def test_bad_interval(seconds: Any) -> None:
+    with pytest.raises(ConfigurationError, match="refresh_seconds"):
+        Progress(refresh_seconds=seconds)

@@ -1,0 +1,214 @@
+"""Every config composes, its defaults are the code's, and a preset can be chosen at each place."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import hydra
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from ppo1_lightning import PPO, CnnPolicy, EnvironmentSpec, MlpPolicy, cli, simulators
+from ppo1_lightning.budget import Budget
+from ppo1_lightning.plan import Plan
+
+CONF = cli.config_directory()
+ANY_ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4"}
+ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert", "seaquest"]
+ATARI += ["spaceinvaders"]
+MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
+MUJOCO += ["inverteddoublependulum", "ant"]
+CLASSIC = ["envpool", "gymnasium", "cartpole", "acrobot", "mountaincar", "pendulum", "lunarlander"]
+CLASSIC += ["bipedalwalker"]
+PRESETS = (
+    dict.fromkeys(ATARI, "paper_atari")
+    | dict.fromkeys(MUJOCO, "ppo1_mujoco")
+    | dict.fromkeys(CLASSIC, "classic")
+    | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
+)
+RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
+
+
+def compose(*overrides: str) -> DictConfig:
+    OmegaConf.register_new_resolver("slug", cli.slug, replace=True)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", [*overrides, RUN_FOLDER])
+
+
+def compose_env(name: str, *overrides: str) -> DictConfig:
+    needs_id = name in ("atari", "mujoco", "envpool", "gymnasium")
+    given = [f"env.id={ANY_ID.get(name, 'CartPole-v1')}"] if needs_id else []
+    return compose(f"env={name}", *given, *overrides)
+
+
+def names(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def parameters(function: Any, leave_out: set[str]) -> dict[str, Any]:
+    arguments = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in arguments if p.name not in leave_out}
+
+
+def values(node: DictConfig) -> dict[Any, Any]:
+    container = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(container, dict)
+    return {k: v for k, v in container.items() if not str(k).startswith("_")}
+
+
+def test_every_environment_has_a_preset_here() -> None:
+    assert sorted(PRESETS) == [name for name in names("env") if name != "default"]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_environment(name: str) -> None:
+    """``env=NAME`` picks its preset; spaces, policy and sizes fit each other."""
+    config = compose_env(name)
+    preset = compose(f"algo={PRESETS[name]}")
+    assert values(config.algo) == values(preset.algo)
+    assert values(config.policy) == values(preset.policy)
+    assert (config.num_envs, config.num_steps) == (preset.num_envs, preset.num_steps)
+
+    spec = instantiate(config.env, _convert_="all")
+    assert isinstance(spec, EnvironmentSpec)
+    policy = instantiate(config.policy, _convert_="all")
+    policy(*simulators.spaces(spec))
+    PPO(policy, **values(config.algo))
+    for devices in (1, 2) if config.num_envs > 1 else (1,):
+        plan = Plan.create(
+            num_envs=config.num_envs,
+            num_steps=config.num_steps,
+            minibatch_size=config.algo.minibatch_size,
+            devices=devices,
+        )
+        if PRESETS[name] != "classic":  # as in the original, a worker is one environment
+            assert plan.num_workers == config.num_envs
+    Budget(total_steps=config.total_steps)
+
+
+@pytest.mark.parametrize(
+    "override", [f"{g}={n}" for g in ("trainer", "logger", "callbacks", "debug") for n in names(g)]
+)
+def test_groups_compose(override: str) -> None:
+    group, name = override.split("=")
+    config = compose(override)
+    OmegaConf.resolve(config)
+    if name == "none":
+        assert config[group] == {}
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_experiments_compose(name: str) -> None:
+    config = compose(f"experiment={name}")
+    OmegaConf.resolve(config)
+    Budget(**{key: config[key] for key in parameters(Budget, set())})
+    Plan.create(
+        num_envs=config.num_envs,
+        num_steps=config.num_steps,
+        minibatch_size=config.algo.minibatch_size,
+        num_workers=config.num_workers,
+        devices=config.trainer.devices,
+    )
+
+
+def test_algo_defaults_are_the_constructors() -> None:
+    config = OmegaConf.merge(compose(), {"algo": OmegaConf.load(CONF / "algo" / "default.yaml")})
+    assert isinstance(config, DictConfig)
+    expected = parameters(PPO, {"policy", "observation_space", "action_space"})
+    assert values(config.algo) == expected
+    raw = OmegaConf.to_container(OmegaConf.load(CONF / "algo" / "default.yaml"))
+    assert isinstance(raw, dict)
+    for key in ("compile", "seed", "num_workers"):
+        assert raw[key] == f"${{{key}}}"
+
+
+def test_env_defaults_are_the_spec_s() -> None:
+    node = OmegaConf.load(CONF / "env" / "default.yaml")
+    assert isinstance(node, DictConfig)
+    expected = {
+        f.name: {} if f.name == "options" else f.default
+        for f in dataclasses.fields(EnvironmentSpec)
+        if f.name != "id"
+    }
+    assert {k: v for k, v in values(node).items() if k != "id"} == expected
+
+
+@pytest.mark.parametrize(("name", "policy"), [("mlp", MlpPolicy), ("cnn_small", CnnPolicy)])
+def test_policy_defaults_are_the_constructors(name: str, policy: type) -> None:
+    expected = parameters(policy, {"observation_space", "action_space"})
+    assert values(compose(f"policy={name}").policy) == expected
+
+
+def test_paper_atari() -> None:
+    config = compose("env=pong")
+    assert (config.num_envs, config.num_steps, config.total_steps) == (8, 128, 10_000_000)
+    assert config.policy.size == "small"
+    assert config.env.options.stack_num == 4
+    assert config.env.options.episodic_life
+    assert config.env.options.reward_clip
+    algo = config.algo
+    assert (algo.minibatch_size, algo.update_epochs, algo.learning_rate) == (256, 3, 2.5e-4)
+    assert (algo.clip_coef, algo.anneal_clip, algo.schedule) == (0.1, True, "linear")
+
+
+def test_preset_on_the_command_line_brings_its_policy_and_frames() -> None:
+    config = compose("env=pong", "algo=ppo1_atari")
+    assert (config.num_envs, config.num_steps, config.total_steps) == (8, 256, 11_000_000)
+    assert config.policy.size == "large"
+    assert config.env.options.stack_num == 1
+    algo = config.algo
+    assert (algo.minibatch_size, algo.update_epochs, algo.learning_rate) == (512, 4, 1e-3)
+    assert (algo.clip_coef, algo.anneal_clip, algo.schedule) == (0.2, False, "linear")
+    assert simulators.spaces(instantiate(config.env, _convert_="all"))[0].shape == (1, 84, 84)
+
+
+def test_humanoid_reward_scale_is_the_preset_s() -> None:
+    assert compose("env=humanoid").env.reward_scale == 0.1
+    assert compose("env=humanoid", "algo=ppo1_mujoco").env.reward_scale == 1.0
+    assert compose("env=ant", "algo=ppo1_humanoid").env.reward_scale == 0.1
+    assert compose("env=humanoid", "env.reward_scale=1").env.reward_scale == 1
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_command_line_has_the_last_word(order: int) -> None:
+    """Whatever a preset chooses, in whatever order the words come."""
+    words = ["env=pong", "algo=ppo1_atari", "policy=cnn_separate", "num_envs=4"]
+    words += ["total_steps=null", "total_episodes=7", "algo.target_kl=0.01", "seed=5"]
+    words += ["env.options.stack_num=2", "compile=false", "num_workers=2"]
+    config = compose(*words[::order])
+    assert (config.policy.size, config.policy.shared_trunk) == ("tiny", False)
+    assert (config.num_envs, config.num_steps) == (4, 256)
+    assert (config.total_steps, config.total_episodes) == (None, 7)
+    assert (config.algo.target_kl, config.algo.seed) == (0.01, 5)
+    assert (config.algo.compile, config.algo.num_workers) == (False, 2)
+    assert config.env.options.stack_num == 2
+
+
+def test_policy_of_another_size() -> None:
+    config = compose("env=halfcheetah", "policy=mlp_robotics", "policy.num_layers=2")
+    assert (config.policy.hidden_size, config.policy.num_layers) == (256, 2)
+
+
+def test_experiment_overrides_groups_and_is_overridden() -> None:
+    config = compose("experiment=pong_paper_2x", "trainer=cpu", "num_envs=16")
+    assert (config.env.id, config.policy.size) == ("Pong-v5", "large")
+    assert (config.trainer.devices, config.trainer.accelerator) == (1, "cpu")
+    assert config.num_envs == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "clips"),
+    [("halfcheetah", False), ("humanoid", False), ("mujoco", False)]
+    + [(n, True) for n in ("pendulum", "bipedalwalker", "fetchreach", "envpool", "gymnasium")],
+)
+def test_clip_actions(name: str, clips: bool) -> None:
+    assert compose_env(name).env.clip_actions is clips
+
+
+def test_fetchreach_leaves_the_achieved_goal_out() -> None:
+    config = compose("env=fetchreach")
+    assert config.env.observation_keys == ["observation", "desired_goal"]
+    assert (config.policy.hidden_size, config.policy.num_layers) == (256, 3)
