@@ -41,7 +41,14 @@ def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
             "the checkpoint was not written by ppo1_lightning, "
             f"expected the entry {KEY!r} in it, found {', '.join(map(str, checkpoint))}"
         )
-    return checkpoint[KEY]
+    entry = checkpoint[KEY]
+    expected = {"environment", "spaces", "policy", "counters", "episodes"}
+    if not isinstance(entry, dict) or not expected <= entry.keys():
+        raise ConfigurationError(
+            f"the entry {KEY!r} of the checkpoint is damaged, expected "
+            f"{', '.join(sorted(expected))} in it"
+        )
+    return entry
 
 
 def policy_factory(entry: dict[str, Any]) -> PolicyFactory:

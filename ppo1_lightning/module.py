@@ -225,9 +225,13 @@ class PPO(LightningModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         parameters, values = parameters.float(), values.float()  # half precision ends here
         log_probs = self.distribution.log_prob(parameters, minibatch.actions)
-        ratio = (log_probs - minibatch.old_log_probs).exp()
-        surrogate = clipped_surrogate(ratio, minibatch.advantages, clip_coef)
-        error = value_error(values, minibatch.returns, minibatch.old_values, self.value_clip)
+        # An invalid row's ratio is not held near 1 by any clipping, and could overflow.
+        valid = minibatch.weights > 0
+        log_ratio = torch.where(valid, log_probs - minibatch.old_log_probs, 0.0)
+        advantages = torch.where(valid, minibatch.advantages, 0.0)
+        returns = torch.where(valid, minibatch.returns, 0.0)
+        surrogate = clipped_surrogate(log_ratio.exp(), advantages, clip_coef)
+        error = value_error(values, returns, minibatch.old_values, self.value_clip)
         entropy = self.distribution.entropy(parameters)
         return (
             -weighted_mean(surrogate, minibatch.weights),
@@ -442,6 +446,8 @@ class PPO(LightningModule):
         """Build the policy, now that the spaces can be asked for."""
         if hasattr(self, "policy"):
             return
+        if self._trainer is None and (None in self._spaces or self._policy_factory is None):
+            return  # `load_from_checkpoint` comes by: the checkpoint will tell
         observation_space, action_space = self._spaces
         if observation_space is None or action_space is None:
             observation_space, action_space = self._spaces = self._datamodule_spaces()

@@ -51,7 +51,8 @@ class EagerUpdate:
     ) -> None:
         self.policy, self.loss, self.optimizer = policy, loss, optimizer
         self.max_grad_norm = max_grad_norm
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = [p for p in parameters if p.requires_grad]
 
     def __call__(self, minibatch: Minibatch, clip_coef: Tensor) -> None:
         parameters, values, _ = self.policy(minibatch.observations, None)
@@ -130,8 +131,8 @@ class CompiledUpdate:
             return "supports Adam without weight_decay, amsgrad and maximize only"
         if [id(p) for p in group["params"]] != [id(p) for p in policy.parameters()]:
             return "needs an optimizer over all of the policy's parameters"
-        if any(p.dtype != torch.float32 for p in policy.parameters()):
-            return "supports float32 parameters only"
+        if any(p.dtype != torch.float32 or not p.requires_grad for p in policy.parameters()):
+            return "supports float32 parameters only, none of them frozen"
         return None
 
     def _flatten(self) -> _FlatState:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from gymnasium import Space
 from gymnasium.spaces import Box
 
-from ppo1_lightning.errors import ConfigurationError, check_choice, nearest
+from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
-from ppo1_lightning.simulators.base import Backend, EnvironmentSpec, Simulator, Step
+from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator, Step
 from ppo1_lightning.simulators.vector import VectorSimulator
 
 __all__ = ["EnvironmentSpec", "Simulator", "Step", "make_simulator", "spaces"]
@@ -45,9 +45,6 @@ def make_simulator(spec: EnvironmentSpec, seeds: Sequence[int]) -> Simulator:
 
 def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:
     """Return the simulator class of the first library that has the id."""
-    check_choice("backend", spec.backend, get_args(Backend))
-    if not isinstance(spec.id, str) or not spec.id:
-        raise ConfigurationError(f"environment id {spec.id!r} is not a name such as 'CartPole-v1'")
     candidates = _candidates(spec)
     for candidate in candidates:
         if candidate.has_id(spec.id):

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
-from ppo1_lightning.errors import ConfigurationError, check_flag, nearest
+from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.base import EnvironmentSpec
 
 
@@ -73,7 +73,7 @@ class ActionAdapter:
     """
 
     def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any]) -> None:
-        self._clip = check_flag("clip_actions", spec.clip_actions)
+        self._clip = spec.clip_actions
         self._offset: NDArray[np.int64] | None = None  # our action 0 is the simulator's offset
         self.space: Box | Discrete | MultiDiscrete | MultiBinary
         if isinstance(space, Discrete):

@@ -5,11 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
+
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
 
 Backend = Literal["auto", "envpool", "gymnasium"]
 
@@ -17,6 +25,9 @@ Backend = Literal["auto", "envpool", "gymnasium"]
 @dataclass(frozen=True)
 class EnvironmentSpec:
     """Which environment to run and how its data are prepared: plain values that can be pickled.
+
+    Raises:
+        ConfigurationError: a value of the wrong type or out of range.
 
     Attributes:
         id: name of the environment, such as ``"Pong-v5"`` or ``"mypackage:MyEnv-v0"``.
@@ -38,6 +49,24 @@ class EnvironmentSpec:
     clip_actions: bool = False
     observation_keys: Sequence[str] | None = None
     num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id:
+            raise ConfigurationError(f"env.id={self.id!r} is not a name such as 'CartPole-v1'")
+        check_choice("env.backend", self.backend, get_args(Backend))
+        if not isinstance(self.options, Mapping) or not all(
+            isinstance(name, str) for name in self.options
+        ):
+            raise ConfigurationError(
+                f"env.options={self.options!r} is not a mapping from names to values"
+            )
+        check_number("env.reward_scale", self.reward_scale, above=0)
+        check_flag("env.clip_actions", self.clip_actions)
+        keys = self.observation_keys
+        if keys is not None and (isinstance(keys, str) or not isinstance(keys, Sequence)):
+            raise ConfigurationError(f"env.observation_keys={keys!r} is not a list of names")
+        if self.num_threads is not None:
+            check_integer("env.num_threads", self.num_threads, at_least=1)
 
 
 class Step(NamedTuple):

@@ -161,7 +161,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
 def _num_threads(spec: EnvironmentSpec, num_envs: int) -> int:
     """Return the number of worker threads of this rank."""
     if spec.num_threads is not None:
-        return check_integer("num_threads", spec.num_threads, at_least=1)
+        return spec.num_threads
     return max(1, min(num_envs, _cores() // _local_ranks()))
 
 

@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo1_lightning.errors import ConfigurationError, SimulationError, check_number, nearest
+from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest
 from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator, Step
 
@@ -47,7 +47,7 @@ class VectorSimulator(Simulator):
         checked = _check_seeds(seeds)
         observation_space, action_space = self.native_spaces(spec)
         self._id = spec.id
-        self._reward_scale = np.float32(check_number("reward_scale", spec.reward_scale, above=0))
+        self._reward_scale = np.float32(spec.reward_scale)
         self._observations = ObservationAdapter(spec, observation_space)
         self._actions = ActionAdapter(spec, action_space)
         self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
@@ -149,18 +149,15 @@ class VectorSimulator(Simulator):
         """Return a copy of the options, none of which may be ``reserved`` (name -> what to do).
 
         Raises:
-            ConfigurationError: a reserved option, or no mapping from names to values.
+            ConfigurationError: a reserved option.
         """
-        options = spec.options
-        if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-            raise ConfigurationError(f"options={options!r} is not a mapping from names to values")
-        for name in options:
+        for name in spec.options:
             if name in reserved:
                 raise ConfigurationError(
                     f"option {name!r} of {spec.id!r} cannot be set here, expected it absent: "
                     f"{reserved[name]}"
                 )
-        return dict(options)
+        return dict(spec.options)
 
     @classmethod
     def check_names(

@@ -235,10 +235,9 @@ BAD_OPTIONS = [
 
 @pytest.mark.parametrize(("env_id", "options", "message"), BAD_OPTIONS)
 def test_bad_options_are_refused_in_one_line(env_id, options, message):
-    spec = EnvironmentSpec(env_id, "envpool", options=options)
-    for make in (lambda: spaces(spec), lambda: make_simulator(spec, [0])):
+    for make in (spaces, lambda spec: make_simulator(spec, [0])):
         with pytest.raises(ConfigurationError) as caught:
-            make()
+            make(EnvironmentSpec(env_id, "envpool", options=options))
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -291,27 +290,36 @@ def test_unknown_ids_lead_to_the_nearest(env_id, backend, message):
 
 
 REFUSED = [
-    (EnvironmentSpec("CartPole-v1", "envpol"), "did you mean 'envpool'"),  # type: ignore[arg-type]
-    (EnvironmentSpec("CartPole-v1", num_threads=0), "num_threads=0 is out of range"),
-    (EnvironmentSpec("CartPole-v1", num_threads=-1), "num_threads=-1 is out of range"),
-    (EnvironmentSpec("CartPole-v1", reward_scale=0), "reward_scale=0 is out of range"),
-    (EnvironmentSpec("CartPole-v1", reward_scale=float("nan")), "not a finite number"),
-    (EnvironmentSpec("CartPole-v1", clip_actions="no"), "not true or false"),  # type: ignore[arg-type]
-    (EnvironmentSpec("CartPole-v1", observation_keys=["x"]), "not a Dict"),
-    (EnvironmentSpec("FetchReach-v4", observation_keys=["goal"]), "did you mean 'desired_goal'"),
-    (EnvironmentSpec("FetchReach-v4", observation_keys="observation"), "is not a list of names"),
-    (EnvironmentSpec("FetchReach-v4", observation_keys=[]), "is not a list of names"),
-    (EnvironmentSpec("FetchReach-v4", observation_keys=["observation"] * 2), "name twice"),
-    (EnvironmentSpec("FrozenLake-v1", "envpool"), "observes Discrete(16), expected a Box"),
-    (EnvironmentSpec("MiniGrid-Empty-5x5-v0"), "observes Discrete(4) as 'direction', expected"),
-    (EnvironmentSpec("TicTacToe-v1"), "several players"),
+    (lambda: EnvironmentSpec("CartPole-v1", "envpol"), "did you mean 'envpool'"),  # type: ignore[arg-type]
+    (lambda: EnvironmentSpec("CartPole-v1", num_threads=0), "num_threads=0 is out of range"),
+    (lambda: EnvironmentSpec("CartPole-v1", num_threads=-1), "num_threads=-1 is out of range"),
+    (lambda: EnvironmentSpec("CartPole-v1", reward_scale=0), "reward_scale=0 is out of range"),
+    (lambda: EnvironmentSpec("CartPole-v1", reward_scale=float("nan")), "not a finite number"),
+    (lambda: EnvironmentSpec("CartPole-v1", clip_actions="no"), "not true or false"),  # type: ignore[arg-type]
+    (lambda: EnvironmentSpec("CartPole-v1", observation_keys=["x"]), "not a Dict"),
+    (
+        lambda: EnvironmentSpec("FetchReach-v4", observation_keys=["goal"]),
+        "did you mean 'desired_goal'",
+    ),
+    (
+        lambda: EnvironmentSpec("FetchReach-v4", observation_keys="observation"),
+        "is not a list of names",
+    ),
+    (lambda: EnvironmentSpec("FetchReach-v4", observation_keys=[]), "is not a list of names"),
+    (lambda: EnvironmentSpec("FetchReach-v4", observation_keys=["observation"] * 2), "name twice"),
+    (lambda: EnvironmentSpec("FrozenLake-v1", "envpool"), "observes Discrete(16), expected a Box"),
+    (
+        lambda: EnvironmentSpec("MiniGrid-Empty-5x5-v0"),
+        "observes Discrete(4) as 'direction', expected",
+    ),
+    (lambda: EnvironmentSpec("TicTacToe-v1"), "several players"),
 ]
 
 
-@pytest.mark.parametrize(("spec", "message"), REFUSED)
-def test_specifications_that_cannot_work_are_refused(spec, message):
+@pytest.mark.parametrize(("make_spec", "message"), REFUSED)
+def test_specifications_that_cannot_work_are_refused(make_spec, message):
     with pytest.raises(ConfigurationError) as caught:
-        make_simulator(spec, [0])
+        make_simulator(make_spec(), [0])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
