@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ppo1_lightning.distributed import all_sum
 
+_ROUNDING = 1e-14
+"""Share of the squared mean below which a variance is rounding, of float32 rows and its own."""
+
 
 def generalized_advantages(
     rewards: Tensor,
@@ -65,8 +68,7 @@ def standardize(advantages: Tensor, valid: Tensor, moments: Tensor, epsilon: flo
     count, total, squares = moments.unbind(-1)
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-    # Below 1e-7 of the mean a spread is rounding: of float32 rows, and of this subtraction.
-    flat = (count < 2) | (variance <= 1e-14 * mean.square())
+    flat = (count < 2) | (variance <= _ROUNDING * mean.square())
     scale = torch.where(flat, 1.0, 1.0 / (torch.where(flat, 1.0, variance).sqrt() + epsilon))
     result = (advantages.double() - mean[:, None]) * scale[:, None]
     return torch.where(valid, result, 0.0).float()
@@ -86,6 +88,7 @@ def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> tuple[
     stacked = torch.stack([returns, returns - values])
     moments = all_sum(group_moments(stacked, valid.expand_as(stacked)))
     count, total, squares = moments.unbind(-1)
-    of_returns, of_residuals = (squares / count - (total / count).square()).tolist()
-    variance = 1 - of_residuals / of_returns if of_returns > 0 else float("nan")
-    return variance, int(count[0])
+    means = total / count
+    of_returns, of_residuals = (squares / count - means.square()).tolist()
+    varies = of_returns > _ROUNDING * means[0].item() ** 2
+    return 1 - of_residuals / of_returns if varies else float("nan"), int(count[0])

@@ -30,13 +30,12 @@ class TensorFlowAdam(torch.optim.Adam):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
-        for group in self.param_groups:
-            group.setdefault("epsilon_hat", eps)
+        self.epsilon_hat = eps
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """Take one step."""
         for group in self.param_groups:
             first = self.state.get(group["params"][0], {})
             t = 1 + int(first.get("step", 0))
-            group["eps"] = group["epsilon_hat"] / math.sqrt(1 - group["betas"][1] ** t)
+            group["eps"] = self.epsilon_hat / math.sqrt(1 - group["betas"][1] ** t)
         return super().step(closure)

@@ -34,9 +34,14 @@ def distribution_for(action_space: Space[Any]) -> Distribution:
         case MultiBinary():
             return Bernoulli(int(np.prod(action_space.shape)))
     raise ConfigurationError(
-        f"action space {action_space} is not supported, "
+        f"action space {name_of(action_space)} is not supported, "
         "expected Box (one-dimensional), Discrete, MultiDiscrete or MultiBinary"
     )
+
+
+def name_of(space: Space[Any]) -> str:
+    """Return a space in one short line (``str`` of a Box spells out every bound)."""
+    return f"Box(shape={space.shape}, {space.dtype})" if isinstance(space, Box) else str(space)
 
 
 def describe(space: Space[Any]) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def describe(space: Space[Any]) -> dict[str, Any]:
             return {"type": "MultiDiscrete", "nvec": space.nvec.flatten().tolist()}
         case MultiBinary():
             return {"type": "MultiBinary", "n": int(np.prod(space.shape))}
-    raise ConfigurationError(f"space {space} is not supported")
+    raise ConfigurationError(f"space {name_of(space)} is not supported")
 
 
 def restore(description: dict[str, Any]) -> Space[Any]:

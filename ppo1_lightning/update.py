@@ -114,7 +114,6 @@ class CompiledUpdate:
         self._steps_taken = int(first.get("step", 0))
         self._state = self._flatten()
         self._write_steps(optimizer)
-        optimizer.register_state_dict_pre_hook(self._write_steps)
         self._graphs: list[Callable[..., Any]] = []
 
     @staticmethod
@@ -169,6 +168,7 @@ class CompiledUpdate:
         started = time.perf_counter()
         copies = _FlatState(*(vector.clone() for vector in self._state))
         self._run(copies, minibatch, clip_coef, self._adam_scale(1))
+        self.optimizer.register_state_dict_pre_hook(self._write_steps)
         return time.perf_counter() - started
 
     def _run(
@@ -196,7 +196,7 @@ class CompiledUpdate:
         beta1, beta2 = group["betas"]
         correction = (1 - beta2**t) ** 0.5
         # Both styles as a * m / (sqrt(v) + eps), see `TensorFlowAdam`.
-        epsilon = group.get("epsilon_hat", group["eps"] * correction)
+        epsilon = getattr(self.optimizer, "epsilon_hat", group["eps"] * correction)
         step_size = group["lr"] * correction / (1 - beta1**t)
         return torch.tensor([step_size, epsilon], device=self._state.flat.device)
 

@@ -11,7 +11,6 @@ import pytest
 
 from ppo1_lightning import train
 
-
 Run = Callable[..., list[tuple[int, float]]]
 
 

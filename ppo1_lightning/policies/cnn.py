@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import convolution, linear
+from ppo1_lightning.spaces import name_of
 
 
 class _Convolution(NamedTuple):
@@ -62,7 +63,7 @@ class CnnPolicy(ActorCritic):
     ) -> None:
         if not isinstance(observation_space, Box) or len(observation_space.shape) != 3:
             raise ConfigurationError(
-                f"CnnPolicy cannot read observations of {observation_space}, "
+                f"CnnPolicy cannot read observations of {name_of(observation_space)}, "
                 "expected images [channels, height, width]; vectors need policy=mlp"
             )
         check_choice("policy.size", size, ARCHITECTURES)

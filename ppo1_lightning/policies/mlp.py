@@ -13,6 +13,7 @@ from ppo1_lightning.errors import ConfigurationError, check_integer
 from ppo1_lightning.normalization import ObservationNormalizer
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import linear
+from ppo1_lightning.spaces import name_of
 
 
 class MlpPolicy(ActorCritic):
@@ -42,7 +43,7 @@ class MlpPolicy(ActorCritic):
     ) -> None:
         if not isinstance(observation_space, Box) or len(observation_space.shape) != 1:
             raise ConfigurationError(
-                f"MlpPolicy cannot read observations of {observation_space}, "
+                f"MlpPolicy cannot read observations of {name_of(observation_space)}, "
                 "expected a one-dimensional Box; images need policy=cnn_small or cnn_large"
             )
         hidden_size = check_integer("policy.hidden_size", hidden_size, at_least=1)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.base import EnvironmentSpec
+from ppo1_lightning.spaces import name_of
 
 
 class ObservationAdapter:
@@ -40,7 +41,7 @@ class ObservationAdapter:
         if spec.observation_keys is not None:
             raise ConfigurationError(
                 f"observation_keys={list(spec.observation_keys)} does not apply to {spec.id!r}, "
-                f"whose observation is {space} and not a Dict; expected null"
+                f"whose observation is {name_of(space)} and not a Dict; expected null"
             )
         self.space = _observation_box(spec, space)
 
@@ -92,7 +93,7 @@ class ActionAdapter:
             self._offset = low
         else:
             raise ConfigurationError(
-                f"environment {spec.id!r} has the action space {space}, expected a Box, Discrete, "
+                f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, Discrete, "
                 "MultiDiscrete or MultiBinary"
             )
         self._native_shape = space.shape or ()

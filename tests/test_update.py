@@ -1,0 +1,278 @@
+"""The eager and the compiled path compute the same update, and the right one is chosen."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config as inductor
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+
+from ppo1_lightning import PPO, ConfigurationError, MlpPolicy
+from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.policies import PolicyFactory
+from ppo1_lightning.segment import Minibatch
+from ppo1_lightning.update import COMPILE_FROM_STEPS, CompiledUpdate, EagerUpdate, make_update
+
+OBSERVATIONS, ACTIONS = Box(-1, 1, (6,)), Discrete(3)
+LONG, SHORT = COMPILE_FROM_STEPS, COMPILE_FROM_STEPS - 1
+
+# Optimizer and max_grad_norm; gradients are longer than 0.05.
+CASES = {"torch": (torch.optim.Adam, None), "tensorflow": (TensorFlowAdam, 0.05)}
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def small_mlp(observation_space: Any, action_space: Any) -> nn.Module:
+    return MlpPolicy(observation_space, action_space, hidden_size=8, num_layers=1)
+
+
+class Run:
+    """A policy, its loss and its optimizer; a path is taken with `take`."""
+
+    def __init__(self, case: str, policy: PolicyFactory = small_mlp) -> None:
+        kind, self.max_grad_norm = CASES[case]
+        self.ppo = PPO(
+            policy,
+            ent_coef=0.01,
+            value_clip=0.3,
+            observation_space=OBSERVATIONS,
+            action_space=ACTIONS,
+        )
+        self.ppo.configure_model()
+        self.policy = self.ppo.policy
+        self.optimizer = kind(self.policy.named_parameters(), lr=1e-3, eps=1e-5)
+        self.update: Any = None
+
+    def take(self, path: str | bool, optimizer_steps: int | None = LONG) -> Any:
+        if path in ("eager", "compiled"):
+            path = path == "compiled"
+        self.update = make_update(
+            self.policy,
+            self.ppo.loss,
+            self.optimizer,
+            max_grad_norm=self.max_grad_norm,
+            compile=path,
+            optimizer_steps=optimizer_steps,
+            example=(minibatch(0), torch.tensor(0.2)),
+        )
+        return self.update
+
+    def steps(self, numbers: range) -> Tensor:
+        """Take steps; learning rate, clip range and normaliser change as in a real run."""
+        for t in numbers:
+            self.optimizer.param_groups[0]["lr"] = 1e-3 * (1 - t / 40)
+            if t % 8 == 0 and isinstance(self.policy, MlpPolicy):
+                assert self.policy.observation_normalizer is not None
+                self.policy.observation_normalizer.update(3 * minibatch(t).observations + 1)
+            self.update(minibatch(t), torch.tensor(0.2 * (1 - t / 40)))
+        return self.parameters()
+
+    def parameters(self) -> Tensor:
+        return torch.cat([p.detach().flatten() for p in self.policy.parameters()]).clone()
+
+    def adam_steps(self) -> list[int]:
+        return [int(state["step"]) for state in self.optimizer.state_dict()["state"].values()]
+
+
+def minibatch(seed: int) -> Minibatch:
+    stream = torch.Generator().manual_seed(seed)
+    valid = torch.rand(16, generator=stream) > 0.2
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=stream)
+
+    return Minibatch(
+        observations=normal(16, 6),
+        actions=torch.randint(3, (16,), generator=stream),
+        advantages=normal(16),
+        returns=normal(16),
+        old_values=normal(16),
+        old_parameters=normal(16, 3),
+        old_log_probs=-1.1 + 0.2 * normal(16),
+        weights=valid / valid.sum(),
+    )
+
+
+def saved_and_loaded(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+@every_case
+def test_both_paths_take_the_same_steps(case: str):
+    eager, compiled = Run(case), Run(case)
+    assert isinstance(eager.take("eager"), EagerUpdate)
+    assert isinstance(compiled.take("compiled"), CompiledUpdate)
+    start = eager.parameters()
+    assert torch.equal(compiled.parameters(), start)  # compiling is no step
+    ours, theirs = compiled.steps(range(20)), eager.steps(range(20))
+    assert_same(ours, theirs)
+    assert (theirs - start).abs().max() > 1e-3
+    assert (
+        compiled.adam_steps() == eager.adam_steps() == [20] * len(list(eager.policy.parameters()))
+    )
+    observations = minibatch(99).observations
+    torch.testing.assert_close(compiled.policy(observations), eager.policy(observations))
+
+
+@pytest.mark.parametrize(("first", "second"), [("eager", "compiled"), ("compiled", "eager")])
+def test_each_path_continues_the_others_checkpoint(first: str, second: str):
+    whole, before, after = (Run("tensorflow") for _ in range(3))
+    whole.take("eager")
+    expected = whole.steps(range(20))
+    before.take(first)
+    before.steps(range(10))
+    after.policy.load_state_dict(saved_and_loaded(before.policy.state_dict()))
+    after.optimizer.load_state_dict(saved_and_loaded(before.optimizer.state_dict()))
+    after.take(second)
+    assert_same(after.steps(range(10, 20)), expected)
+    assert set(after.adam_steps()) == {20}
+    assert set(before.adam_steps()) == {10}
+
+
+def test_two_compiled_updates_in_one_process():
+    compiled, eager = ({case: Run(case) for case in CASES} for _ in range(2))
+    for case in CASES:
+        compiled[case].take("compiled")
+        eager[case].take("eager")
+    for t in range(10):
+        for run in compiled.values():
+            run.steps(range(t, t + 1))
+    for case in CASES:
+        assert_same(compiled[case].parameters(), eager[case].steps(range(10)))
+
+
+def test_max_grad_norm():
+    """A first Adam step with a huge epsilon is the gradient, scaled."""
+    moved = []
+    for max_grad_norm in (None, 0.05):
+        run = Run("torch")
+        run.max_grad_norm = max_grad_norm
+        run.optimizer.param_groups[0].update(lr=1.0, eps=1e4)
+        start = run.parameters().double()
+        run.take("eager")(minibatch(0), torch.tensor(0.2))
+        moved.append((run.parameters().double() - start) * 1e4)
+    norms = [difference.norm().item() for difference in moved]
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.05, rel=1e-2)
+
+
+# -------------------------------------------------------------------- which path
+
+
+@pytest.fixture
+def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for the compiler where only the choice matters."""
+    monkeypatch.setattr(CompiledUpdate, "compile", lambda *example: 0.0)
+
+
+@pytest.mark.usefixtures("no_compiling")
+@pytest.mark.parametrize(
+    ("path", "optimizer_steps", "expected", "said"),
+    [
+        ("auto", SHORT, EagerUpdate, "would not repay itself in 19,999 optimizer steps"),
+        ("auto", LONG, CompiledUpdate, "compiled in"),
+        ("auto", None, CompiledUpdate, "compiled in"),
+        (True, 1, CompiledUpdate, "compiled in"),
+        (False, LONG, EagerUpdate, None),
+    ],
+)
+def test_choice(
+    path: str | bool,
+    optimizer_steps: int | None,
+    expected: type,
+    said: str | None,
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level(logging.INFO)
+    assert type(Run("torch").take(path, optimizer_steps)) is expected
+    messages = [record.getMessage() for record in caplog.records if "ppo1" in record.name]
+    assert len(messages) == (said is not None)
+    assert all(said is not None and said in message for message in messages)
+
+
+def unsupported_optimizers(policy: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    parameters = list(policy.parameters())
+    groups = [{"params": parameters[:1]}, {"params": parameters[1:]}]
+    return {
+        "SGD": torch.optim.SGD(parameters, lr=0.1),
+        "AdamW": torch.optim.AdamW(parameters),
+        "one parameter group": torch.optim.Adam(groups),
+        "weight_decay": torch.optim.Adam(parameters, weight_decay=0.1),
+        "amsgrad": torch.optim.Adam(parameters, amsgrad=True),
+        "maximize": torch.optim.Adam(parameters, maximize=True),
+        "all of the policy's parameters": torch.optim.Adam(parameters[1:]),
+    }
+
+
+@pytest.mark.parametrize("name", unsupported_optimizers(nn.Linear(1, 1)))
+def test_other_optimizers_take_the_eager_path(name: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    run = Run("torch")
+    run.optimizer = unsupported_optimizers(run.policy)[name]
+    with pytest.raises(ConfigurationError, match=f"compile=true .*{name}.*compile=false") as error:
+        run.take(True)
+    assert "\n" not in str(error.value)
+    start = run.parameters()
+    assert isinstance(run.take("auto"), EagerUpdate)
+    assert name in caplog.text
+    assert (run.steps(range(1)) != start).any()
+
+
+class Linear(nn.Module):
+    """The simplest policy."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        outputs = self.head(observation)
+        return outputs[:, :3], outputs[:, 3], None
+
+
+class Untraceable(Linear):
+    """A policy whose Python code depends on the numbers that it sees."""
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        sign = 1 if observation.sum().item() > 0 else -1
+        return super().forward(sign * observation, state)
+
+
+def test_a_run_that_cannot_be_compiled_is_the_eager_run(caplog: pytest.LogCaptureFixture):
+    eager, failed = Run("tensorflow", Untraceable), Run("tensorflow", Untraceable)
+    eager.take("eager")
+    assert isinstance(failed.take("auto"), EagerUpdate)
+    (record,) = [record for record in caplog.records if "ppo1" in record.name]
+    assert record.levelno == logging.WARNING
+    assert "\n" not in record.getMessage()
+    for steps in (range(5), range(5, 10)):
+        assert_same(failed.steps(steps), eager.steps(steps))
+        # Saving must not disturb the run either.
+        assert failed.adam_steps() == eager.adam_steps() == [steps.stop] * 2
+
+
+def test_a_run_that_has_to_be_compiled_and_cannot_is_refused_in_one_line():
+    with pytest.raises(ConfigurationError, match="compile=true failed: ") as error:
+        Run("torch", Untraceable).take(True)
+    assert "\n" not in str(error.value)
+
+
+def test_without_a_compiler(caplog: pytest.LogCaptureFixture):
+    missing = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
+    with inductor.patch(missing):
+        assert isinstance(Run("torch", Linear).take("auto"), EagerUpdate)
+    (record,) = [record for record in caplog.records if "ppo1" in record.name]
+    assert record.getMessage().startswith("update: eager, because compiling failed: ")
+    assert "C++ compiler" in record.getMessage()
+    assert "\n" not in record.getMessage()
