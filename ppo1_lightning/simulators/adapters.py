@@ -93,8 +93,8 @@ class ActionAdapter:
             self._offset = low
         else:
             raise ConfigurationError(
-                f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, Discrete, "
-                "MultiDiscrete or MultiBinary"
+                f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
+                "Discrete, MultiDiscrete or MultiBinary"
             )
         self._native_shape = space.shape or ()
         self._native_dtype = space.dtype

@@ -1,0 +1,394 @@
+"""One and two devices are the same experiment: parameters, statistics and metrics agree.
+
+All two-device runs share one pair of processes; the one-device runs are made in the test's own.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from lightning import Trainer
+from numpy.typing import NDArray
+from ranks import run_on_ranks
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout, RolloutDataModule, distributed
+from ppo1_lightning.segment import Minibatch
+
+NUM_ENVS, NUM_STEPS, ITERATIONS = 4, 32, 2
+EPOCHS = 4
+
+
+# -------------------------------------------------------------------- recorded rollouts
+
+
+def recorded(kind: str, iteration: int) -> Rollout:
+    """Return a rollout of all environments, of which the last two end five times as often.
+
+    Rewards and observations differ by environment too, so that no statistic is the same on both
+    ranks. ``kind`` is "box", "discrete" or "image".
+    """
+    generator = np.random.default_rng([iteration, len(kind)])
+    shape = (NUM_STEPS, NUM_ENVS)
+    env = np.arange(NUM_ENVS)
+    ends = np.zeros(shape, np.bool_)
+    for t in range(NUM_STEPS - 1):
+        after_reset = ~ends[t - 1] if t else np.full(NUM_ENVS, True)
+        ends[t] = after_reset & (generator.random(NUM_ENVS) < np.where(env < 2, 0.06, 0.3))
+    valid = np.concatenate([np.full((1, NUM_ENVS), True), ~ends[:-1]])
+    truncated = ends & (generator.random(shape) < 0.5)
+
+    if kind == "image":
+        observations = generator.integers(0, 64 * (env + 1), (*shape[:1], 4, 36, 36, NUM_ENVS))
+        observations = np.moveaxis(observations, -1, 1).astype(np.uint8)
+    else:
+        observations = generator.normal(env[:, None], 1.0 + env[:, None], (*shape, 3))
+    actions = (
+        generator.normal(size=(*shape, 2)) if kind == "box" else generator.integers(0, 3, shape)
+    )
+    rewards = np.where(valid, generator.normal(env, 1.0 + env, shape), 0.0)
+    episode = np.where(ends, generator.integers(1, 20, shape), np.nan)
+    return Rollout(
+        observations=as_tensor(observations),
+        actions=as_tensor(actions),
+        rewards=as_tensor(rewards),
+        values=as_tensor(generator.normal(size=(NUM_STEPS + 1, NUM_ENVS))),
+        terminated=as_tensor(ends & ~truncated),
+        truncated=as_tensor(truncated),
+        valid=as_tensor(valid),
+        episode_returns=as_tensor(episode * (1 + env)),
+        episode_lengths=as_tensor(episode),
+        policy_version=iteration,
+        fraction_spent=iteration / ITERATIONS,
+    )
+
+
+def as_tensor(array: NDArray[Any]) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+class RecordedRollouts(IterableDataset[Rollout]):
+    """One rank's environments of every recorded rollout."""
+
+    def __init__(self, kind: str, rank: int, ranks: int) -> None:
+        share = NUM_ENVS // ranks
+        self.kind, self.envs = kind, slice(rank * share, (rank + 1) * share)
+
+    def __len__(self) -> int:
+        return ITERATIONS
+
+    def __iter__(self) -> Iterator[Rollout]:
+        for iteration in range(ITERATIONS):
+            whole = recorded(self.kind, iteration)
+            fields: dict[str, Any] = {
+                name: field[:, self.envs]
+                for name, field in whole._asdict().items()
+                if isinstance(field, Tensor)
+            }
+            yield whole._replace(**fields)
+
+
+# -------------------------------------------------------------------- runs
+
+
+class Snapshot(NamedTuple):
+    """What an iteration left behind on one rank."""
+
+    parameters: dict[str, Tensor]
+    statistics: list[Tensor]  # running sums of observations and of returns
+    metrics: dict[str, float]
+    update: str  # the path taken
+    losses: int  # evaluations of the loss, where it is not compiled
+    acted_on: set[int]  # environments in each call of `act`
+    observations: Tensor  # [T, N of this rank, ...]
+
+
+class WatchedPPO(PPO):
+    """PPO that takes a snapshot of every iteration."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.snapshots: list[Snapshot] = []
+        self.losses, self.acted_on = 0, set()
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if not self.snapshots:
+            self.snapshots.append(self.snapshot(torch.empty(0)))
+
+    def training_step(self, rollout: Rollout, batch_idx: int) -> None:
+        self.losses = 0
+        super().training_step(rollout, batch_idx)
+        self.snapshots.append(self.snapshot(rollout.observations))
+
+    def loss(
+        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
+    ) -> Tensor:
+        self.losses += 1
+        return super().loss(parameters, values, minibatch, clip_coef)
+
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        self.acted_on.add(len(observations))
+        return super().act(observations, noise)
+
+    def snapshot(self, observations: Tensor) -> Snapshot:
+        normalizers = (getattr(self.policy, "observation_normalizer", None), self.reward_normalizer)
+        return Snapshot(
+            {name: p.detach().clone() for name, p in self.policy.named_parameters()},
+            [v.clone() for n in normalizers if n is not None for v in n.get_extra_state().values()],
+            {name: value for name, value in self.metrics.items() if name != "steps_per_second"},
+            type(self._update).__name__,
+            self.losses,
+            set(self.acted_on),
+            observations,
+        )
+
+
+def fit(module: WatchedPPO, data: Any, ranks: int) -> list[Snapshot]:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        max_epochs=-1 if isinstance(data, RolloutDataModule) else 1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, data)
+    return module.snapshots
+
+
+Run = Callable[[int, int], list[Snapshot]]
+"""From rank and number of ranks to the state before the run and after each iteration."""
+
+
+def from_recorded(rank: int, ranks: int, *, kind: str = "box", **options: Any) -> list[Snapshot]:
+    module = WatchedPPO(
+        CnnPolicy if kind == "image" else partial(MlpPolicy, hidden_size=16, num_layers=1),
+        observation_space=Box(0, 255, (4, 36, 36), np.uint8)
+        if kind == "image"
+        else Box(-np.inf, np.inf, (3,), np.float32),
+        action_space=Box(-1, 1, (2,), np.float32) if kind == "box" else Discrete(3),
+        **{
+            "minibatch_size": 32,
+            "update_epochs": EPOCHS,
+            "learning_rate": 1e-3,
+            "schedule": "linear",
+            "ent_coef": 0.01,
+            "compile": False,
+            **options,
+        },
+    )
+    return fit(module, RecordedRollouts(kind, rank, ranks), ranks)
+
+
+def from_start(rank: int, ranks: int, *, env: str) -> list[Snapshot]:
+    module = WatchedPPO(MlpPolicy, minibatch_size=64, update_epochs=EPOCHS, compile=False)
+    data = RolloutDataModule(env, num_envs=NUM_ENVS, num_steps=100, total_iterations=3)
+    return fit(module, data, ranks)
+
+
+CLIPPED = {"value_clip": 0.2, "max_grad_norm": 0.1}
+UPDATES: dict[str, Run] = {
+    "box": from_recorded,
+    "discrete": partial(from_recorded, kind="discrete"),
+    "image": partial(from_recorded, kind="image"),
+    "two workers": partial(from_recorded, num_workers=2),
+    "rollout": partial(from_recorded, normalize_advantages="rollout"),
+    "minibatch": partial(from_recorded, normalize_advantages="minibatch"),
+    "none": partial(from_recorded, normalize_advantages="none"),
+    "target_kl": partial(
+        from_recorded, target_kl=0.005, update_epochs=8, learning_rate=3e-3, schedule="constant"
+    ),
+    "normalize_returns": partial(from_recorded, normalize_returns=True),
+    "bootstrap_truncation": partial(from_recorded, bootstrap_truncation=True),
+    "clipped": partial(from_recorded, **CLIPPED),
+    "compiled": partial(from_recorded, **CLIPPED, compile=True),
+}
+EAGER = {"compiled": "clipped"}
+"""Runs that must agree with another one on one device, which spares compiling twice."""
+
+ENVS = ("CartPole-v1", "Pendulum-v1")
+RUNS: dict[str, Run] = UPDATES | {env: partial(from_start, env=env) for env in ENVS}
+
+
+# -------------------------------------------------------------------- deliberate mistakes
+
+
+class Mistake(NamedTuple):
+    """One of the runs above, in which a function of the package is told something wrong."""
+
+    run: str
+    function: str
+    belief: dict[str, int]  # what `distributed` tells it
+
+    def make(self) -> AbstractContextManager[Any]:
+        target = f"ppo1_lightning.{self.function}"
+        original = pkgutil.resolve_name(target)
+        told: dict[str, Any] = {k: lambda value=v: value for k, v in self.belief.items()}
+
+        def mistaken(*args: Any, **kwargs: Any) -> Any:
+            with patch.multiple(distributed, **told):
+                return original(*args, **kwargs)
+
+        return patch(target, mistaken)
+
+
+ALONE = {"world_size": 1}  # so that sums and gathered tensors stay local
+FIRST = {"rank": 0}  # so that every rank takes the first share
+
+MISTAKES = {
+    "advantage moments": Mistake("rollout", "module.PPO._standardize_advantages", ALONE),
+    "minibatch's advantage moments": Mistake("minibatch", "module.PPO._minibatches", ALONE),
+    "weights": Mistake("box", "module.minibatch_weights", ALONE),
+    "order": Mistake("box", "module.PPO.minibatch_order", FIRST),
+    "gradient": Mistake("box", "update.EagerUpdate.__call__", ALONE),
+    "observation moments": Mistake("box", "normalization.ObservationNormalizer.update", ALONE),
+    "return moments": Mistake("normalize_returns", "normalization.RewardNormalizer.forward", ALONE),
+    "seeds": Mistake("CartPole-v1", "data.RolloutDataModule._make_simulator", FIRST),
+    "noise": Mistake("Pendulum-v1", "rollout.RolloutDataset.collect", FIRST),
+}
+MEASURING_MISTAKES = {
+    "losses": Mistake("box", "module.PPO._evaluate", ALONE),
+    "explained variance": Mistake("box", "module.explained_variance", ALONE),
+    "episodes": Mistake("box", "episodes.EpisodeStatistics.update", ALONE),
+}
+
+
+# -------------------------------------------------------------------- one device, two devices
+
+
+def on_this_rank(rank: int) -> dict[str, list[Snapshot]]:
+    """Make every run and every mistake as one of two ranks."""
+    mistakes = MISTAKES | MEASURING_MISTAKES
+    todo = {name: (run, nullcontext()) for name, run in RUNS.items()}
+    todo |= {name: (RUNS[mistake.run], mistake.make()) for name, mistake in mistakes.items()}
+    results = {}
+    for name, (run, conditions) in todo.items():
+        with conditions:
+            results[name] = run(rank, 2)
+    return results
+
+
+@pytest.fixture(scope="session")
+def two_devices() -> list[dict[str, list[Snapshot]]]:
+    """Return the snapshots of each rank by name, of all runs and mistakes."""
+    return run_on_ranks(on_this_rank, 2)
+
+
+@cache
+def one_device(name: str) -> list[Snapshot]:
+    return RUNS[name](0, 1)
+
+
+def check_parameters(ours: list[Snapshot], theirs: list[Snapshot], atol: float) -> None:
+    """Compare what the update has left behind after each iteration."""
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.parameters, other.parameters, atol=atol, rtol=0)
+
+
+def check_metrics(ours: list[Snapshot], theirs: list[Snapshot], tolerance: float) -> None:
+    """Compare what was logged after each iteration."""
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.metrics.keys() == other.metrics.keys()
+        for name, value in mine.metrics.items():
+            expected = pytest.approx(other.metrics[name], abs=tolerance, rel=tolerance, nan_ok=True)
+            assert value == expected, name
+
+
+def check_moved(snapshots: list[Snapshot]) -> None:
+    """Every parameter has changed in every iteration."""
+    for before, after in pairwise(snapshots):
+        for name, parameter in after.parameters.items():
+            assert (parameter - before.parameters[name]).abs().max() > 1e-4, name
+
+
+def test_ranks_have_different_numbers_of_invalid_rows() -> None:
+    for kind in ("box", "discrete", "image"):
+        for iteration in range(ITERATIONS):
+            rollout = recorded(kind, iteration)
+            first, second = (~rollout.valid).view(NUM_STEPS, 2, -1).sum((0, 2)).tolist()
+            assert 0 < first < second / 2
+            assert rollout.truncated.any()
+            assert rollout.terminated.any()
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_update_is_the_same_on_two_devices(name: str, two_devices: Any) -> None:
+    expected = one_device(EAGER.get(name, name))
+    assert len(expected) == 1 + ITERATIONS
+    check_moved(expected)
+    update = "CompiledUpdate" if name == "compiled" else "EagerUpdate"
+    for rank in two_devices:
+        assert rank[name][-1].update == update
+        check_parameters(rank[name], expected, 1e-6)
+        check_metrics(rank[name], expected, 2e-6)
+        for mine, other in zip(rank[name], expected, strict=True):
+            torch.testing.assert_close(mine.statistics, other.statistics, atol=1e-6, rtol=1e-9)
+
+
+def test_target_kl_ends_the_epochs_early_on_both_ranks(two_devices: Any) -> None:
+    minibatches = NUM_STEPS * NUM_ENVS // 32
+    steps = [snapshot.losses for snapshot in one_device("target_kl")[1:]]
+    for taken in steps:
+        assert minibatches < taken < 8 * minibatches
+        assert taken % minibatches == 0
+    for rank in two_devices:
+        assert [snapshot.losses for snapshot in rank["target_kl"][1:]] == steps
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_a_run_is_the_same_on_two_devices(env: str, two_devices: Any) -> None:
+    expected = one_device(env)
+    assert len(expected) == 1 + 3
+    check_moved(expected)
+    for rank in two_devices:
+        check_parameters(rank[env], expected, 1e-5)
+        check_metrics(rank[env], expected, 1e-4)
+    assert not np.isnan(expected[-1].metrics["episode_return_mean"])
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_each_rank_steps_only_its_own_environments(env: str, two_devices: Any) -> None:
+    share = NUM_ENVS // 2
+    for snapshots in zip(
+        one_device(env)[1:], *(rank[env][1:] for rank in two_devices), strict=True
+    ):
+        whole, *parts = snapshots
+        assert whole.acted_on == {NUM_ENVS}
+        assert not torch.equal(parts[0].observations, parts[1].observations)
+        for rank, part in enumerate(parts):
+            assert part.acted_on == {share}
+            own = whole.observations[:, rank * share : (rank + 1) * share]
+            torch.testing.assert_close(part.observations, own, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_rank_local_quantity_would_be_noticed(name: str, two_devices: Any) -> None:
+    expected = one_device(MISTAKES[name].run)
+    for rank in two_devices:
+        with pytest.raises(AssertionError, match="not close"):
+            check_parameters(rank[name], expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", MEASURING_MISTAKES)
+def test_a_rank_local_measurement_would_be_noticed(name: str, two_devices: Any) -> None:
+    expected = one_device(MEASURING_MISTAKES[name].run)
+    for rank in two_devices:
+        check_parameters(rank[name], expected, 1e-6)
+        with pytest.raises(AssertionError):
+            check_metrics(rank[name], expected, 1e-4)
