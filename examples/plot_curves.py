@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 from omegaconf import OmegaConf
 
 
@@ -39,6 +40,7 @@ def main(output: str, *runs: str) -> None:
         colour = colours.setdefault(env, f"C{len(colours)}")
         axes.plot(*curve(run), color=colour, linewidth=1.2, alpha=0.8, label=label)
     axes.set_xlabel("environment steps")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel("return, mean of the last 100 episodes")
     axes.grid(alpha=0.3)
     axes.legend()
