@@ -2,7 +2,7 @@
 
     python examples/plot_curves.py OUTPUT.png RUN_DIR [RUN_DIR ...]
 
-Needs matplotlib. Runs of the same environment share a colour.
+Needs the extra `plot` (matplotlib). Runs of the same environment share a colour.
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from gymnasium import Space
-from torch import nn
+from torch import Tensor, nn
 
+from ppo1_lightning.budget import Counters
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies import BUILT_IN
 from ppo1_lightning.policies.base import PolicyFactory
@@ -42,13 +44,44 @@ def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
             f"expected the entry {KEY!r} in it, found {', '.join(map(str, checkpoint))}"
         )
     entry = checkpoint[KEY]
-    expected = {"environment", "spaces", "policy", "counters", "episodes"}
-    if not isinstance(entry, dict) or not expected <= entry.keys():
+    expected = {"spaces": dict, "policy": dict, "counters": dict, "episodes": list}
+    damaged = [
+        name
+        for name, kind in expected.items()
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind)
+    ]
+    counters = {field.name for field in fields(Counters)}
+    if not damaged and entry["counters"].keys() != counters:
+        damaged = ["counters"]
+    if damaged:
         raise ConfigurationError(
-            f"the entry {KEY!r} of the checkpoint is damaged, expected "
-            f"{', '.join(sorted(expected))} in it"
+            f"the entry {KEY!r} of the checkpoint is damaged: no valid {', '.join(damaged)} in it"
         )
     return entry
+
+
+def check_same_weights(checkpoint: dict[str, Any], current: dict[str, Any]) -> None:
+    """Compare the names and shapes of a checkpoint's tensors with the current ones.
+
+    Raises:
+        ConfigurationError: some are missing, left over, of another shape or not finite.
+    """
+    saved = checkpoint.get("state_dict", {})
+    for name in sorted(saved.keys() ^ current.keys()):
+        raise ConfigurationError(
+            f"the checkpoint does not fit: {name!r} is "
+            + ("missing in it" if name in current else "in it, but not in this run")
+        )
+    for name, tensor in saved.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.shape != current[name].shape:
+            raise ConfigurationError(
+                f"the checkpoint does not fit: {name!r} has the shape {tuple(tensor.shape)}, "
+                f"expected {tuple(current[name].shape)}"
+            )
+        if not tensor.isfinite().all():
+            raise ConfigurationError(f"the checkpoint is damaged: {name!r} is not finite")
 
 
 def policy_factory(entry: dict[str, Any]) -> PolicyFactory:

@@ -21,13 +21,20 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice, nearest
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    DivergenceError,
+    SimulationError,
+    check_choice,
+    nearest,
+)
 
 EXIT_STATUS = 2
 """Of a run that ended by a mistake of the user."""
 
 MISTAKES = (
     ConfigurationError,
+    DivergenceError,
     SimulationError,
     MisconfigurationException,
     HydraException,
@@ -106,7 +113,14 @@ def process_rank() -> int:
 
 
 class KeepRuns(Callback):
-    """Hydra callback that refuses a run's folder in use before Hydra writes anything there."""
+    """Hydra callback that refuses a folder in use before Hydra writes anything there."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit where the sweep's folder holds runs already."""
+        folder = Path(config.hydra.sweep.dir)
+        if any(folder.glob("*/checkpoints/last.ckpt")):
+            report(f"hydra.sweep.dir={folder} holds runs already; choose another folder")
+            sys.exit(EXIT_STATUS)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit where `refuse_finished_run` refuses."""
@@ -154,7 +168,7 @@ def slug(text: object) -> str:
 
 def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line on what was wrong and, where there is one, the nearest valid choice."""
-    if isinstance(error, ConfigurationError | SimulationError):
+    if isinstance(error, ConfigurationError | DivergenceError | SimulationError):
         return _one_line(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_option(error.missing_cfg_file, list(error.options))
@@ -222,6 +236,7 @@ def _explain_key(key: str, config_name: str) -> str:
         return f"{key} cannot be replaced as a whole, expected an option's name or {key}.KEY=VALUE"
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     siblings = [name for name in siblings if not name.startswith("_")]
+    known = [k for k in known if not k.rpartition(".")[2].startswith("_")]
     namesakes = [k for k in known if k.rpartition(".")[2] == leaf]
     if namesakes:
         hint = nearest(key, namesakes) or f"; did you mean {namesakes[0]!r}?"

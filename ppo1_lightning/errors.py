@@ -6,12 +6,23 @@ import difflib
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
+_NUMBERS = (int, float, np.integer, np.floating)
+
 
 class ConfigurationError(ValueError):
     """Something the user chose cannot work.
 
     The message is one line: what was wrong, what was expected and, where there is one, the
     nearest valid choice. The command line prints it without a traceback.
+    """
+
+
+class DivergenceError(RuntimeError):
+    """The policy is of no use any more: a loss is not a finite number.
+
+    The message is one line that names the iteration and the quantity.
     """
 
 
@@ -49,7 +60,7 @@ def check_number(
     at_most: float = math.inf,
 ) -> float:
     """Return ``value`` as a float, or raise `ConfigurationError` when it is not one in range."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not math.isfinite(value):
         raise ConfigurationError(f"{key}={value!r} is not a finite number")
     bounds = [
         (value > above, f"above {above:g}"),
@@ -64,7 +75,7 @@ def check_number(
 
 def check_integer(key: str, value: object, *, at_least: int) -> int:
     """Return ``value`` as an int (``1e6`` is one), or raise `ConfigurationError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or value != value // 1:
         raise ConfigurationError(f"{key}={value!r} is not a whole number")
     if value < at_least:
         raise ConfigurationError(f"{key}={value!r} is out of range, expected at least {at_least}")

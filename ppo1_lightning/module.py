@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from copy import copy
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from gymnasium import Space
@@ -25,6 +27,7 @@ from ppo1_lightning.distributions import Distribution
 from ppo1_lightning.episodes import EpisodeStatistics
 from ppo1_lightning.errors import (
     ConfigurationError,
+    DivergenceError,
     check_choice,
     check_flag,
     check_integer,
@@ -46,8 +49,10 @@ from ppo1_lightning.segment import (
     minibatch_weights,
     shuffled_rows,
 )
-from ppo1_lightning.spaces import distribution_for
+from ppo1_lightning.spaces import describe, distribution_for, name_of
 from ppo1_lightning.update import Update, make_update
+
+_log = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 2048
 """Rows that the policy evaluates at once outside of the minibatch steps."""
@@ -135,7 +140,7 @@ class PPO(LightningModule):
         self.num_workers = num_workers  # checked with the other sizes, see `_plan`
         self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
         check_choice("schedule", schedule, SCHEDULES)
-        self.schedule = SCHEDULES[schedule]
+        self.schedule = schedule
         self.adam_epsilon = check_number("adam_epsilon", adam_epsilon, at_least=0)
         check_choice("adam_epsilon_style", adam_epsilon_style, ("tensorflow", "torch"))
         self.adam_epsilon_style = adam_epsilon_style
@@ -180,8 +185,9 @@ class PPO(LightningModule):
         self._check_on_policy(rollout)
         num_steps, local_envs = rollout.rewards.shape
         plan = self._plan(local_envs * self.trainer.world_size, num_steps)
-        multiplier = self.schedule(rollout.fraction_spent)
-        learning_rate = self._set_learning_rate(self.learning_rate * multiplier)
+        multiplier = SCHEDULES[self.schedule](rollout.fraction_spent)
+        learning_rate = self.learning_rate * multiplier
+        self._set_learning_rate(learning_rate)
         clip_coef = self.clip_coef * (multiplier if self.anneal_clip else 1.0)
 
         # First the statistics, then the old policy: so the ratio starts at 1.
@@ -320,6 +326,7 @@ class PPO(LightningModule):
 
     def _step(self, minibatch: Minibatch, clip_coef: Tensor, plan: Plan) -> None:
         if self._update is None:
+            started = time.perf_counter()
             budget = getattr(self._datamodule, "budget", None)
             iterations = budget.iterations(plan.rows) if budget else None
             self._update = make_update(
@@ -331,6 +338,7 @@ class PPO(LightningModule):
                 optimizer_steps=iterations and iterations * plan.minibatches * plan.update_epochs,
                 example=(minibatch, clip_coef),
             )
+            self._clock += time.perf_counter() - started  # compiling is not training
         self._update(minibatch, clip_coef)
 
     def _update_observation_statistics(self, rollout: Rollout) -> None:
@@ -362,20 +370,35 @@ class PPO(LightningModule):
         """Evaluate the updated policy on the segment, as ppo1 does after the epochs."""
         parameters, values = self._evaluate_policy(segment.observations)
         parameters, values = parameters[rows], values[rows]
-        mean = self._minibatches(segment, rows, weights.double() / len(rows))
-        log_probs = self.distribution.log_prob(parameters, mean.actions)
-        clipped = ((log_probs - mean.old_log_probs).exp() - 1).abs() > clip_coef
-        kl = self.distribution.kl(mean.old_parameters, parameters)
-        names = ("loss/surrogate", "loss/entropy_penalty", "loss/value")
-        terms = dict(
-            zip(names, self._loss_terms(parameters, values, mean, clip_coef), strict=True)
-        ) | {
-            "kl": weighted_mean(kl, mean.weights),
-            "entropy": weighted_mean(self.distribution.entropy(parameters), mean.weights),
-            "clip_fraction": weighted_mean(clipped, mean.weights),
+        # The mean over minibatches of their means, in float64.
+        weights = weights.double() / len(rows)
+        minibatches = self._minibatches(segment, rows, weights)
+        surrogate, entropy_penalty, value = self._loss_terms(
+            parameters, values, minibatches, clip_coef
+        )
+        kl = self.distribution.kl(minibatches.old_parameters, parameters)
+        log_probs = self.distribution.log_prob(parameters, minibatches.actions)
+        clipped = ((log_probs - minibatches.old_log_probs).exp() - 1).abs() > clip_coef
+        shares = {
+            "loss/surrogate": surrogate,
+            "loss/entropy_penalty": entropy_penalty,
+            "loss/value": value,
+            "kl": weighted_mean(kl, weights),
+            "entropy": weighted_mean(self.distribution.entropy(parameters), weights),
+            "clip_fraction": weighted_mean(clipped, weights),
         }
-        total = distributed.all_sum(torch.stack(list(terms.values())))
-        return dict(zip(terms, total.tolist(), strict=True))
+        total = distributed.all_sum(torch.stack(list(shares.values())))
+        metrics = dict(zip(shares, total.tolist(), strict=True))
+        self._check_finite(metrics)
+        return metrics
+
+    def _check_finite(self, metrics: dict[str, float]) -> None:
+        for name, metric in metrics.items():
+            if not math.isfinite(metric):
+                raise DivergenceError(
+                    f"the policy diverged: {name} is {metric} after iteration "
+                    f"{self.counters.iterations + 1}; a smaller learning_rate may help"
+                )
 
     def _finish_iteration(
         self, rollout: Rollout, segment: Segment, plan: Plan, metrics: dict[str, float]
@@ -394,7 +417,7 @@ class PPO(LightningModule):
         self._stop_when_spent()
         # For callbacks to monitor; loggers get their row from `_log_row`.
         self.log("episode_return_mean", self.episodes.return_mean, logger=False)
-        if counters.iterations % self.log_every == 0:
+        if counters.iterations % self.log_every == 0 or self.trainer.should_stop:
             self._log_row({**metrics, "explained_variance": explained})
 
     def _log_row(self, metrics: dict[str, float]) -> None:
@@ -441,6 +464,8 @@ class PPO(LightningModule):
         datamodule = self._datamodule
         if hasattr(datamodule, "num_envs") and hasattr(datamodule, "num_steps"):
             self._plan(datamodule.num_envs, datamodule.num_steps)
+        if None not in self._spaces and hasattr(datamodule, "spaces"):
+            self._check_spaces(*datamodule.spaces)
 
     def configure_model(self) -> None:
         """Build the policy, now that the spaces can be asked for."""
@@ -467,6 +492,10 @@ class PPO(LightningModule):
     def on_train_start(self) -> None:
         """Start the clock; a restored optimizer gets its update path anew."""
         self._stop_when_spent()
+        if self.trainer.should_stop:
+            _log.warning("nothing to train: the budget of %s is spent", self._datamodule.budget)
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.restart()
         self._update = None
         self._clock = time.perf_counter()
         self._logged = copy(self.counters)
@@ -494,6 +523,11 @@ class PPO(LightningModule):
                 self._spaces = checkpoints.restore_spaces(entry)
             self.configure_model()
         checkpoints.check_same_run(entry, self._identity())
+        checkpoints.check_same_weights(checkpoint, self.state_dict())
+        if self._trainer is not None and not checkpoint.get("optimizer_states"):
+            raise ConfigurationError(
+                "the checkpoint holds no optimizer state, so a run cannot be resumed from it"
+            )
         self.counters = Counters(**entry["counters"])
         self.episodes.load_state_dict(entry["episodes"])
 
@@ -515,6 +549,15 @@ class PPO(LightningModule):
                 "or pass observation_space and action_space"
             )
         return spaces
+
+    def _check_spaces(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        ours, theirs = self._spaces, (observation_space, action_space)
+        for kind, own, other in zip(("observation", "action"), ours, theirs, strict=True):
+            if describe(cast(Space[Any], own)) != describe(other):
+                raise ConfigurationError(
+                    f"the policy is made for the {kind} space {name_of(cast(Space[Any], own))}, "
+                    f"the environment has {name_of(other)}"
+                )
 
     def _identity(self) -> dict[str, Any]:
         env = getattr(self._datamodule, "env", None)
@@ -555,10 +598,9 @@ class PPO(LightningModule):
                 "(give the dataset a __len__, or limit_train_batches an integer)"
             )
 
-    def _set_learning_rate(self, learning_rate: float) -> float:
+    def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        return learning_rate
 
     def _count_optimizer_step(self) -> None:
         """Tell Lightning of one step: an optimizer without gradients changes nothing.

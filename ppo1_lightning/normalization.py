@@ -69,8 +69,8 @@ class RewardNormalizer(nn.Module):
     """Divide rewards by the running std of the discounted return (``normalize_returns``).
 
     The counterpart of ``ret_rms`` in baselines' ``common/vec_env/vec_normalize.py`` (used by ppo2,
-    not by ppo1), with one difference: the statistics are updated once a rollout, over all ranks,
-    before it is scaled, so that the result does not depend on the number of devices.
+    not by ppo1). Here the statistics start from nothing, and are updated once a rollout, over all
+    ranks, before it is scaled: so the result does not depend on the number of devices.
     """
 
     moments: Tensor  # [3] float64: count, sum, sum of squares of the discounted returns
@@ -80,6 +80,10 @@ class RewardNormalizer(nn.Module):
         self.gamma, self.epsilon, self.clip = gamma, epsilon, clip
         self.moments = torch.zeros(3, dtype=torch.float64)
         self._return: Tensor | None = None  # [N] of this rank's environments, carried on
+
+    def restart(self) -> None:
+        """Forget the episodes under way: the environments are new."""
+        self._return = None
 
     @torch.no_grad()
     def forward(self, rewards: Tensor, done: Tensor, valid: Tensor) -> Tensor:

@@ -30,12 +30,16 @@ class TensorFlowAdam(torch.optim.Adam):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
-        self.epsilon_hat = eps
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """Take one step."""
+        given = [group["eps"] for group in self.param_groups]
         for group in self.param_groups:
             first = self.state.get(group["params"][0], {})
             t = 1 + int(first.get("step", 0))
-            group["eps"] = self.epsilon_hat / math.sqrt(1 - group["betas"][1] ** t)
-        return super().step(closure)
+            group["eps"] /= math.sqrt(1 - group["betas"][1] ** t)
+        try:
+            return super().step(closure)
+        finally:  # a checkpoint holds the epsilon that was asked for
+            for group, eps in zip(self.param_groups, given, strict=True):
+                group["eps"] = eps

@@ -1,4 +1,4 @@
-"""How environments, workers, minibatches and devices divide: checked once, printed, relied upon."""
+"""How environments, workers, minibatches and devices divide: checked before anything is built."""
 
 from __future__ import annotations
 

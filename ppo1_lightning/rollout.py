@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -15,7 +14,6 @@ from ppo1_lightning import distributed
 from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import Distribution
 from ppo1_lightning.episodes import EpisodeTracker
-from ppo1_lightning.errors import SimulationError
 from ppo1_lightning.seeding import generator
 from ppo1_lightning.simulators.base import Simulator
 
@@ -71,7 +69,7 @@ class Collector:
         """Collect one step for each row of ``noise [T, N, noise_size]``.
 
         Raises:
-            SimulationError: an observation is not finite.
+            SimulationError: from the simulator, a reward or an observation is not finite.
         """
         num_steps, num_envs = noise.shape[:2]
         observation = self._observation
@@ -93,7 +91,6 @@ class Collector:
         values[num_steps] = act(torch.from_numpy(observation), noise[-1])[1]
 
         self._observation = observation
-        _check_finite(observations)
         returns, lengths = self._episodes.update(raw_rewards, valid, episode_over)
         return Rollout(
             observations=torch.from_numpy(observations),
@@ -182,14 +179,3 @@ class RolloutDataset(IterableDataset[Rollout]):
         if self._collector is not None:
             self._collector.simulator.close()
             self._collector = None
-
-
-def _check_finite(observations: NDArray[Any]) -> None:
-    if observations.dtype.kind != "f" or np.isfinite(observations).all():
-        return
-    step, env, *element = np.argwhere(~np.isfinite(observations))[0].tolist()
-    value = observations[(step, env, *element)]
-    raise SimulationError(
-        f"environment {env} returned an observation with {value} in element {element} "
-        f"(step {step} of the rollout), expected finite numbers"
-    )

@@ -22,13 +22,13 @@ _BLOCKS = 2**31 // MAX_ENVS  # EnvPool takes int32 seeds
 _FRESH_BLOCKS = _BLOCKS // 2
 
 
-def derive_seed(seed: int, purpose: str, *key: int, bits: int = 63) -> int:
-    """Hash (seed, purpose, key...) to an integer in [0, 2**bits).
+def derive_seed(seed: int, purpose: str, *key: int) -> int:
+    """Hash (seed, purpose, key...) to an integer in [0, 2**63).
 
     A hash rather than ``seed + iteration``, so that runs with neighbouring seeds share no stream.
     """
     text = "/".join([str(seed), purpose, *map(str, key)]).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") % 2**bits
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") % 2**63
 
 
 def generator(seed: int, purpose: str, *key: int) -> torch.Generator:
@@ -42,8 +42,8 @@ def environment_seeds(
     """Return one int32 seed for each of a run's ``num_envs`` environments, all ranks together.
 
     A run owns a block of `MAX_ENVS` consecutive seeds. Blocks of different run seeds below 131072
-    and of training and evaluation are disjoint; a run resumed at ``iteration`` > 0 gets a block of
-    its own, so that it never starts from the same states again.
+    and of training and evaluation are disjoint. A run resumed at ``iteration`` > 0 gets another
+    block, drawn by hash from a range apart, so that it does not start from the same states again.
 
     Raises:
         ConfigurationError: more than `MAX_ENVS` environments.

@@ -48,7 +48,7 @@ def describe(space: Space[Any]) -> dict[str, Any]:
     """Return the space as plain containers, for a checkpoint."""
     match space:
         case Box():
-            # Bounds only where they are finite and small in number: an image needs no 28,224 zeros.
+            # Without the bounds: nothing depends on them, and an image has 28,224.
             return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype)}
         case Discrete():
             return {"type": "Discrete", "n": int(space.n)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppo1_lightning.distributed import all_sum, world_size
+from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.segment import Minibatch
@@ -108,12 +108,18 @@ class CompiledUpdate:
         self.policy, self.loss, self.optimizer = policy, loss, optimizer
         self.max_grad_norm = max_grad_norm
         self.parameters = dict(policy.named_parameters())
-        self._buffers = dict(policy.named_buffers())
+        self._buffers = [
+            (name, module, leaf)
+            for prefix, module in policy.named_modules()
+            for leaf, _ in module.named_buffers(recurse=False)
+            for name in [f"{prefix}.{leaf}" if prefix else leaf]
+        ]
         self._sizes = [p.numel() for p in self.parameters.values()]
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
         self._state = self._flatten()
         self._write_steps(optimizer)
+        self._writes_steps = False
         self._graphs: list[Callable[..., Any]] = []
 
     @staticmethod
@@ -156,9 +162,17 @@ class CompiledUpdate:
             optimizer.state[parameter]["step"] = torch.tensor(float(self._steps_taken))
 
     def __call__(self, minibatch: Minibatch, clip_coef: Tensor) -> None:
+        if not self._writes_steps:  # not before the first step, lest a fallback be overwritten
+            self.optimizer.register_state_dict_pre_hook(self._write_steps)
+            self._writes_steps = True
         self._steps_taken += 1
         scale = self._adam_scale(self._steps_taken)
-        self._run(self._state, minibatch, clip_coef, scale)
+        batch = self._batch(minibatch, clip_coef)
+        if world_size() == 1:
+            self._graph(0, self._gradient_step, *self._state, scale, *batch)
+        else:
+            gradient = all_sum(self._graph(0, self._gradient, self._state.flat, *batch))
+            self._graph(1, self._adam, *self._state, scale, gradient)
 
     def compile(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
         """Compile for minibatches like this one; return the seconds it took.
@@ -167,19 +181,19 @@ class CompiledUpdate:
         """
         started = time.perf_counter()
         copies = _FlatState(*(vector.clone() for vector in self._state))
-        self._run(copies, minibatch, clip_coef, self._adam_scale(1))
-        self.optimizer.register_state_dict_pre_hook(self._write_steps)
+        batch, scale = self._batch(minibatch, clip_coef), self._adam_scale(1)
+        if world_size() == 1:
+            self._graph(0, self._gradient_step, *copies, scale, *batch)
+        else:  # no collective here: should one rank fail, the others still are where it is
+            gradient = self._graph(0, self._gradient, copies.flat, *batch)
+            self._graph(1, self._adam, *copies, scale, gradient)
         return time.perf_counter() - started
 
-    def _run(
-        self, state: _FlatState, minibatch: Minibatch, clip_coef: Tensor, scale: Tensor
-    ) -> None:
-        batch = (*minibatch, clip_coef, *self._buffers.values())
-        if world_size() == 1:
-            self._graph(0, self._gradient_step, *state, scale, *batch)
-        else:
-            gradient = all_sum(self._graph(0, self._gradient, state.flat, *batch))
-            self._graph(1, self._adam, *state, scale, gradient)
+    def _batch(self, minibatch: Minibatch, clip_coef: Tensor) -> tuple[Tensor, ...]:
+        """Return all tensors that the loss depends on, but the parameters."""
+        # Buffers are looked up every time: a policy may put new tensors in their place.
+        buffers = (getattr(module, leaf) for _, module, leaf in self._buffers)
+        return (*minibatch, clip_coef, *buffers)
 
     def _graph(self, index: int, function: Callable[..., Any], *tensors: Tensor) -> Any:
         """Call a function of tensors, compiled when it is first called."""
@@ -196,7 +210,8 @@ class CompiledUpdate:
         beta1, beta2 = group["betas"]
         correction = (1 - beta2**t) ** 0.5
         # Both styles as a * m / (sqrt(v) + eps), see `TensorFlowAdam`.
-        epsilon = getattr(self.optimizer, "epsilon_hat", group["eps"] * correction)
+        is_hat = isinstance(self.optimizer, TensorFlowAdam)
+        epsilon = group["eps"] * (1 if is_hat else correction)
         step_size = group["lr"] * correction / (1 - beta1**t)
         return torch.tensor([step_size, epsilon], device=self._state.flat.device)
 
@@ -208,7 +223,8 @@ class CompiledUpdate:
     def _gradient(self, flat: Tensor, *batch: Tensor) -> Tensor:
         fields = len(Minibatch._fields)
         minibatch, clip_coef = Minibatch(*batch[:fields]), batch[fields]
-        buffers = dict(zip(self._buffers, batch[fields + 1 :], strict=True))
+        names = [name for name, _, _ in self._buffers]
+        buffers = dict(zip(names, batch[fields + 1 :], strict=True))
 
         def loss_of(flat: Tensor) -> Tensor:
             parts = zip(self.parameters.items(), flat.split(self._sizes), strict=True)
@@ -261,25 +277,30 @@ def make_update(
     if compile is False:
         return EagerUpdate(*arguments)
     if compile == "auto":
-        short = optimizer_steps is not None and optimizer_steps < COMPILE_FROM_STEPS
-        why_not = (
-            f"would not repay itself in {optimizer_steps:,} optimizer steps"
-            if short
-            else CompiledUpdate.unsupported(policy, optimizer)
-        )
+        why_not = CompiledUpdate.unsupported(policy, optimizer)
+        if optimizer_steps is None:
+            why_not = "may not repay itself in a run of unknown length"
+        elif optimizer_steps < COMPILE_FROM_STEPS:
+            why_not = f"would not repay itself in {optimizer_steps:,} optimizer steps"
         if why_not:
             _log.info("update: eager (compiling %s)", why_not)
             return EagerUpdate(*arguments)
+    update, seconds, failure = None, 0.0, None
     try:
         update = CompiledUpdate(*arguments)
         seconds = update.compile(*example)
     except Exception as error:  # whatever the compiler or the user's policy raises
-        if compile is True:
-            raise ConfigurationError(f"compile=true failed: {_one_line(error)}") from error
-        _log.warning("update: eager, because compiling failed: %s", _one_line(error))
-        return EagerUpdate(*arguments)
-    _log.info("update: compiled in %.1f s", seconds)
-    return update
+        failure = error
+    # One rank that cannot compile takes the others with it: they have to stay in step.
+    failed = all_max(float(failure is not None), example[1].device) > 0
+    if update is not None and not failed:
+        _log.info("update: compiled in %.1f s", seconds)
+        return update
+    reason = "it did on another rank" if failure is None else _one_line(failure)
+    if compile is True:
+        raise ConfigurationError(f"compile=true failed: {reason}") from failure
+    _log.warning("update: eager, because compiling failed: %s", reason)
+    return EagerUpdate(*arguments)
 
 
 def _one_line(error: Exception) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -42,3 +44,7 @@ def test_constraints_pin_every_dependency_exactly() -> None:
     pins = [line for line in lines if not line.startswith("#")]
     assert all(pin.count("==") == 1 and "@" not in pin and "+" not in pin for pin in pins)
     assert "torch==2.13.0" in pins
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    pinned = {pin.split("==")[0].lower().replace("_", "-") for pin in pins}
+    assert {re.split(r"[\[<>=]", name)[0] for name in needed} <= pinned

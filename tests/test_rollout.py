@@ -30,7 +30,7 @@ from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import DiagonalGaussian, Distribution
 from ppo1_lightning.errors import SimulationError
 from ppo1_lightning.plan import Plan
-from ppo1_lightning.rollout import Collector, RolloutDataset
+from ppo1_lightning.rollout import RolloutDataset
 from ppo1_lightning.seeding import environment_seeds
 from ppo1_lightning.segment import Minibatch
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator, Step
@@ -431,21 +431,18 @@ def test_a_nan_observation_names_its_environment() -> None:
 
 
 class StillSimulator(Simulator):
-    """Nothing ever happens in it, but that environment ``bad_env`` returns an infinity."""
+    """Nothing ever happens in it."""
 
-    def __init__(self, num_envs: int, bad_env: int | None = None) -> None:
+    def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = Box(-1, 1, (3,), np.float32)
-        self._bad_env = bad_env
 
     def reset(self) -> NDArray[Any]:
         return np.zeros((self.num_envs, 2), np.float32)
 
     def step(self, action: NDArray[Any]) -> Step:
         observation = self.reset()
-        if self._bad_env is not None:
-            observation[self._bad_env, 1] = np.inf
         nothing, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
         return Step(observation, nothing, no, no, ~no, nothing, no)
 
@@ -462,14 +459,6 @@ class NoiseActor:
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         return noise, torch.zeros(len(observations))
-
-
-def test_a_simulator_that_checks_nothing_is_checked() -> None:
-    collector = Collector(StillSimulator(4, bad_env=3))
-    with pytest.raises(SimulationError, match=r"environment 3 .*inf"):
-        collector.collect(
-            NoiseActor().act, torch.zeros(4, 4, 3), policy_version=0, fraction_spent=0.0
-        )
 
 
 # -------------------------------------------------------------------- noise and orders

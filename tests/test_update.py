@@ -182,7 +182,7 @@ def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("auto", SHORT, EagerUpdate, "would not repay itself in 19,999 optimizer steps"),
         ("auto", LONG, CompiledUpdate, "compiled in"),
-        ("auto", None, CompiledUpdate, "compiled in"),
+        ("auto", None, EagerUpdate, "unknown length"),
         (True, 1, CompiledUpdate, "compiled in"),
         (False, LONG, EagerUpdate, None),
     ],
