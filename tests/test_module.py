@@ -22,7 +22,11 @@ Small = partial(MlpPolicy, hidden_size=8)
 
 def fit(module: PPO, env: str = "CartPole-v1", iterations: int = 2, **trainer: Any) -> Trainer:
     data = RolloutDataModule(env, num_envs=2, num_steps=16, total_iterations=iterations)
-    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
     run = Trainer(accelerator="cpu", max_epochs=-1, **(options | trainer))
     run.fit(module, data)
     return run
