@@ -83,9 +83,7 @@ class RolloutDataModule(LightningDataModule):
         module = cast(Actor, self.trainer.lightning_module)
         iteration = module.counters.iterations
         seeds = environment_seeds(self.seed, self.num_envs, iteration=iteration)
-        share = self.num_envs // distributed.world_size()
-        first = distributed.rank() * share
-        return simulators.make_simulator(self.env, seeds[first : first + share])
+        return simulators.make_simulator(self.env, seeds[distributed.own_share(self.num_envs)])
 
     def _close(self) -> None:
         if self._dataset is not None:

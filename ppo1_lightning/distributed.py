@@ -17,6 +17,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def own_share(total: int) -> slice:
+    """Return this rank's part of ``total`` things that are divided evenly, in order of ranks."""
+    share = total // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """Return the sum of ``tensor`` over all ranks, in place where there are several."""
     if world_size() > 1:

@@ -311,8 +311,7 @@ class PPO(LightningModule):
             plan.worker_minibatch_size,
             generator(self.seed, "minibatches", self.counters.iterations),
         )
-        first = distributed.rank() * plan.workers_per_device
-        return order[:, first : first + plan.workers_per_device]
+        return order[:, distributed.own_share(plan.num_workers)]
 
     def _minibatches(self, segment: Segment, rows: Tensor, weights: Tensor) -> Minibatch:
         """Gather the minibatches of one epoch: ``[M, B, ...]`` each field."""

@@ -171,8 +171,7 @@ class RolloutDataset(IterableDataset[Rollout]):
     def _noise(self, iteration: int) -> Tensor:
         stream = generator(self._seed, "actions", iteration)
         noise = self._actor.distribution.noise(self._num_steps, self._num_envs, generator=stream)
-        share = self._num_envs // distributed.world_size()
-        return noise[:, distributed.rank() * share :][:, :share]
+        return noise[:, distributed.own_share(self._num_envs)]
 
     def close(self) -> None:
         """Free the simulator."""

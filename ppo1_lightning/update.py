@@ -108,12 +108,7 @@ class CompiledUpdate:
         self.policy, self.loss, self.optimizer = policy, loss, optimizer
         self.max_grad_norm = max_grad_norm
         self.parameters = dict(policy.named_parameters())
-        self._buffers = [
-            (name, module, leaf)
-            for prefix, module in policy.named_modules()
-            for leaf, _ in module.named_buffers(recurse=False)
-            for name in [f"{prefix}.{leaf}" if prefix else leaf]
-        ]
+        self._buffers = [name for name, _ in policy.named_buffers()]
         self._sizes = [p.numel() for p in self.parameters.values()]
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
@@ -166,13 +161,7 @@ class CompiledUpdate:
             self.optimizer.register_state_dict_pre_hook(self._write_steps)
             self._writes_steps = True
         self._steps_taken += 1
-        scale = self._adam_scale(self._steps_taken)
-        batch = self._batch(minibatch, clip_coef)
-        if world_size() == 1:
-            self._graph(0, self._gradient_step, *self._state, scale, *batch)
-        else:
-            gradient = all_sum(self._graph(0, self._gradient, self._state.flat, *batch))
-            self._graph(1, self._adam, *self._state, scale, gradient)
+        self._run(self._state, self._batch(minibatch, clip_coef), self._steps_taken, all_sum)
 
     def compile(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
         """Compile for minibatches like this one; return the seconds it took.
@@ -181,18 +170,29 @@ class CompiledUpdate:
         """
         started = time.perf_counter()
         copies = _FlatState(*(vector.clone() for vector in self._state))
-        batch, scale = self._batch(minibatch, clip_coef), self._adam_scale(1)
-        if world_size() == 1:
-            self._graph(0, self._gradient_step, *copies, scale, *batch)
-        else:  # no collective here: should one rank fail, the others still are where it is
-            gradient = self._graph(0, self._gradient, copies.flat, *batch)
-            self._graph(1, self._adam, *copies, scale, gradient)
+        # No collective here: should one rank fail, the others still are where it is.
+        self._run(copies, self._batch(minibatch, clip_coef), 1, reduce=lambda gradient: gradient)
         return time.perf_counter() - started
+
+    def _run(
+        self,
+        state: _FlatState,
+        batch: tuple[Tensor, ...],
+        t: int,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Take step ``t`` on ``state``: one graph, or two around the sum over ranks."""
+        scale = self._adam_scale(t)
+        if world_size() == 1:
+            self._graph(0, self._gradient_step, *state, scale, *batch)
+        else:
+            gradient = reduce(self._graph(0, self._gradient, state.flat, *batch))
+            self._graph(1, self._adam, *state, scale, gradient)
 
     def _batch(self, minibatch: Minibatch, clip_coef: Tensor) -> tuple[Tensor, ...]:
         """Return all tensors that the loss depends on, but the parameters."""
         # Buffers are looked up every time: a policy may put new tensors in their place.
-        buffers = (getattr(module, leaf) for _, module, leaf in self._buffers)
+        buffers = map(self.policy.get_buffer, self._buffers)
         return (*minibatch, clip_coef, *buffers)
 
     def _graph(self, index: int, function: Callable[..., Any], *tensors: Tensor) -> Any:
@@ -223,8 +223,7 @@ class CompiledUpdate:
     def _gradient(self, flat: Tensor, *batch: Tensor) -> Tensor:
         fields = len(Minibatch._fields)
         minibatch, clip_coef = Minibatch(*batch[:fields]), batch[fields]
-        names = [name for name, _, _ in self._buffers]
-        buffers = dict(zip(names, batch[fields + 1 :], strict=True))
+        buffers = dict(zip(self._buffers, batch[fields + 1 :], strict=True))
 
         def loss_of(flat: Tensor) -> Tensor:
             parts = zip(self.parameters.items(), flat.split(self._sizes), strict=True)
