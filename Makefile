@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: train test test-all lint clean
+.PHONY: train test test-all lint bench bench-check clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m ppo1_lightning $(ARGS)
@@ -20,6 +20,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Side by side with Stable-Baselines3 and SheepRL; one case: make bench ARGS=cartpole
+bench: ARGS =
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.setup_peers
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-check: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.check
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache

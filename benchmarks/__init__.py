@@ -1,0 +1,1 @@
+"""Benchmarks: ours, its peers and its floors, side by side. Start with ``benchmarks.run``."""

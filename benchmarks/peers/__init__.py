@@ -1,0 +1,1 @@
+"""Drivers of other projects; each runs in that project's own virtual environment."""

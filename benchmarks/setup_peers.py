@@ -1,0 +1,39 @@
+"""Create the peers' virtual environments: ``python -m benchmarks.setup_peers [sb3 sheeprl]``.
+
+They take PyTorch from PyPI, on Linux a build for CUDA of several GB; the CPU's is smaller:
+``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu python -m benchmarks.setup_peers``
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def create(peer: str) -> None:
+    """Create the environment of one peer from its pinned requirements."""
+    folder = HERE / ".venvs" / peer
+    venv.create(folder, clear=True, with_pip=True)
+    requirements = HERE / "peers" / f"requirements-{peer}.txt"
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--requirement", requirements]
+    subprocess.run(pip, check=True)
+
+
+def main() -> None:
+    known = sorted(
+        file.stem.removeprefix("requirements-")
+        for file in (HERE / "peers").glob("requirements-*.txt")
+    )
+    chosen = sys.argv[1:] or known
+    if unknown := set(chosen) - set(known):
+        sys.exit(f"unknown peer {min(unknown)}, expected some of {', '.join(known)}")
+    for peer in chosen:
+        create(peer)
+
+
+if __name__ == "__main__":
+    main()

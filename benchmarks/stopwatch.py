@@ -1,0 +1,111 @@
+"""A Lightning callback that measures a run from inside, through public names only."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from benchmarks.measure import WARMUP, Measurement
+
+
+class Timed:
+    """Replaces a method of one object by itself under a clock."""
+
+    def __init__(self, owner: Any, method: str, before: Callable[[], None] | None = None) -> None:
+        self.first = self.total = 0.0
+        function = getattr(owner, method)
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if before is not None:
+                before()
+            started = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds = time.perf_counter() - started
+                self.first = self.first or seconds
+                self.total += seconds
+
+        setattr(owner, method, timed)
+
+
+class Stopwatch(Callback):
+    """Stops the run when enough is measured and writes the result as JSON.
+
+    Shares of the wall time: ``simulator`` and ``inference`` are the calls of a rollout's loop,
+    ``collection`` is the rest of it; ``advantages`` is all that comes before the minibatches,
+    ``update`` their steps, ``evaluation`` that of the new policy; ``logging`` the loggers;
+    ``lightning`` is what is left: the Trainer's loop, callbacks, checkpoints.
+
+    Args:
+        file: to write.
+        seconds: of steady state, at least.
+    """
+
+    def __init__(self, file: str, seconds: float, warmup: int = WARMUP) -> None:
+        self._file = Path(file)
+        self._measurement = Measurement(seconds, warmup)
+        self._clocks: dict[str, list[Timed]] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put what is to be timed under clocks."""
+        begin = self._measurement.begin
+        self._clocks = {
+            "inference": [Timed(pl_module, "act", before=begin)],
+            "rollout": [Timed(trainer.train_dataloader, "collect")],
+            "transfer": [Timed(pl_module, "transfer_batch_to_device")],
+            "training_step": [Timed(pl_module, "training_step")],
+            "advantages": [Timed(pl_module, "_segment")],
+            "update": [Timed(pl_module, "_take_steps")],
+            "evaluation": [Timed(pl_module, "_evaluate")],
+            "logging": [Timed(logger, "log_metrics") for logger in trainer.loggers],
+        }
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the end of an iteration."""
+        counters: Any = pl_module.counters
+        if "simulator" not in self._clocks:  # it is made with the first rollout
+            collector: Any = getattr(trainer.train_dataloader, "_collector")  # noqa: B009
+            self._clocks["simulator"] = [Timed(collector.simulator, "advance")]
+        enough = self._measurement.tick(counters.env_steps)
+        if self._measurement.measured == 0:
+            for clock in chain(*self._clocks.values()):
+                clock.total = 0.0
+        if trainer.world_size > 1:
+            enough = trainer.strategy.broadcast(enough)  # rank zero's clock decides for all
+        if enough:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                self._write(pl_module)
+
+    def _write(self, module: LightningModule) -> None:
+        seconds = {name: sum(c.total for c in clocks) for name, clocks in self._clocks.items()}
+        iterations, wall = self._measurement.measured, self._measurement.elapsed
+        parts = ("simulator", "inference", "transfer", "advantages", "update", "evaluation")
+        shares = {name: seconds[name] for name in (*parts, "logging")}
+        shares["collection"] = seconds["rollout"] - seconds["simulator"] - seconds["inference"]
+        known = seconds["rollout"] + seconds["transfer"] + seconds["training_step"]
+        shares["lightning"] = wall - known
+        shares["rest of the step"] = wall - sum(shares.values())
+        first = self._clocks["update"][0].first
+        result = self._measurement.result(
+            # What the first iteration took more than the others: compiling, or its cache.
+            compile_seconds=first - seconds["update"] / iterations,
+            update_seconds=seconds["update"] / iterations,
+            shares={name: part / wall for name, part in shares.items()},
+            parameters=sum(p.numel() for p in module.parameters()),
+            torch_threads=torch.get_num_threads(),
+            versions={"torch": torch.__version__},
+        )
+        self._file.write_text(json.dumps(result), encoding="utf-8")
