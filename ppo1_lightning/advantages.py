@@ -48,12 +48,23 @@ def generalized_advantages(
     deltas = rewards + gamma * values[1:] * ~ends - values[:-1]
     deltas = torch.where(valid, deltas, 0.0)
     decay = gamma * gae_lambda * (valid & ~done).double()
-    advantages = torch.empty_like(deltas)
-    following = torch.zeros_like(deltas[0])
-    rows = zip(deltas.unbind(), decay.unbind(), advantages.unbind(), strict=True)
-    for delta, factor, advantage in reversed(list(rows)):
-        following = torch.addcmul(delta, factor, following, out=advantage)
-    return advantages.float()
+    return discounted_sums(deltas, decay).float()
+
+
+def discounted_sums(terms: Tensor, decay: Tensor) -> Tensor:
+    """Return x_t = terms_t + decay_t * x_{t+1}, x_T = 0, for ``[T, ...]`` each.
+
+    By doubling: each pass adds to every row the sum of as many rows after it as it already holds.
+    That takes log2(T) operations on all rows in place of T on one, each with its overhead.
+    """
+    sums, factors = terms, decay
+    distance = 1
+    while distance < len(terms):
+        beyond = torch.zeros_like(terms[:distance])
+        following, further = (torch.cat([x[distance:], beyond]) for x in (sums, factors))
+        sums, factors = torch.addcmul(sums, factors, following), factors * further
+        distance *= 2
+    return sums
 
 
 def standardize(advantages: Tensor, valid: Tensor, moments: Tensor, epsilon: float = 0.0) -> Tensor:
@@ -80,8 +91,8 @@ def group_moments(advantages: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([valid.sum(-1).double(), kept.sum(-1), kept.square().sum(-1)], -1)
 
 
-def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> tuple[float, int]:
-    """Return 1 - Var(returns - values) / Var(returns) over all ranks, and the valid rows counted.
+def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> float:
+    """Return 1 - Var(returns - values) / Var(returns) over the valid rows of all ranks.
 
     NaN where the returns do not vary (``common/math_util.py``). Arguments are ``[B]``.
     """
@@ -91,4 +102,4 @@ def explained_variance(returns: Tensor, values: Tensor, valid: Tensor) -> tuple[
     means = total / count
     of_returns, of_residuals = (squares / count - means.square()).tolist()
     varies = of_returns > _ROUNDING * means[0].item() ** 2
-    return 1 - of_residuals / of_returns if varies else float("nan"), int(count[0])
+    return 1 - of_residuals / of_returns if varies else float("nan")

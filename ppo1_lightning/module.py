@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from copy import copy
 from typing import Any, Literal, cast
 
@@ -33,6 +34,7 @@ from ppo1_lightning.errors import (
     check_integer,
     check_number,
 )
+from ppo1_lightning.graphs import PolicyGraph
 from ppo1_lightning.losses import clipped_surrogate, value_error, weighted_mean
 from ppo1_lightning.normalization import RewardNormalizer
 from ppo1_lightning.optimizers import TensorFlowAdam
@@ -50,7 +52,7 @@ from ppo1_lightning.segment import (
     shuffled_rows,
 )
 from ppo1_lightning.spaces import describe, distribution_for, name_of
-from ppo1_lightning.update import Update, make_update
+from ppo1_lightning.update import PATHS, GraphUpdate, Update, make_update
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +92,9 @@ class PPO(LightningModule):
         max_grad_norm: largest norm of the gradient, None for no clipping.
         target_kl: end the epochs of an iteration when the mean KL after one exceeds it.
         normalize_returns: divide rewards by the running std of the discounted return.
-        compile: True, False or ``"auto"``, see `update.make_update`.
+        compile: True, ``"trace"``, False or ``"auto"``, see `update.make_update`.
         seed: of the initial weights and of the order of minibatches.
-        log_every: iterations between two rows of metrics.
+        log_every: iterations between two rows of metrics, for which the policy is evaluated.
         observation_space, action_space: None takes them from the data module.
 
     Raises:
@@ -126,7 +128,7 @@ class PPO(LightningModule):
         max_grad_norm: float | None = None,
         target_kl: float | None = None,
         normalize_returns: bool = False,
-        compile: bool | Literal["auto"] = "auto",
+        compile: bool | Literal["auto", "trace"] = "auto",
         seed: int = 0,
         log_every: int = 1,
         observation_space: Space[Any] | None = None,
@@ -159,7 +161,7 @@ class PPO(LightningModule):
         self.target_kl = _check_limit("target_kl", target_kl)
         normalize_returns = check_flag("normalize_returns", normalize_returns)
         self.reward_normalizer = RewardNormalizer(self.gamma) if normalize_returns else None
-        check_choice("compile", compile, (True, False, "auto"))
+        check_choice("compile", compile, PATHS)
         self.compile_update = compile
         self.seed = check_integer("seed", seed, at_least=0)
         self.log_every = check_integer("log_every", log_every, at_least=1)
@@ -175,6 +177,7 @@ class PPO(LightningModule):
         self._policy_factory = policy
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
+        self._acting: PolicyGraph | None = None  # None: the policy acts as the module it is
         self._clock = 0.0
         self._logged = copy(self.counters)  # as of the last row of metrics
 
@@ -199,15 +202,17 @@ class PPO(LightningModule):
 
         for rows, row_weights in zip(orders[:-1], weights[:-1], strict=True):
             epoch = self._minibatches(segment, rows, row_weights)
-            for minibatch in map(Minibatch, *(field.unbind() for field in epoch)):
-                self._step(minibatch, clip, plan)
+            self._take_steps(epoch, clip, plan)
             if self.target_kl is not None and self._mean_kl(segment, epoch, rows) > self.target_kl:
                 break
         self._count_optimizer_step()
+        if self._acting is not None:
+            self._acting.refresh()
 
-        metrics = self._evaluate(segment, orders[-1], weights[-1], clip)
-        metrics |= {"learning_rate": learning_rate, "clip_coef": clip_coef}
-        self._finish_iteration(rollout, segment, plan, metrics)
+        self._finish_iteration(rollout, segment, plan)
+        if self.counters.iterations % self.log_every == 0 or self.trainer.should_stop:
+            metrics = self._evaluate(segment, orders[-1], weights[-1], clip)
+            self._log_row({**metrics, "learning_rate": learning_rate, "clip_coef": clip_coef})
 
     def loss(
         self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
@@ -252,7 +257,10 @@ class PPO(LightningModule):
         observations, actions = (
             in_worker_order(rows, workers) for rows in (rollout.observations, rollout.actions)
         )
-        old_parameters, _ = self._evaluate_policy(observations)
+        if self._acted_as_now():
+            old_parameters = in_worker_order(rollout.parameters, workers)
+        else:
+            old_parameters, _ = self._evaluate_policy(observations)
         segment = Segment(
             observations=observations,
             actions=actions,
@@ -264,6 +272,11 @@ class PPO(LightningModule):
             valid=in_worker_order(rollout.valid, workers),
         )
         return self._standardize_advantages(segment, workers)
+
+    def _acted_as_now(self) -> bool:
+        """Tell whether the policy computed while acting what it computes before its update."""
+        has_statistics = getattr(self.policy, "observation_normalizer", None) is not None
+        return not has_statistics and not torch.is_autocast_enabled(self.device.type)
 
     def _estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return advantages and value targets (TD(lambda) returns), ``[T, N]`` each."""
@@ -318,12 +331,16 @@ class PPO(LightningModule):
         minibatches = segment.minibatches(rows, weights)
         if self.normalize_advantages != "minibatch":
             return minibatches
-        valid = segment.valid[rows]
-        moments = distributed.all_sum(group_moments(minibatches.advantages, valid))
-        advantages = standardize(minibatches.advantages, valid, moments, epsilon=1e-8)
-        return minibatches._replace(advantages=advantages)
+        return minibatches._replace(advantages=self._minibatch_advantages(segment, rows))
 
-    def _step(self, minibatch: Minibatch, clip_coef: Tensor, plan: Plan) -> None:
+    def _minibatch_advantages(self, segment: Segment, rows: Tensor) -> Tensor:
+        """Standardise the advantages of each minibatch over its rows of all ranks."""
+        advantages, valid = segment.advantages[rows], segment.valid[rows]
+        moments = distributed.all_sum(group_moments(advantages, valid))
+        return standardize(advantages, valid, moments, epsilon=1e-8)
+
+    def _take_steps(self, minibatches: Minibatch, clip_coef: Tensor, plan: Plan) -> None:
+        """Take one optimizer step for each of the minibatches ``[M, B, ...]``."""
         if self._update is None:
             started = time.perf_counter()
             budget = getattr(self._datamodule, "budget", None)
@@ -335,10 +352,14 @@ class PPO(LightningModule):
                 max_grad_norm=self.max_grad_norm,
                 compile=self.compile_update,
                 optimizer_steps=iterations and iterations * plan.minibatches * plan.update_epochs,
-                example=(minibatch, clip_coef),
+                example=(Minibatch(*(field[0] for field in minibatches)), clip_coef),
             )
+            if isinstance(self._update, GraphUpdate):  # then the policy can act as a graph too
+                self._acting = PolicyGraph(
+                    self.policy, self._choose_actions, compiled=self._update.compiled
+                )
             self._clock += time.perf_counter() - started  # compiling is not training
-        self._update(minibatch, clip_coef)
+        self._update(minibatches, clip_coef)
 
     def _update_observation_statistics(self, rollout: Rollout) -> None:
         normalizer = getattr(self.policy, "observation_normalizer", None)
@@ -368,16 +389,21 @@ class PPO(LightningModule):
     ) -> dict[str, float]:
         """Evaluate the updated policy on the segment, as ppo1 does after the epochs."""
         parameters, values = self._evaluate_policy(segment.observations)
-        parameters, values = parameters[rows], values[rows]
+        if self.normalize_advantages == "minibatch":
+            standardized = self._minibatch_advantages(segment, rows)
+            segment = segment._replace(
+                advantages=segment.advantages.index_put((rows,), standardized)
+            )
         # The mean over minibatches of their means, in float64.
-        weights = weights.double() / len(rows)
-        minibatches = self._minibatches(segment, rows, weights)
+        share = weights.double() / len(rows)
+        weights = torch.zeros_like(segment.returns, dtype=torch.float64).index_put((rows,), share)
+        minibatch = segment.as_minibatch(weights)
         surrogate, entropy_penalty, value = self._loss_terms(
-            parameters, values, minibatches, clip_coef
+            parameters, values, minibatch, clip_coef
         )
-        kl = self.distribution.kl(minibatches.old_parameters, parameters)
-        log_probs = self.distribution.log_prob(parameters, minibatches.actions)
-        clipped = ((log_probs - minibatches.old_log_probs).exp() - 1).abs() > clip_coef
+        kl = self.distribution.kl(segment.old_parameters, parameters)
+        log_probs = self.distribution.log_prob(parameters, segment.actions)
+        clipped = ((log_probs - segment.old_log_probs).exp() - 1).abs() > clip_coef
         shares = {
             "loss/surrogate": surrogate,
             "loss/entropy_penalty": entropy_penalty,
@@ -388,36 +414,34 @@ class PPO(LightningModule):
         }
         total = distributed.all_sum(torch.stack(list(shares.values())))
         metrics = dict(zip(shares, total.tolist(), strict=True))
-        self._check_finite(metrics)
-        return metrics
-
-    def _check_finite(self, metrics: dict[str, float]) -> None:
         for name, metric in metrics.items():
-            if not math.isfinite(metric):
-                raise DivergenceError(
-                    f"the policy diverged: {name} is {metric} after iteration "
-                    f"{self.counters.iterations + 1}; a smaller learning_rate may help"
-                )
+            self._check_finite(name, metric)
+        explained = explained_variance(segment.returns, segment.old_values, segment.valid)
+        return {**metrics, "explained_variance": explained}
 
-    def _finish_iteration(
-        self, rollout: Rollout, segment: Segment, plan: Plan, metrics: dict[str, float]
-    ) -> None:
-        explained, transitions = explained_variance(
-            segment.returns, segment.old_values, segment.valid
-        )
+    def _check_finite(self, name: str, metric: float) -> None:
+        if not math.isfinite(metric):
+            raise DivergenceError(
+                f"the policy diverged: {name} is {metric} after iteration "
+                f"{self.counters.iterations}; a smaller learning_rate may help"
+            )
+
+    def _finish_iteration(self, rollout: Rollout, segment: Segment, plan: Plan) -> None:
+        norms = torch.stack([p.detach().norm() for p in self.policy.parameters()])
+        sums = torch.stack([segment.valid.sum(), norms.norm() / self.trainer.world_size])
+        transitions, norm = distributed.all_sum(sums.double()).tolist()
         counters = self.counters
         counters.iterations += 1
         counters.env_steps += plan.rows
-        counters.transitions += transitions
+        counters.transitions += int(transitions)
         counters.episodes += self.episodes.update(rollout.episode_returns, rollout.episode_lengths)
         now = time.perf_counter()
         counters.seconds += distributed.all_max(now - self._clock, self.device)
         self._clock = now
+        self._check_finite("parameter_norm", norm)
         self._stop_when_spent()
         # For callbacks to monitor; loggers get their row from `_log_row`.
         self.log("episode_return_mean", self.episodes.return_mean, logger=False)
-        if counters.iterations % self.log_every == 0 or self.trainer.should_stop:
-            self._log_row({**metrics, "explained_variance": explained})
 
     def _log_row(self, metrics: dict[str, float]) -> None:
         counters, logged = self.counters, self._logged
@@ -441,17 +465,31 @@ class PPO(LightningModule):
         """Return the policy's (distribution parameters, values, state) for ``[B, ...]``."""
         return self.policy(observations, None)
 
-    @torch.no_grad()
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample actions ``[N, ...]`` and predict values ``[N]``, on the CPU.
+    @torch.inference_mode()
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample actions ``[N, ...]``; all results are on the CPU.
 
         Args:
             observations: ``[N, *observation_shape]``.
             noise: ``[N, noise_size]``, from `Distribution.noise`.
+
+        Returns:
+            Actions, values ``[N]`` and distribution parameters ``[N, P]``.
         """
-        parameters, values, _ = self.policy(observations.to(self.device), None)
-        actions = self.distribution.sample(parameters.float(), noise.to(self.device))
-        return actions.cpu(), values.float().cpu()
+        inputs = observations.to(self.device), noise.to(self.device)
+        if self._acting is not None and self._acting.fits(*inputs):
+            outputs = self._acting(*inputs)
+        else:
+            outputs = self._choose_actions(self.policy, *inputs)
+        actions, values, parameters = outputs
+        return actions.cpu(), values.cpu(), parameters.cpu()
+
+    def _choose_actions(
+        self, policy: Callable[..., Any], observations: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        parameters, values, _ = policy(observations, None)
+        parameters = parameters.float()
+        return self.distribution.sample(parameters, noise), values.float(), parameters
 
     # ---------------------------------------------------------------- Lightning's hooks
 
@@ -495,7 +533,7 @@ class PPO(LightningModule):
             _log.warning("nothing to train: the budget of %s is spent", self._datamodule.budget)
         if self.reward_normalizer is not None:
             self.reward_normalizer.restart()
-        self._update = None
+        self._update = self._acting = None
         self._clock = time.perf_counter()
         self._logged = copy(self.counters)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import Distribution
 from ppo1_lightning.episodes import EpisodeTracker
 from ppo1_lightning.seeding import generator
-from ppo1_lightning.simulators.base import Simulator
+from ppo1_lightning.simulators.base import RawStep, Simulator
 
 
 class Rollout(NamedTuple):
@@ -29,6 +29,7 @@ class Rollout(NamedTuple):
     actions: Tensor  # [T, N, *action_shape], as sampled: neither clipped nor scaled
     rewards: Tensor  # [T, N] float32, scaled
     values: Tensor  # [T + 1, N] float32, as the policy saw them while it acted
+    parameters: Tensor  # [T, N, P] float32, of the action distribution, likewise
     terminated: Tensor  # [T, N] bool
     truncated: Tensor  # [T, N] bool, never together with terminated
     valid: Tensor  # [T, N] bool
@@ -44,8 +45,8 @@ class Actor(Protocol):
     distribution: Distribution
     counters: Counters
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return actions ``[N, ...]`` and values ``[N]`` for observations ``[N, ...]``."""
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions ``[N, ...]``, values ``[N]`` and parameters ``[N, P]``, on the CPU."""
         ...
 
 
@@ -60,7 +61,7 @@ class Collector:
     @torch.no_grad()
     def collect(
         self,
-        act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
         noise: Tensor,
         *,
         policy_version: int,
@@ -71,35 +72,37 @@ class Collector:
         Raises:
             SimulationError: from the simulator, a reward or an observation is not finite.
         """
-        num_steps, num_envs = noise.shape[:2]
-        observation = self._observation
-        observations = np.empty((num_steps, *observation.shape), observation.dtype)
-        actions: list[Tensor] = []
-        values = torch.empty(num_steps + 1, num_envs)
-        rewards, raw_rewards = np.empty((2, num_steps, num_envs), np.float32)
-        terminated, truncated, valid, episode_over = np.empty((4, num_steps, num_envs), np.bool_)
+        num_steps = len(noise)
+        observations = np.empty(
+            (num_steps + 1, *self._observation.shape), self._observation.dtype
+        )  # the first and the one after each step
+        observations[0] = observation = self._observation
+        acted: list[tuple[Tensor, Tensor, Tensor]] = []
+        flags: list[tuple[Any, ...]] = []
 
-        for t in range(num_steps):
-            observations[t] = observation
-            action, values[t] = act(torch.from_numpy(observation), noise[t])
-            actions.append(action)
-            step = self.simulator.step(action.numpy())
-            observation = step.observation
-            rewards[t], raw_rewards[t] = step.reward, step.raw_reward
-            terminated[t], truncated[t], valid[t] = step.terminated, step.truncated, step.valid
-            episode_over[t] = step.episode_over
-        values[num_steps] = act(torch.from_numpy(observation), noise[-1])[1]
+        # Nothing else belongs into this loop: what can wait until its end is done for all steps.
+        with self.simulator.stepping():
+            for t, its_noise in enumerate(noise.unbind()):
+                acted.append(act(torch.from_numpy(observation), its_noise))
+                observation, *rest = self.simulator.advance(acted[-1][0].numpy())
+                observations[t + 1] = observation
+                flags.append(tuple(rest))
+        _, last_values, _ = act(torch.from_numpy(observation), noise[-1])
 
         self._observation = observation
-        returns, lengths = self._episodes.update(raw_rewards, valid, episode_over)
+        actions, values, parameters = (torch.stack(field) for field in zip(*acted, strict=True))
+        fields = (np.stack(field) for field in zip(*flags, strict=True))
+        steps = self.simulator.settle(RawStep(observations[1:], *fields))
+        returns, lengths = self._episodes.update(steps.raw_reward, steps.valid, steps.episode_over)
         return Rollout(
-            observations=torch.from_numpy(observations),
-            actions=torch.stack(actions),
-            rewards=torch.from_numpy(rewards),
-            values=values,
-            terminated=torch.from_numpy(terminated),
-            truncated=torch.from_numpy(truncated),
-            valid=torch.from_numpy(valid),
+            observations=torch.from_numpy(observations[:-1]),
+            actions=actions,
+            rewards=torch.from_numpy(steps.reward),
+            values=torch.cat([values, last_values[None]]),
+            parameters=parameters,
+            terminated=torch.from_numpy(steps.terminated),
+            truncated=torch.from_numpy(steps.truncated),
+            valid=torch.from_numpy(steps.valid),
             episode_returns=torch.from_numpy(returns),
             episode_lengths=torch.from_numpy(lengths),
             policy_version=policy_version,

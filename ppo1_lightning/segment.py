@@ -38,6 +38,10 @@ class Segment(NamedTuple):
     old_log_probs: Tensor  # [B]
     valid: Tensor  # [B] bool
 
+    def as_minibatch(self, weights: Tensor) -> Minibatch:
+        """Return all rows as one minibatch, with ``weights [B]``."""
+        return Minibatch(*self[:-1], weights)
+
     def minibatches(self, rows: Tensor, weights: Tensor) -> Minibatch:
         """Gather the minibatches of one epoch: ``rows [M, B]``, ``weights [M, B]``."""
         return Minibatch(

@@ -1,24 +1,24 @@
 """The minibatch step: loss, gradient, sum over ranks, optimizer. The one place that knows how.
 
-`EagerUpdate` takes any optimizer and precision. `CompiledUpdate` keeps parameters and Adam's
-moments in flat vectors and compiles gradient and Adam into one graph (two, around the all-reduce,
-where there are several ranks). Both compute the same update.
+`EagerUpdate` takes any optimizer and precision. `GraphUpdate` keeps parameters and Adam's moments
+in flat vectors and runs gradient and Adam as one graph (two, around the all-reduce, where there are
+several ranks), traced or compiled. All compute the same update.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import grad
 
 from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.graphs import Graph, PolicyCall, layout
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.segment import Minibatch
 
@@ -31,9 +31,11 @@ rank's share of the loss, a scalar."""
 
 
 class Update(Protocol):
-    """Takes one optimizer step on the policy."""
+    """Takes one optimizer step on the policy for each of some minibatches."""
 
-    def __call__(self, minibatch: Minibatch, clip_coef: Tensor) -> None: ...
+    def __call__(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
+        """Take the steps: fields are ``[M, B, ...]``, ``clip_coef`` is a scalar."""
+        ...
 
 
 class EagerUpdate:
@@ -54,28 +56,38 @@ class EagerUpdate:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = [p for p in parameters if p.requires_grad]
 
-    def __call__(self, minibatch: Minibatch, clip_coef: Tensor) -> None:
-        parameters, values, _ = self.policy(minibatch.observations, None)
-        loss = self.loss(parameters, values, minibatch, clip_coef)
+    def __call__(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
+        for minibatch in map(Minibatch, *(field.unbind() for field in minibatches)):
+            self._step(minibatch, clip_coef)
+
+    def _step(self, minibatch: Minibatch, clip_coef: Tensor) -> None:
         # Not `backward`: DDP's hooks would average what is already the share of a global mean.
-        gradients = torch.autograd.grad(
-            loss, self.parameters, allow_unused=True, materialize_grads=True
-        )
-        for parameter, gradient in zip(self.parameters, _all_sum(gradients), strict=True):
+        gradients = _all_sum(self.gradients(minibatch, clip_coef))
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def gradients(self, minibatch: Minibatch, clip_coef: Tensor) -> Sequence[Tensor]:
+        """Return this rank's share of each parameter's gradient."""
+        parameters, values, _ = self.policy(minibatch.observations, None)
+        loss = self.loss(parameters, values, minibatch, clip_coef)
+        return torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+
 
 def _all_sum(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Sum tensors over ranks in one call."""
     if world_size() == 1:
         return tensors
-    flat = all_sum(torch.cat([t.flatten() for t in tensors]))
+    flat = all_sum(_flat(tensors))
     parts = flat.split([t.numel() for t in tensors])
     return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
 
 
 class _FlatState(NamedTuple):
@@ -84,12 +96,15 @@ class _FlatState(NamedTuple):
     square: Tensor  # Adam's second moments, [P]
 
 
-class CompiledUpdate:
-    """The fast path: flat parameters, gradient and Adam in one compiled graph.
+class GraphUpdate:
+    """The fast path: flat parameters, gradient and Adam in one graph.
 
     The policy's parameters and the optimizer's moments become views of flat vectors, so that
     checkpoints, `policy(...)` and the optimizer see every step; create it when nothing moves the
     parameters any more.
+
+    Args:
+        compiled: compile the graph, see `Graph`.
 
     Raises:
         ConfigurationError: an optimizer other than Adam over all of the policy's parameters.
@@ -101,21 +116,24 @@ class CompiledUpdate:
         loss: Loss,
         optimizer: torch.optim.Optimizer,
         max_grad_norm: float | None,
+        *,
+        compiled: bool,
     ) -> None:
         why_not = self.unsupported(policy, optimizer)
         if why_not:
-            raise ConfigurationError(f"compile=true {why_not}; use compile=false")
-        self.policy, self.loss, self.optimizer = policy, loss, optimizer
+            raise ConfigurationError(f"this update {why_not}; use compile=false")
+        self.loss, self.optimizer, self.compiled = loss, optimizer, compiled
         self.max_grad_norm = max_grad_norm
-        self.parameters = dict(policy.named_parameters())
-        self._buffers = [name for name, _ in policy.named_buffers()]
-        self._sizes = [p.numel() for p in self.parameters.values()]
+        self._policy = PolicyCall(policy)
+        self._parameters = list(policy.parameters())
+        self._sizes = [p.numel() for p in self._parameters]
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
         self._state = self._flatten()
-        self._write_steps(optimizer)
-        self._writes_steps = False
-        self._graphs: list[Callable[..., Any]] = []
+        self._gradient_step = Graph(self._take_gradient_step, compiled=compiled)
+        self._gradient = Graph(self._take_gradient, compiled=compiled)
+        self._adam = Graph(self._take_adam_step, compiled=compiled)
+        self._layout: list[tuple[Any, ...]] | None = None  # of the minibatches that they are for
 
     @staticmethod
     def unsupported(policy: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
@@ -137,11 +155,10 @@ class CompiledUpdate:
 
     def _flatten(self) -> _FlatState:
         """Lay parameters and moments out in flat vectors, of which they become views."""
-        parameters = list(self.parameters.values())
-        flat = torch.cat([p.detach().flatten() for p in parameters])
+        flat = _flat(p.detach() for p in self._parameters)
         mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
         splits = (vector.split(self._sizes) for vector in (flat, mean, square))
-        for parameter, *parts in zip(parameters, *splits, strict=True):
+        for parameter, *parts in zip(self._parameters, *splits, strict=True):
             values, mean_view, square_view = (part.view_as(parameter) for part in parts)
             parameter.data = values
             state = self.optimizer.state[parameter]
@@ -149,106 +166,124 @@ class CompiledUpdate:
                 if name in state:
                     view.copy_(state[name])
                 state[name] = view
+            state["step"] = torch.tensor(float(self._steps_taken))
         return _FlatState(flat, mean, square)
 
-    def _write_steps(self, optimizer: torch.optim.Optimizer) -> None:
-        """Tell the optimizer's state how many steps were taken: when it is saved is enough."""
-        for parameter in self.parameters.values():
-            optimizer.state[parameter]["step"] = torch.tensor(float(self._steps_taken))
+    @torch.inference_mode()
+    def __call__(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
+        if layout(*(field[0] for field in minibatches)) != self._layout:
+            raise RuntimeError("the minibatches are not like those that the update was made for")
+        constants = (clip_coef, *self._policy.buffers())
+        scales = self._adam_scales(len(minibatches.weights)).unbind()
+        fields = (field.unbind() for field in minibatches)
+        for scale, *minibatch in zip(scales, *fields, strict=True):
+            self._run(self._state, scale, (*minibatch, *constants), reduce=all_sum)
+        self._steps_taken += len(scales)
+        for parameter in self._parameters:
+            self.optimizer.state[parameter]["step"].fill_(self._steps_taken)
 
-    def __call__(self, minibatch: Minibatch, clip_coef: Tensor) -> None:
-        if not self._writes_steps:  # not before the first step, lest a fallback be overwritten
-            self.optimizer.register_state_dict_pre_hook(self._write_steps)
-            self._writes_steps = True
-        self._steps_taken += 1
-        self._run(self._state, self._batch(minibatch, clip_coef), self._steps_taken, all_sum)
+    def prepare(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
+        """Trace (and compile) for minibatches like this one; return the seconds it took.
 
-    def compile(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
-        """Compile for minibatches like this one; return the seconds it took.
+        The first step is taken on copies, which leaves the run as it is, and without a collective:
+        should one rank fail, the others still are where it is.
 
-        The first calls are made on copies, which leaves the run as it is.
+        Raises:
+            ConfigurationError: the graph's gradient is not the eager one, as for a policy that
+                draws random numbers or depends on more than its arguments.
         """
         started = time.perf_counter()
-        copies = _FlatState(*(vector.clone() for vector in self._state))
-        # No collective here: should one rank fail, the others still are where it is.
-        self._run(copies, self._batch(minibatch, clip_coef), 1, reduce=lambda gradient: gradient)
-        return time.perf_counter() - started
+        zeros = torch.zeros_like(self._state.flat)
+        copies = _FlatState(self._state.flat.clone(), zeros, zeros.clone())
+        batch = (*minibatch, clip_coef, *self._policy.buffers())
+        self._layout = layout(*minibatch)
+        with torch.inference_mode():
+            self._run(copies, self._adam_scales(1)[0], batch, reduce=lambda gradient: gradient)
+        seconds = time.perf_counter() - started
+        eager = EagerUpdate(self._policy.policy, self.loss, self.optimizer, self.max_grad_norm)
+        self._check_gradient(copies.mean, _flat(eager.gradients(minibatch, clip_coef)))
+        return seconds
+
+    def _check_gradient(self, mean: Tensor, gradient: Tensor) -> None:
+        """Compare Adam's first moment after its first step with the gradient it must come from."""
+        beta1 = self.optimizer.param_groups[0]["betas"][0]
+        expected = (1 - beta1) * self._clipped(gradient)
+        if (mean - expected).norm() > 1e-3 * expected.norm() + 1e-7:
+            raise ConfigurationError(
+                "the policy does not return the same twice, expected a pure function of its "
+                "arguments, parameters and buffers"
+            )
 
     def _run(
         self,
         state: _FlatState,
+        scale: Tensor,
         batch: tuple[Tensor, ...],
-        t: int,
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
-        """Take step ``t`` on ``state``: one graph, or two around the sum over ranks."""
-        scale = self._adam_scale(t)
+        """Take a step on ``state``: one graph, or two around the sum over ranks."""
         if world_size() == 1:
-            self._graph(0, self._gradient_step, *state, scale, *batch)
+            self._gradient_step(*state, scale, *batch)
         else:
-            gradient = reduce(self._graph(0, self._gradient, state.flat, *batch))
-            self._graph(1, self._adam, *state, scale, gradient)
+            (gradient,) = self._gradient(state.flat, *batch)
+            self._adam(*state, scale, reduce(gradient))
 
-    def _batch(self, minibatch: Minibatch, clip_coef: Tensor) -> tuple[Tensor, ...]:
-        """Return all tensors that the loss depends on, but the parameters."""
-        # Buffers are looked up every time: a policy may put new tensors in their place.
-        buffers = map(self.policy.get_buffer, self._buffers)
-        return (*minibatch, clip_coef, *buffers)
+    def _adam_scales(self, count: int) -> Tensor:
+        """Return the step size and epsilon of the next steps, bias corrections folded in.
 
-    def _graph(self, index: int, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """Call a function of tensors, compiled when it is first called."""
-        if index == len(self._graphs):
-            # Traced to a graph of its own first: `torch.compile` keeps its cache with the code
-            # object, where runs of one process would crowd each other out.
-            graph = make_fx(lambda *inputs: function(*inputs))(*tensors)
-            self._graphs.append(torch.compile(graph, fullgraph=True, dynamic=False))
-        return self._graphs[index](*tensors)
-
-    def _adam_scale(self, t: int) -> Tensor:
-        """Return the step size and the epsilon that fold in the bias corrections of step ``t``."""
+        Both styles as a * m / (sqrt(v) + eps), see `TensorFlowAdam`: ``[count, 2]``.
+        """
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
-        correction = (1 - beta2**t) ** 0.5
-        # Both styles as a * m / (sqrt(v) + eps), see `TensorFlowAdam`.
+        t = self._steps_taken + torch.arange(1, count + 1, dtype=torch.float64)
+        correction = (1 - beta2**t).sqrt()
         is_hat = isinstance(self.optimizer, TensorFlowAdam)
-        epsilon = group["eps"] * (1 if is_hat else correction)
+        epsilon = group["eps"] * (torch.ones_like(t) if is_hat else correction)
         step_size = group["lr"] * correction / (1 - beta1**t)
-        return torch.tensor([step_size, epsilon], device=self._state.flat.device)
+        return torch.stack([step_size, epsilon], -1).to(self._state.flat)
 
-    def _gradient_step(
+    # ---------------------------------------------------------------- what the graphs hold
+
+    def _take_gradient_step(
         self, flat: Tensor, mean: Tensor, square: Tensor, scale: Tensor, *batch: Tensor
-    ) -> None:
-        self._adam(flat, mean, square, scale, self._gradient(flat, *batch))
+    ) -> tuple[()]:
+        (gradient,) = self._take_gradient(flat, *batch)
+        return self._take_adam_step(flat, mean, square, scale, gradient)
 
-    def _gradient(self, flat: Tensor, *batch: Tensor) -> Tensor:
+    def _take_gradient(self, flat: Tensor, *batch: Tensor) -> tuple[Tensor]:
         fields = len(Minibatch._fields)
-        minibatch, clip_coef = Minibatch(*batch[:fields]), batch[fields]
-        buffers = dict(zip(self._buffers, batch[fields + 1 :], strict=True))
+        minibatch, (clip_coef, *buffers) = Minibatch(*batch[:fields]), batch[fields:]
 
         def loss_of(flat: Tensor) -> Tensor:
-            parts = zip(self.parameters.items(), flat.split(self._sizes), strict=True)
-            views = {name: part.view_as(parameter) for (name, parameter), part in parts}
-            arguments = (minibatch.observations, None)
-            parameters, values, _ = functional_call(self.policy, views | buffers, arguments)
+            parts = zip(flat.split(self._sizes), self._parameters, strict=True)
+            views = [part.view_as(parameter) for part, parameter in parts]
+            parameters, values, _ = self._policy(views, buffers, minibatch.observations)
             return self.loss(parameters, values, minibatch, clip_coef)
 
-        return grad(loss_of)(flat)
+        return (grad(loss_of)(flat),)
 
-    def _adam(
+    def _take_adam_step(
         self, flat: Tensor, mean: Tensor, square: Tensor, scale: Tensor, gradient: Tensor
-    ) -> None:
-        if self.max_grad_norm is not None:
-            norm = gradient.norm()
-            gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+    ) -> tuple[()]:
+        gradient = self._clipped(gradient)
         beta1, beta2 = self.optimizer.param_groups[0]["betas"]
         step_size, epsilon = scale.unbind()
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         flat.sub_(step_size * mean / (square.sqrt() + epsilon))
+        return ()
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        if self.max_grad_norm is None:
+            return gradient
+        return gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
 
 COMPILE_FROM_STEPS = 20_000
 """Optimizer steps from which ``compile="auto"`` compiles: fewer do not repay the compilation."""
+
+PATHS = (True, False, "auto", "trace")
+"""What ``compile`` can be."""
 
 
 def make_update(
@@ -264,42 +299,52 @@ def make_update(
     """Choose the path of a run and say so.
 
     Args:
-        compile: True, False or ``"auto"``: compiled where it is supported, a C++ compiler is there
-            and the run is long enough to repay the compilation.
+        compile: True for a compiled graph, ``"trace"`` for a traced one, False for neither;
+            ``"auto"`` takes a compiled one where the run is long enough to repay the compilation,
+            and falls back where a path does not work.
         optimizer_steps: of the whole run, None where only the run can tell.
-        example: arguments of the first update, to compile for.
+        example: a minibatch ``[B, ...]`` and the clip range, to trace for.
 
     Raises:
-        ConfigurationError: ``compile`` is True and this run cannot be compiled.
+        ConfigurationError: ``compile`` is True or ``"trace"`` and this run cannot take that path.
     """
     arguments = (policy, loss, optimizer, max_grad_norm)
-    if compile is False:
-        return EagerUpdate(*arguments)
-    if compile == "auto":
-        why_not = CompiledUpdate.unsupported(policy, optimizer)
-        if optimizer_steps is None:
-            why_not = "may not repay itself in a run of unknown length"
-        elif optimizer_steps < COMPILE_FROM_STEPS:
-            why_not = f"would not repay itself in {optimizer_steps:,} optimizer steps"
-        if why_not:
-            _log.info("update: eager (compiling %s)", why_not)
-            return EagerUpdate(*arguments)
-    update, seconds, failure = None, 0.0, None
-    try:
-        update = CompiledUpdate(*arguments)
-        seconds = update.compile(*example)
-    except Exception as error:  # whatever the compiler or the user's policy raises
-        failure = error
-    # One rank that cannot compile takes the others with it: they have to stay in step.
-    failed = all_max(float(failure is not None), example[1].device) > 0
-    if update is not None and not failed:
-        _log.info("update: compiled in %.1f s", seconds)
-        return update
-    reason = "it did on another rank" if failure is None else _one_line(failure)
-    if compile is True:
-        raise ConfigurationError(f"compile=true failed: {reason}") from failure
-    _log.warning("update: eager, because compiling failed: %s", reason)
+    for compiled in _graphs_to_try(compile, optimizer_steps):
+        update, reason = _try_graph(arguments, example, compiled=compiled)
+        if update is not None:
+            return update
+        name = "compiling" if compiled else "tracing"
+        if compile != "auto":
+            raise ConfigurationError(f"compile={str(compile).lower()} failed: {reason}")
+        _log.warning("update: %s failed: %s", name, reason)
+    if compile is not False:
+        _log.info("update: eager")
     return EagerUpdate(*arguments)
+
+
+def _graphs_to_try(compile: bool | str, optimizer_steps: int | None) -> list[bool]:
+    """Return whether to compile, for each graph to be tried in turn."""
+    if compile == "auto":
+        long = optimizer_steps is not None and optimizer_steps >= COMPILE_FROM_STEPS
+        return [True, False] if long else [False]
+    return {True: [True], "trace": [False], False: []}[compile]
+
+
+def _try_graph(
+    arguments: tuple[Any, ...], example: tuple[Minibatch, Tensor], *, compiled: bool
+) -> tuple[GraphUpdate | None, str]:
+    """Return a graph update, or None and why it is not possible on every rank."""
+    update, seconds, reason = None, 0.0, ""
+    try:
+        update = GraphUpdate(*arguments, compiled=compiled)
+        seconds = update.prepare(*example)
+    except Exception as error:  # whatever the compiler or the user's policy raises
+        reason = _one_line(error)
+    # One rank that fails takes the others with it: they have to stay in step.
+    if all_max(float(bool(reason)), example[1].device) > 0:
+        return None, reason or "it did on another rank"
+    _log.info("update: %s in %.1f s", "compiled" if compiled else "traced", seconds)
+    return update, ""
 
 
 def _one_line(error: Exception) -> str:

@@ -19,10 +19,11 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from lightning import Callback, Trainer
 from ranks import run_on_ranks
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout
+from ppo1_lightning.update import EagerUpdate, GraphUpdate
 
 
 @dataclass
@@ -60,8 +61,12 @@ class Recording:
         prefix = f"{iteration}/params/"
         return {k[len(prefix) :]: v for k, v in self.workers[0].items() if k.startswith(prefix)}
 
-    def rollout(self, iteration: int, workers: slice) -> Rollout:
-        """Return the segments of some workers, an environment each."""
+    def rollout(self, iteration: int, workers: slice, policy: nn.Module | None = None) -> Rollout:
+        """Return the segments of some workers, an environment each.
+
+        The original did not record its action distributions: ``policy``, which acts with the same
+        weights, tells them.
+        """
 
         def field(name: str) -> Tensor:
             stacked = np.stack([worker[f"{iteration}/seg/{name}"] for worker in self.workers])
@@ -75,11 +80,17 @@ class Recording:
         terminated = torch.cat([new[1:], torch.zeros_like(new[:1])])
         following = torch.from_numpy(self.all(iteration, "seg/nextvpred")[workers]).float()
         none = torch.full_like(rewards, torch.nan)
+        parameters = none[..., None]
+        if policy is not None:
+            with torch.no_grad():
+                parameters = policy(observations.flatten(0, 1), None)[0]
+            parameters = parameters.unflatten(0, rewards.shape)
         return Rollout(
             observations=observations,
             actions=field("ac"),
             rewards=rewards,
             values=torch.cat([field("vpred"), following[None]]),
+            parameters=parameters,
             terminated=terminated,
             truncated=torch.zeros_like(terminated),
             valid=torch.ones_like(terminated),
@@ -176,6 +187,14 @@ class ReplayedPPO(PPO):
         return self.estimates
 
 
+def path_of(module: PPO) -> str:
+    """Return the execution path that a run has taken, "none" before its first update."""
+    update = module._update
+    if isinstance(update, GraphUpdate):
+        return "compiled" if update.compiled else "traced"
+    return "eager" if isinstance(update, EagerUpdate) else "none"
+
+
 def names_of(module: PPO) -> dict[str, str]:
     """Map our parameter names to the original's."""
 
@@ -221,14 +240,15 @@ def to_theirs(array: np.ndarray) -> np.ndarray:
 
 
 class _RecordedRollouts(IterableDataset[Rollout]):
-    def __init__(self, recording: Recording, workers: slice) -> None:
-        self.recording, self.workers = recording, workers
+    def __init__(self, recording: Recording, workers: slice, module: ReplayedPPO) -> None:
+        self.recording, self.workers, self.module = recording, workers, module
 
     def __len__(self) -> int:
         return self.recording.iterations
 
     def __iter__(self) -> Any:
-        return (self.recording.rollout(i, self.workers) for i in range(len(self)))
+        for i in range(len(self)):
+            yield self.recording.rollout(i, self.workers, self.module.policy)
 
 
 class _Capture(Callback):
@@ -246,7 +266,7 @@ class _Capture(Callback):
                 "advantages": module.estimates[0].T.clone(),  # [W, T]
                 "returns": module.estimates[1].T.clone(),
                 "metrics": dict(module.metrics),
-                "update": type(module._update).__name__,
+                "path": path_of(module),
             }
         )
 
@@ -267,7 +287,8 @@ def replay(recording: Recording, *, rank: int = 0, ranks: int = 1, **options: An
         enable_model_summary=False,
     )
     workers = slice(rank * share, (rank + 1) * share)
-    trainer.fit(recording.make(**options), _RecordedRollouts(recording, workers))
+    module = recording.make(**options)
+    trainer.fit(module, _RecordedRollouts(recording, workers, module))
     return capture.iterations
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppo1_lightning.advantages import (
+    discounted_sums,
     explained_variance,
     generalized_advantages,
     group_moments,
@@ -170,15 +171,25 @@ def test_moments_add_up_over_ranks():
     assert torch.equal(sum(halves, torch.zeros(3)), group_moments(rows, valid))
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 13, 128])
+def test_discounted_sums(length: int):
+    stream = torch.Generator().manual_seed(length)
+    terms = torch.randn(length, 4, generator=stream, dtype=torch.float64)
+    decay = torch.rand(length, 4, generator=stream, dtype=torch.float64)
+    expected, following = torch.empty_like(terms), torch.zeros(4, dtype=torch.float64)
+    for t in reversed(range(length)):
+        following = expected[t] = terms[t] + decay[t] * following
+    torch.testing.assert_close(discounted_sums(terms, decay), expected, rtol=1e-13, atol=1e-13)
+
+
 def test_explained_variance():
     returns = torch.tensor([1.0, 2.0, 3.0, 77.0])
     values = torch.tensor([1.0, 2.0, 4.0, -5.0])
     valid = torch.tensor([True, True, True, False])
     # Var(0, 0, -1) = 2 / 9, Var(1, 2, 3) = 2 / 3
-    variance, rows = explained_variance(returns, values, valid)
-    assert (variance, rows) == (pytest.approx(2 / 3), 3)
-    assert explained_variance(returns, returns, valid)[0] == 1
-    assert explained_variance(returns, returns - 100, valid)[0] == pytest.approx(1)
+    assert explained_variance(returns, values, valid) == pytest.approx(2 / 3)
+    assert explained_variance(returns, returns, valid) == 1
+    assert explained_variance(returns, returns - 100, valid) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1 / 3, 1e4 + 0.1])
@@ -187,4 +198,4 @@ def test_explained_variance_of_constant_returns_is_nan(value: float, count: int)
     stream = torch.Generator().manual_seed(0)
     values = torch.randn(count, generator=stream)
     returns = torch.full((count,), value)
-    assert math.isnan(explained_variance(returns, values, torch.ones(count).bool())[0])
+    assert math.isnan(explained_variance(returns, values, torch.ones(count).bool()))

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from golden_replay import path_of
 from gymnasium.spaces import Box, Discrete
 from lightning import Trainer
 from numpy.typing import NDArray
@@ -64,6 +65,7 @@ def recorded(kind: str, iteration: int) -> Rollout:
         actions=as_tensor(actions),
         rewards=as_tensor(rewards),
         values=as_tensor(generator.normal(size=(NUM_STEPS + 1, NUM_ENVS))),
+        parameters=as_tensor(0.1 * generator.normal(size=(*shape, 3))),
         terminated=as_tensor(ends & ~truncated),
         truncated=as_tensor(truncated),
         valid=as_tensor(valid),
@@ -109,7 +111,7 @@ class Snapshot(NamedTuple):
     parameters: dict[str, Tensor]
     statistics: list[Tensor]  # running sums of observations and of returns
     metrics: dict[str, float]
-    update: str  # the path taken
+    path: str  # of execution
     losses: int  # evaluations of the loss, where it is not compiled
     acted_on: set[int]  # environments in each call of `act`
     observations: Tensor  # [T, N of this rank, ...]
@@ -139,7 +141,7 @@ class WatchedPPO(PPO):
         self.losses += 1
         return super().loss(parameters, values, minibatch, clip_coef)
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.acted_on.add(len(observations))
         return super().act(observations, noise)
 
@@ -149,7 +151,7 @@ class WatchedPPO(PPO):
             {name: p.detach().clone() for name, p in self.policy.named_parameters()},
             [v.clone() for n in normalizers if n is not None for v in n.get_extra_state().values()],
             {name: value for name, value in self.metrics.items() if name != "steps_per_second"},
-            type(self._update).__name__,
+            path_of(self),
             self.losses,
             set(self.acted_on),
             observations,
@@ -216,9 +218,10 @@ UPDATES: dict[str, Run] = {
     "normalize_returns": partial(from_recorded, normalize_returns=True),
     "bootstrap_truncation": partial(from_recorded, bootstrap_truncation=True),
     "clipped": partial(from_recorded, **CLIPPED),
+    "traced": partial(from_recorded, **CLIPPED, compile="trace"),
     "compiled": partial(from_recorded, **CLIPPED, compile=True),
 }
-EAGER = {"compiled": "clipped"}
+EAGER = {"traced": "clipped", "compiled": "clipped"}
 """Runs that must agree with another one on one device, which spares compiling twice."""
 
 ENVS = ("CartPole-v1", "Pendulum-v1")
@@ -332,9 +335,9 @@ def test_the_update_is_the_same_on_two_devices(name: str, two_devices: Any) -> N
     expected = one_device(EAGER.get(name, name))
     assert len(expected) == 1 + ITERATIONS
     check_moved(expected)
-    update = "CompiledUpdate" if name == "compiled" else "EagerUpdate"
+    path = name if name in EAGER else "eager"
     for rank in two_devices:
-        assert rank[name][-1].update == update
+        assert rank[name][-1].path == path
         check_parameters(rank[name], expected, 1e-6)
         check_metrics(rank[name], expected, 2e-6)
         for mine, other in zip(rank[name], expected, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden_replay import Recording, names_of, replay, replay_on_ranks, to_theirs
 
-PATHS = {"eager": False, "compiled": True}
+PATHS: dict[str, Any] = {"eager": False, "traced": "trace", "compiled": True}
 METRICS = ("loss/surrogate", "loss/entropy_penalty", "loss/value", "kl", "entropy")
 
 
@@ -55,11 +55,10 @@ def test_update_equals_original(
     by_rank = (
         two_ranks(path)[recording.name] if ranks == 2 else [replay(recording, compile=PATHS[path])]
     )
-    update = {"eager": "EagerUpdate", "compiled": "CompiledUpdate"}[path]
     for iterations in by_rank:
         assert len(iterations) == recording.iterations > 0
         for i, ours in enumerate(iterations):
-            assert ours["update"] == update
+            assert ours["path"] == path
             check_parameters(recording, i, ours)
             check_normalizer(recording, i, ours)
             check_metrics(recording, i, ours["metrics"])

@@ -33,7 +33,7 @@ from ppo1_lightning.plan import Plan
 from ppo1_lightning.rollout import RolloutDataset
 from ppo1_lightning.seeding import environment_seeds
 from ppo1_lightning.segment import Minibatch
-from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator, Step
+from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 
 GAMMA, LAMBDA = 0.97, 0.9
 SCRIPTED = EnvironmentSpec("scripted_env:Scripted-v0", reward_scale=0.5)
@@ -441,10 +441,13 @@ class StillSimulator(Simulator):
     def reset(self) -> NDArray[Any]:
         return np.zeros((self.num_envs, 2), np.float32)
 
-    def step(self, action: NDArray[Any]) -> Step:
+    def advance(self, action: NDArray[Any]) -> RawStep:
         observation = self.reset()
         nothing, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
-        return Step(observation, nothing, no, no, ~no, nothing, no)
+        return RawStep(observation, nothing, nothing, no, no, no)
+
+    def settle(self, steps: RawStep) -> Step:
+        return Step(*steps[:2], *steps[3:5], ~steps.terminated, *steps[2:3], steps.game_over)
 
     def close(self) -> None:
         pass
@@ -457,8 +460,8 @@ class NoiseActor:
         self.distribution: Distribution = DiagonalGaussian(3)
         self.counters = Counters(iterations=iterations)
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return noise, torch.zeros(len(observations))
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return noise, torch.zeros(len(observations)), torch.zeros(len(observations), 6)
 
 
 # -------------------------------------------------------------------- noise and orders

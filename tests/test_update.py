@@ -1,4 +1,4 @@
-"""The eager and the compiled path compute the same update, and the right one is chosen."""
+"""The eager, traced and compiled paths compute the same update, and the right one is chosen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppo1_lightning import PPO, ConfigurationError, MlpPolicy
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.policies import PolicyFactory
 from ppo1_lightning.segment import Minibatch
-from ppo1_lightning.update import COMPILE_FROM_STEPS, CompiledUpdate, EagerUpdate, make_update
+from ppo1_lightning.update import COMPILE_FROM_STEPS, EagerUpdate, GraphUpdate, make_update
 
 OBSERVATIONS, ACTIONS = Box(-1, 1, (6,)), Discrete(3)
 LONG, SHORT = COMPILE_FROM_STEPS, COMPILE_FROM_STEPS - 1
@@ -47,15 +47,13 @@ class Run:
         self.optimizer = kind(self.policy.named_parameters(), lr=1e-3, eps=1e-5)
         self.update: Any = None
 
-    def take(self, path: str | bool, optimizer_steps: int | None = LONG) -> Any:
-        if path in ("eager", "compiled"):
-            path = path == "compiled"
+    def take(self, path: str, optimizer_steps: int | None = LONG) -> Any:
         self.update = make_update(
             self.policy,
             self.ppo.loss,
             self.optimizer,
             max_grad_norm=self.max_grad_norm,
-            compile=path,
+            compile={"eager": False, "traced": "trace", "compiled": True}.get(path, path),
             optimizer_steps=optimizer_steps,
             example=(minibatch(0), torch.tensor(0.2)),
         )
@@ -68,7 +66,8 @@ class Run:
             if t % 8 == 0 and isinstance(self.policy, MlpPolicy):
                 assert self.policy.observation_normalizer is not None
                 self.policy.observation_normalizer.update(3 * minibatch(t).observations + 1)
-            self.update(minibatch(t), torch.tensor(0.2 * (1 - t / 40)))
+            minibatches = Minibatch(*(field[None] for field in minibatch(t)))
+            self.update(minibatches, torch.tensor(0.2 * (1 - t / 40)))
         return self.parameters()
 
     def parameters(self) -> Tensor:
@@ -104,28 +103,48 @@ def saved_and_loaded(state: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return our own warnings."""
+    records = [record for record in caplog.records if "ppo1" in record.name]
+    return [record for record in records if record.levelno >= logging.WARNING]
+
+
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
 @every_case
-def test_both_paths_take_the_same_steps(case: str):
-    eager, compiled = Run(case), Run(case)
+@pytest.mark.parametrize("path", ["traced", "compiled"])
+def test_graphs_take_the_eager_steps(case: str, path: str):
+    eager, graph = Run(case), Run(case)
     assert isinstance(eager.take("eager"), EagerUpdate)
-    assert isinstance(compiled.take("compiled"), CompiledUpdate)
+    assert graph.take(path).compiled == (path == "compiled")
     start = eager.parameters()
-    assert torch.equal(compiled.parameters(), start)  # compiling is no step
-    ours, theirs = compiled.steps(range(20)), eager.steps(range(20))
+    assert torch.equal(graph.parameters(), start)  # making the graph is no step
+    ours, theirs = graph.steps(range(20)), eager.steps(range(20))
     assert_same(ours, theirs)
     assert (theirs - start).abs().max() > 1e-3
-    assert (
-        compiled.adam_steps() == eager.adam_steps() == [20] * len(list(eager.policy.parameters()))
-    )
+    assert graph.adam_steps() == eager.adam_steps() == [20] * len(list(eager.policy.parameters()))
     observations = minibatch(99).observations
-    torch.testing.assert_close(compiled.policy(observations), eager.policy(observations))
+    torch.testing.assert_close(graph.policy(observations), eager.policy(observations))
 
 
-@pytest.mark.parametrize(("first", "second"), [("eager", "compiled"), ("compiled", "eager")])
+@pytest.mark.parametrize("path", ["eager", "traced", "compiled"])
+def test_several_minibatches_are_several_steps(path: str):
+    together, alone = Run("tensorflow"), Run("tensorflow")
+    clip_coef = torch.tensor(0.2)
+    minibatches = [minibatch(t) for t in range(6)]
+    together.take(path)(Minibatch(*map(torch.stack, zip(*minibatches, strict=True))), clip_coef)
+    step = alone.take("eager")
+    for one in minibatches:
+        step(Minibatch(*(field[None] for field in one)), clip_coef)
+    assert_same(together.parameters(), alone.parameters())
+    assert set(together.adam_steps()) == set(alone.adam_steps()) == {6}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("eager", "compiled"), ("compiled", "traced"), ("traced", "eager")]
+)
 def test_each_path_continues_the_others_checkpoint(first: str, second: str):
     whole, before, after = (Run("tensorflow") for _ in range(3))
     whole.take("eager")
@@ -160,7 +179,8 @@ def test_max_grad_norm():
         run.max_grad_norm = max_grad_norm
         run.optimizer.param_groups[0].update(lr=1.0, eps=1e4)
         start = run.parameters().double()
-        run.take("eager")(minibatch(0), torch.tensor(0.2))
+        minibatches = Minibatch(*(field[None] for field in minibatch(0)))
+        run.take("eager")(minibatches, torch.tensor(0.2))
         moved.append((run.parameters().double() - start) * 1e4)
     norms = [difference.norm().item() for difference in moved]
     assert norms[0] > 0.1
@@ -173,29 +193,31 @@ def test_max_grad_norm():
 @pytest.fixture
 def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for the compiler where only the choice matters."""
-    monkeypatch.setattr(CompiledUpdate, "compile", lambda *example: 0.0)
+    monkeypatch.setattr(GraphUpdate, "prepare", lambda *example: 0.0)
 
 
 @pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize(
-    ("path", "optimizer_steps", "expected", "said"),
+    ("path", "optimizer_steps", "compiled", "said"),
     [
-        ("auto", SHORT, EagerUpdate, "would not repay itself in 19,999 optimizer steps"),
-        ("auto", LONG, CompiledUpdate, "compiled in"),
-        ("auto", None, EagerUpdate, "unknown length"),
-        (True, 1, CompiledUpdate, "compiled in"),
-        (False, LONG, EagerUpdate, None),
+        ("auto", SHORT, False, "traced in"),
+        ("auto", LONG, True, "compiled in"),
+        ("auto", None, False, "traced in"),
+        ("traced", LONG, False, "traced in"),
+        ("compiled", 1, True, "compiled in"),
+        ("eager", LONG, None, None),
     ],
 )
 def test_choice(
-    path: str | bool,
+    path: str,
     optimizer_steps: int | None,
-    expected: type,
+    compiled: bool | None,
     said: str | None,
     caplog: pytest.LogCaptureFixture,
 ):
     caplog.set_level(logging.INFO)
-    assert type(Run("torch").take(path, optimizer_steps)) is expected
+    update = Run("torch").take(path, optimizer_steps)
+    assert getattr(update, "compiled", None) is compiled
     messages = [record.getMessage() for record in caplog.records if "ppo1" in record.name]
     assert len(messages) == (said is not None)
     assert all(said is not None and said in message for message in messages)
@@ -221,7 +243,7 @@ def test_other_optimizers_take_the_eager_path(name: str, caplog: pytest.LogCaptu
     run = Run("torch")
     run.optimizer = unsupported_optimizers(run.policy)[name]
     with pytest.raises(ConfigurationError, match=f"compile=true .*{name}.*compile=false") as error:
-        run.take(True)
+        run.take("compiled")
     assert "\n" not in str(error.value)
     start = run.parameters()
     assert isinstance(run.take("auto"), EagerUpdate)
@@ -253,9 +275,11 @@ def test_a_run_that_cannot_be_compiled_is_the_eager_run(caplog: pytest.LogCaptur
     eager, failed = Run("tensorflow", Untraceable), Run("tensorflow", Untraceable)
     eager.take("eager")
     assert isinstance(failed.take("auto"), EagerUpdate)
-    (record,) = [record for record in caplog.records if "ppo1" in record.name]
-    assert record.levelno == logging.WARNING
-    assert "\n" not in record.getMessage()
+    records = warnings_in(caplog)
+    starts = ["update: compiling failed: ", "update: tracing failed: "]
+    for record, start in zip(records, starts, strict=True):
+        assert record.getMessage().startswith(start)
+        assert "\n" not in record.getMessage()
     for steps in (range(5), range(5, 10)):
         assert_same(failed.steps(steps), eager.steps(steps))
         # Saving must not disturb the run either.
@@ -264,15 +288,40 @@ def test_a_run_that_cannot_be_compiled_is_the_eager_run(caplog: pytest.LogCaptur
 
 def test_a_run_that_has_to_be_compiled_and_cannot_is_refused_in_one_line():
     with pytest.raises(ConfigurationError, match="compile=true failed: ") as error:
-        Run("torch", Untraceable).take(True)
+        Run("torch", Untraceable).take("compiled")
     assert "\n" not in str(error.value)
+
+
+class Dropping(Linear):
+    """A policy that draws random numbers."""
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        return super().forward(nn.functional.dropout(observation), state)
+
+
+class Counting(Linear):
+    """A policy that depends on how often it was called."""
+
+    calls = 0
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        self.calls += 1
+        return super().forward(observation * self.calls, state)
+
+
+@pytest.mark.parametrize("policy", [Dropping, Counting])
+def test_a_policy_that_is_no_pure_function_is_not_traced(
+    policy: PolicyFactory, caplog: pytest.LogCaptureFixture
+):
+    assert isinstance(Run("torch", policy).take("auto", SHORT), EagerUpdate)
+    assert "expected a pure function of its arguments" in caplog.text
 
 
 def test_without_a_compiler(caplog: pytest.LogCaptureFixture):
     missing = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
     with inductor.patch(missing):
-        assert isinstance(Run("torch", Linear).take("auto"), EagerUpdate)
-    (record,) = [record for record in caplog.records if "ppo1" in record.name]
-    assert record.getMessage().startswith("update: eager, because compiling failed: ")
+        assert not Run("torch", Linear).take("auto").compiled
+    (record,) = warnings_in(caplog)
+    assert record.getMessage().startswith("update: compiling failed: ")
     assert "C++ compiler" in record.getMessage()
     assert "\n" not in record.getMessage()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from gymnasium import Space
 from gymnasium.spaces import Box
 from torch import Tensor, nn
@@ -71,29 +72,33 @@ class CnnPolicy(ActorCritic):
         architecture = ARCHITECTURES[size]
         channels_last = shape[-1] < shape[0]
         image = (shape[-1], *shape[:2]) if channels_last else shape
+        scale = 1 / 255 if observation_space.dtype == "uint8" else 1.0
         super().__init__(
             action_space,
-            trunk=_Trunk(architecture, image),
-            value_trunk=None if shared_trunk else _Trunk(architecture, image),
+            trunk=_Trunk(architecture, image, scale),
+            value_trunk=None if shared_trunk else _Trunk(architecture, image, scale),
             num_features=architecture.num_features,
         )
         self.channels_last = channels_last
-        self.scale = 255.0 if observation_space.dtype == "uint8" else 1.0
         self.arguments = {"size": size, "shared_trunk": shared_trunk}
 
     def preprocess(self, observation: Tensor) -> Tensor:
-        """Turn images into float32 ``[B, C, H, W]`` in [0, 1], stored with channels last."""
+        """Turn images into float32 ``[B, C, H, W]``, stored with channels last."""
         if self.channels_last:
             observation = observation.permute(0, 3, 1, 2)
         # CPU convolutions are twice as fast on channels_last memory.
-        return observation.to(torch.float32, memory_format=torch.channels_last) / self.scale
+        return observation.to(torch.float32, memory_format=torch.channels_last)
 
 
 class _Trunk(nn.Module):
-    """Convolutions and one linear layer, each with a ReLU: ``[B, C, H, W] -> [B, features]``."""
+    """Convolutions and one linear layer, each with a ReLU: ``[B, C, H, W] -> [B, features]``.
 
-    def __init__(self, architecture: _Architecture, image: tuple[int, ...]) -> None:
+    Images are multiplied by ``scale``.
+    """
+
+    def __init__(self, architecture: _Architecture, image: tuple[int, ...], scale: float) -> None:
         super().__init__()
+        self.scale = scale
         channels, height, width = image
         layers: list[nn.Module] = []
         for c in architecture.convolutions:
@@ -109,7 +114,10 @@ class _Trunk(nn.Module):
         self.linear = linear(channels * height * width, architecture.num_features, scale=1.0)
 
     def forward(self, image: Tensor) -> Tensor:
-        features = self.convolutions(image)
+        first = cast(nn.Conv2d, self.convolutions[0])
+        # Some thousand weights are scaled in the place of some million pixels.
+        features = F.conv2d(image, first.weight * self.scale, first.bias, first.stride)
+        features = self.convolutions[1:](features)
         # Flattened in (H, W, C) order: the original's, and free of a copy with channels last.
         features = features.permute(0, 2, 3, 1).flatten(1)
         return self.linear(features).relu()

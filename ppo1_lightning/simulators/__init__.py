@@ -1,6 +1,7 @@
 """The simulators: everything that knows EnvPool or Gymnasium's vector environments.
 
-The rest of the package sees `Simulator` and `Step`. EnvPool is imported when it is first needed.
+The rest of the package sees `Simulator`, `RawStep` and `Step`. EnvPool is imported when it is first
+needed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from gymnasium.spaces import Box
 
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
-from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator, Step
+from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 from ppo1_lightning.simulators.vector import VectorSimulator
 
-__all__ = ["EnvironmentSpec", "Simulator", "Step", "make_simulator", "spaces"]
+__all__ = ["EnvironmentSpec", "RawStep", "Simulator", "Step", "make_simulator", "spaces"]
 
 
 def spaces(spec: EnvironmentSpec) -> tuple[Box, Space[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -40,6 +41,7 @@ class EnvironmentSpec:
             takes all, in the space's order.
         num_threads: EnvPool's worker threads on each rank; None takes min(environments, the cores
             divided by the ranks on this machine).
+        pin_threads: keep EnvPool's threads each on a core, see `placement`.
     """
 
     id: str
@@ -49,6 +51,7 @@ class EnvironmentSpec:
     clip_actions: bool = False
     observation_keys: Sequence[str] | None = None
     num_threads: int | None = None
+    pin_threads: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -67,10 +70,22 @@ class EnvironmentSpec:
             raise ConfigurationError(f"env.observation_keys={keys!r} is not a list of names")
         if self.num_threads is not None:
             check_integer("env.num_threads", self.num_threads, at_least=1)
+        check_flag("env.pin_threads", self.pin_threads)
+
+
+class RawStep(NamedTuple):
+    """One step of N environments as their library reports it: unchecked, reset rows included."""
+
+    observation: NDArray[Any]  # [N, ...] float32 or uint8, after the step
+    reward: NDArray[Any]  # [N], learned from (Atari: clipped where that option is on)
+    raw_reward: NDArray[Any]  # [N]
+    terminated: NDArray[np.bool_]  # [N]
+    truncated: NDArray[np.bool_]  # [N]; the next row is a reset after either flag
+    game_over: NDArray[np.bool_]  # [N], terminated, and (Atari) not merely by a lost life
 
 
 class Step(NamedTuple):
-    """What one step of N environments returns.
+    """What one step of N environments returns, or T steps with a T in front of all shapes.
 
     A row with ``valid=False`` is not a transition: the environment ended in the step before,
     ignored its action and returned the first observation of the next episode. Its rewards are 0
@@ -110,14 +125,39 @@ class Simulator(ABC):
         """
 
     @abstractmethod
+    def advance(self, action: NDArray[Any]) -> RawStep:
+        """Step every environment with ``action`` [N, *action_space.shape], and nothing more.
+
+        For loops that step often: `settle` must be given these steps, all of them, before anything
+        else is asked of the simulator.
+
+        Raises:
+            ConfigurationError: an action of the wrong shape or dtype, out of range or not finite.
+            RuntimeError: not reset yet, or closed.
+        """
+
+    @abstractmethod
+    def settle(self, steps: RawStep) -> Step:
+        """Check and mask T steps at once: fields ``[T, N, ...]``, as `advance` returned them.
+
+        Raises:
+            SimulationError: a reward or an observation that is not finite.
+        """
+
     def step(self, action: NDArray[Any]) -> Step:
-        """Step every environment with ``action`` [N, *action_space.shape].
+        """Step every environment with ``action`` [N, *action_space.shape]: `advance`, `settle`.
 
         Raises:
             ConfigurationError: an action of the wrong shape or dtype, out of range or not finite.
             SimulationError: a reward or an observation that is not finite.
             RuntimeError: not reset yet, or closed.
         """
+        settled = self.settle(RawStep(*(field[None] for field in self.advance(action))))
+        return Step(*(field[0] for field in settled))
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Return a context for loops that step often, in which that may be faster."""
+        return nullcontext()
 
     @abstractmethod
     def close(self) -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import envpool
 import gymnasium
-import torch
 from numpy.typing import NDArray
 
+from ppo1_lightning import distributed
 from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer, check_number
-from ppo1_lightning.simulators.base import EnvironmentSpec
-from ppo1_lightning.simulators.vector import NativeStep, VectorSimulator
+from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
+from ppo1_lightning.simulators.placement import Placement, own_cores, started_threads
+from ppo1_lightning.simulators.vector import VectorSimulator
 
 _RESERVED = {
     "num_envs": "set num_envs of the run",
@@ -82,30 +83,36 @@ class EnvPoolSimulator(VectorSimulator):
         num_threads = _num_threads(spec, len(seeds))
         options = self._options(spec)
         self._is_atari = _state(self._native_spec(spec, options)) >= _ATARI_STATE
-        self._pool: Any = envpool.make_gymnasium(
-            spec.id, num_envs=len(seeds), seed=seeds, num_threads=num_threads, **options
-        )
+        with started_threads() as threads:
+            self._pool: Any = envpool.make_gymnasium(
+                spec.id, num_envs=len(seeds), seed=seeds, num_threads=num_threads, **options
+            )
+        workers = threads[-num_threads:]  # the thread before them prepares buffers
+        self._placement = Placement(workers, _own_cores()) if spec.pin_threads else None
         with _no_cast_warnings():
             _ = self._pool.observation_space  # made on first use, then kept
 
     def _reset(self) -> Any:
         return self._opened().reset()[0]
 
-    def _step(self, action: NDArray[Any]) -> NativeStep:
+    def _step(self, action: NDArray[Any]) -> RawStep:
         observation, reward, terminated, truncated, info = self._opened().step(action)
         if not self._is_atari:
-            return NativeStep(observation, reward, reward, terminated, truncated, terminated)
+            return RawStep(observation, reward, reward, terminated, truncated, terminated)
         # With episodic_life a lost life terminates too; info tells whether the game did, even
         # where that falls on the time limit. On a reset row info's flag announces no reset, hence
         # the conjunction.
         game_over = (terminated | truncated) & (info["terminated"] > 0)
         terminated = terminated | game_over
-        return NativeStep(observation, reward, info["reward"], terminated, truncated, game_over)
+        return RawStep(observation, reward, info["reward"], terminated, truncated, game_over)
 
     def _opened(self) -> Any:
         if self._pool is None:
             raise RuntimeError("the simulator is closed")
         return self._pool
+
+    def stepping(self) -> AbstractContextManager[None]:
+        return self._placement.shared_core() if self._placement else nullcontext()
 
     def close(self) -> None:
         self._pool = None  # EnvPool's own close() stops no thread; its destructor does
@@ -162,19 +169,12 @@ def _num_threads(spec: EnvironmentSpec, num_envs: int) -> int:
     """Return the number of worker threads of this rank."""
     if spec.num_threads is not None:
         return spec.num_threads
-    return max(1, min(num_envs, _cores() // _local_ranks()))
+    return max(1, min(num_envs, len(_own_cores())))
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: only the cores that this process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _local_ranks() -> int:
-    """Return how many ranks share this machine, as far as that can be known."""
+def _own_cores() -> list[int]:
+    """Return this rank's cores, as far as it can be known how many ranks share this machine."""
     if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
-        return max(1, int(os.environ["LOCAL_WORLD_SIZE"]))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1
+        ranks, rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
+        return own_cores(max(1, ranks), rank)
+    return own_cores(distributed.world_size(), distributed.rank())

@@ -15,8 +15,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, check_choice
-from ppo1_lightning.simulators.base import EnvironmentSpec
-from ppo1_lightning.simulators.vector import NativeStep, VectorSimulator
+from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
+from ppo1_lightning.simulators.vector import VectorSimulator
 
 _VECTOR_ENVS: dict[str, Callable[..., Any]] = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
 _MAKE_ARGUMENTS = {"disable_env_checker", "max_episode_steps", "render_mode"}
@@ -81,9 +81,9 @@ class GymnasiumSimulator(VectorSimulator):
         self._seeds = None  # later resets go on with each environment's own generator
         return observation
 
-    def _step(self, action: NDArray[Any]) -> NativeStep:
+    def _step(self, action: NDArray[Any]) -> RawStep:
         observation, reward, terminated, truncated, _ = self._opened().step(action)
-        return NativeStep(
+        return RawStep(
             observation, reward, reward, np.asarray(terminated), np.asarray(truncated), terminated
         )
 

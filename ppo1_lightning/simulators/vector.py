@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -13,18 +13,7 @@ from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest
 from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
-from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator, Step
-
-
-class NativeStep(NamedTuple):
-    """One step of N environments as their library reports it, reset rows included."""
-
-    observation: Any  # array or mapping of arrays [N, ...]
-    reward: NDArray[Any]  # [N], learned from (Atari: clipped where that option is on)
-    raw_reward: NDArray[Any]  # [N]
-    terminated: NDArray[np.bool_]  # [N]
-    truncated: NDArray[np.bool_]  # [N]; the next row is a reset after either flag
-    game_over: NDArray[np.bool_]  # [N], terminated, and (Atari) not merely by a lost life
+from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 
 
 class VectorSimulator(Simulator):
@@ -91,49 +80,54 @@ class VectorSimulator(Simulator):
         """Start every environment and return the library's observations."""
 
     @abstractmethod
-    def _step(self, action: NDArray[Any]) -> NativeStep:
-        """Step every environment with actions of the library's own shape and dtype."""
+    def _step(self, action: NDArray[Any]) -> RawStep:
+        """Step every environment, in the library's own actions and observations."""
 
     def reset(self) -> NDArray[Any]:
         observation = self._observations(self._reset())
         self._ended = np.zeros(self.num_envs, np.bool_)
-        self._check_finite("observation", observation)
+        self._check_finite("observation", observation[None])
         return observation
 
-    def step(self, action: NDArray[Any]) -> Step:
+    def advance(self, action: NDArray[Any]) -> RawStep:
         if self._ended is None:
             raise RuntimeError("step() was called before reset()")
-        native = self._step(self._actions(action, self.num_envs))
+        step = self._step(self._actions(action, self.num_envs))
+        return step._replace(observation=self._observations(step.observation))
+
+    def settle(self, steps: RawStep) -> Step:
+        assert self._ended is not None
         # The flags of the step before decide which rows are resets. Some environments return a
         # reward on a reset row, or end again right there: nothing on it counts, except that its
         # own flags make the row after it another reset.
-        valid = ~self._ended
-        self._ended = native.terminated | native.truncated
-        terminated = native.terminated & valid
-        truncated = native.truncated & valid & ~terminated
-        step = Step(
-            observation=self._observations(native.observation),
-            reward=_masked(native.reward, valid) * self._reward_scale,
+        ended = np.concatenate([self._ended[None], steps.terminated | steps.truncated])
+        self._ended = ended[-1]
+        valid = ~ended[:-1]
+        terminated = steps.terminated & valid
+        truncated = steps.truncated & valid & ~terminated
+        settled = Step(
+            observation=steps.observation,
+            reward=_masked(steps.reward, valid) * self._reward_scale,
             terminated=terminated,
             truncated=truncated,
             valid=valid,
-            raw_reward=_masked(native.raw_reward, valid),
-            episode_over=(native.game_over & terminated) | truncated,
+            raw_reward=_masked(steps.raw_reward, valid),
+            episode_over=(steps.game_over & terminated) | truncated,
         )
-        self._check_finite("reward", step.reward)
-        self._check_finite("reward", step.raw_reward)
-        self._check_finite("observation", step.observation)
-        return step
+        self._check_finite("reward", settled.reward)
+        self._check_finite("reward", settled.raw_reward)
+        self._check_finite("observation", settled.observation)
+        return settled
 
     def _check_finite(self, what: str, values: NDArray[Any]) -> None:
-        """Raise `SimulationError` when ``values`` [N, ...] hold a NaN or an infinity."""
+        """Raise `SimulationError` when ``values`` [T, N, ...] hold a NaN or an infinity."""
         if values.dtype == np.uint8:
             return
         finite = np.isfinite(values)
         if not finite.all():
             where = tuple(np.argwhere(~finite)[0])
             raise SimulationError(
-                f"environment {where[0]} of {self._id!r} returned the {what} {values[where]}, "
+                f"environment {where[1]} of {self._id!r} returned the {what} {values[where]}, "
                 "expected finite numbers"
             )
 

@@ -201,7 +201,7 @@ def test_threads_are_shared_between_the_ranks_of_a_machine(monkeypatch):
     from ppo1_lightning.simulators import envpool as module
 
     spec = EnvironmentSpec("CartPole-v1")
-    monkeypatch.setattr(module, "_cores", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert [module._num_threads(spec, n) for n in (1, 6, 64)] == [1, 6, 8]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -89,8 +89,8 @@ def test_the_reference_has_the_lengths_of_its_script():
 
 
 def test_a_reset_row_is_never_trusted(monkeypatch):
+    from ppo1_lightning.simulators.base import RawStep
     from ppo1_lightning.simulators.gymnasium import GymnasiumSimulator
-    from ppo1_lightning.simulators.vector import NativeStep
 
     flags = [(False, False), (True, False), (False, True), (False, False), (False, False)]
     script = iter(flags)
@@ -100,7 +100,7 @@ def test_a_reset_row_is_never_trusted(monkeypatch):
         nan_on_reset = np.array([np.nan if terminated or truncated else 1.0])
         reward = np.array([1.0]) if terminated else nan_on_reset
         observation = np.zeros((1, 3), np.float32)
-        return NativeStep(observation, reward, reward, terminated, truncated, terminated)
+        return RawStep(observation, reward, reward, terminated, truncated, terminated)
 
     monkeypatch.setattr(GymnasiumSimulator, "_step", native_step)
     simulator = make_simulator(EnvironmentSpec(ENV), [0])

@@ -1,0 +1,80 @@
+"""Where EnvPool's threads run, asked from the operating system."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from ppo1_lightning.simulators import EnvironmentSpec, Simulator, make_simulator
+from ppo1_lightning.simulators.placement import own_cores, started_threads
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two cores",
+)
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[set[int]]:
+    before = os.sched_getaffinity(0)
+    yield before
+    assert os.sched_getaffinity(0) == before
+
+
+def workers_of(num_envs: int, **options: Any) -> tuple[Simulator, list[int]]:
+    with started_threads() as threads:
+        simulator = make_simulator(EnvironmentSpec("CartPole-v1", **options), list(range(num_envs)))
+    return simulator, threads[1:]  # the first one prepares buffers
+
+
+def test_as_many_workers_as_cores_get_one_each(all_cores: set[int]):
+    simulator, workers = workers_of(64)
+    placed = [os.sched_getaffinity(worker) for worker in workers]
+    assert sorted(placed, key=min) == [{core} for core in sorted(all_cores)]
+    with simulator.stepping():
+        assert os.sched_getaffinity(0) == all_cores
+
+
+def test_fewer_workers_than_cores_stay_free(all_cores: set[int]):
+    _, workers = workers_of(64, num_threads=len(all_cores) - 1)
+    assert all(os.sched_getaffinity(worker) == all_cores for worker in workers)
+
+
+def test_a_single_worker_shares_the_core_of_the_loop():
+    simulator, (worker,) = workers_of(1)
+
+    def share_and_fail() -> None:
+        with simulator.stepping():
+            assert len(os.sched_getaffinity(0)) == 1
+            assert os.sched_getaffinity(worker) == os.sched_getaffinity(0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        share_and_fail()
+
+
+def test_nothing_moves_with_several_threads_of_pytorch_or_by_request(all_cores: set[int]):
+    simulator, _ = workers_of(1)
+    free, workers = workers_of(64, pin_threads=False)
+    assert all(os.sched_getaffinity(worker) == all_cores for worker in workers)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for each in (simulator, free):
+            with each.stepping():
+                assert os.sched_getaffinity(0) == all_cores
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_ranks_share_the_cores(all_cores: set[int]):
+    cores = sorted(all_cores)
+    assert own_cores(1, 0) == cores
+    halves = own_cores(2, 0), own_cores(2, 1)
+    assert halves[0] == cores[: len(cores) // 2]
+    assert not set(halves[0]) & set(halves[1])
+    assert own_cores(len(cores) + 1, 0) == []

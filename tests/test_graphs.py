@@ -1,0 +1,129 @@
+"""Graphs compute what their functions compute, and compiled ones are found again on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor as inductor
+from gymnasium.spaces import Box
+from torch import Tensor, nn
+
+from ppo1_lightning import PPO, MlpPolicy
+from ppo1_lightning.compiler import cache_folder
+from ppo1_lightning.graphs import Graph, PolicyGraph
+
+both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ppo1_lightning"
+
+
+def descend(x: Tensor, target: Tensor) -> tuple[Tensor]:
+    """Take a gradient step on ``x`` in place and return the loss."""
+    loss = (x - target).square().sum()
+    x.sub_(0.1 * torch.func.grad(lambda x: (x - target).square().sum())(x))
+    return (loss,)
+
+
+@both_ways
+@torch.inference_mode()
+def test_a_graph_computes_and_writes_what_its_function_does(compiled: bool):
+    x, target = torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
+    graph = Graph(descend, compiled=compiled)
+    assert graph(x, target)[0].item() == 14.0
+    torch.testing.assert_close(x, 0.2 * target)  # one step: making the graph was none
+    graph(x, target)
+    torch.testing.assert_close(x, 0.36 * target)
+
+
+@torch.inference_mode()
+def test_compiled_graphs_are_found_on_disk(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    x, target = torch.zeros(3), torch.ones(3)
+    Graph(descend, compiled=True)(x, target)
+    (package,) = own_cache.iterdir()
+    assert own_cache.stat().st_mode & 0o077 == 0
+
+    def no_compiler(*_: Any, **__: Any) -> str:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(inductor, "aoti_compile_and_package", no_compiler)
+    again = torch.zeros(3)
+    Graph(descend, compiled=True)(again, target)
+    assert torch.equal(again, x)
+    with pytest.raises(AssertionError, match="compiled again"):  # other shapes are another graph
+        Graph(descend, compiled=True)(torch.zeros(4), torch.ones(4))
+    with pytest.raises(AssertionError, match="compiled again"):  # and so is another function
+        Graph(lambda x, y: (descend(x, y)[0] + 1,), compiled=True)(again, target)
+    assert list(own_cache.iterdir()) == [package]
+
+
+@torch.inference_mode()
+def test_a_constant_within_a_function_is_part_of_it():
+    def adding(constant: float) -> Graph:
+        values = torch.full((2,), constant)
+        return Graph(lambda x: (x + values,), compiled=True)
+
+    zeros = torch.zeros(2)
+    assert adding(1.0)(zeros)[0].tolist() == [1, 1]
+    assert adding(2.0)(zeros)[0].tolist() == [2, 2]
+
+
+def test_the_cache_is_below_home_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "ppo1_lightning"
+
+
+class Shifting(nn.Module):
+    """A policy that puts a new tensor in the place of its buffer."""
+
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("shift", torch.zeros(3))
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        return observation * self.weight + self.shift, observation.sum(-1), state
+
+
+@both_ways
+@torch.inference_mode()
+def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
+    policy = Shifting()
+    graph = PolicyGraph(policy, lambda policy, x: policy(x, None)[:2], compiled=compiled)
+    x = torch.arange(6.0).view(2, 3)
+    for step in range(3):
+        policy.weight.data.fill_(step)
+        policy.shift = torch.full((3,), 10.0 * step)
+        graph.refresh()
+        parameters, values = graph(x)
+        assert torch.equal(parameters, step * x + 10 * step)
+        assert torch.equal(values, x.sum(-1))
+
+
+def test_a_policy_s_graph_is_for_one_layout():
+    graph = PolicyGraph(Shifting(), lambda policy, x: policy(x, None)[:2], compiled=False)
+    assert graph.fits(torch.zeros(2, 3))
+    assert graph.fits(torch.ones(2, 3))
+    for other in (torch.zeros(3, 3), torch.zeros(2, 3).double(), torch.zeros(3, 2).T):
+        assert not graph.fits(other)
+
+
+@pytest.mark.parametrize("path", ["trace", True])
+def test_acting_as_a_graph_is_acting(path: Any):
+    ppo = PPO(MlpPolicy, observation_space=Box(-1, 1, (5,)), action_space=Box(-1, 1, (2,)))
+    ppo.configure_model()
+    x, noise = torch.randn(4, 5), torch.randn(4, 2)
+    expected = ppo.act(x, noise)
+    ppo._acting = PolicyGraph(ppo.policy, ppo._choose_actions, compiled=path is True)
+    torch.testing.assert_close(ppo.act(x, noise), expected)
+    more = ppo.act(torch.cat([x, x]), torch.cat([noise, noise]))  # another layout: as a module
+    torch.testing.assert_close(more[0][4:], expected[0])
