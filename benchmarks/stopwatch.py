@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Callable
@@ -17,16 +16,15 @@ from benchmarks.measure import WARMUP, Measurement
 
 
 class Timed:
-    """Replaces a method of one object by itself under a clock."""
+    """A clock for the calls of functions."""
 
-    def __init__(self, owner: Any, method: str, before: Callable[[], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.first = self.total = 0.0
-        function = getattr(owner, method)
 
-        @functools.wraps(function)
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function under this clock."""
+
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if before is not None:
-                before()
             started = time.perf_counter()
             try:
                 return function(*args, **kwargs)
@@ -35,7 +33,26 @@ class Timed:
                 self.first = self.first or seconds
                 self.total += seconds
 
-        setattr(owner, method, timed)
+        return timed
+
+    @classmethod
+    def method(cls, owner: Any, name: str) -> Timed:
+        """Put a method of one object under a clock."""
+        clock = cls()
+        setattr(owner, name, clock.wrap(getattr(owner, name)))
+        return clock
+
+    @classmethod
+    def inference(cls, module: Any, begin: Callable[[], None]) -> Timed:
+        """Put what `PPO.acting` returns under a clock, and tell when it is first asked for."""
+        clock, acting = cls(), module.acting
+
+        def timed_acting(*args: Any) -> Callable[..., Any]:
+            begin()
+            return clock.wrap(acting(*args))
+
+        module.acting = timed_acting
+        return clock
 
 
 class Stopwatch(Callback):
@@ -58,16 +75,15 @@ class Stopwatch(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put what is to be timed under clocks."""
-        begin = self._measurement.begin
         self._clocks = {
-            "inference": [Timed(pl_module, "act", before=begin)],
-            "rollout": [Timed(trainer.train_dataloader, "collect")],
-            "transfer": [Timed(pl_module, "transfer_batch_to_device")],
-            "training_step": [Timed(pl_module, "training_step")],
-            "advantages": [Timed(pl_module, "_segment")],
-            "update": [Timed(pl_module, "_take_steps")],
-            "evaluation": [Timed(pl_module, "_evaluate")],
-            "logging": [Timed(logger, "log_metrics") for logger in trainer.loggers],
+            "inference": [Timed.inference(pl_module, self._measurement.begin)],
+            "rollout": [Timed.method(trainer.train_dataloader, "collect")],
+            "transfer": [Timed.method(pl_module, "transfer_batch_to_device")],
+            "training_step": [Timed.method(pl_module, "training_step")],
+            "advantages": [Timed.method(pl_module, "_segment")],
+            "update": [Timed.method(pl_module, "_take_steps")],
+            "evaluation": [Timed.method(pl_module, "_evaluate")],
+            "logging": [Timed.method(logger, "log_metrics") for logger in trainer.loggers],
         }
 
     def on_train_batch_end(
@@ -77,7 +93,7 @@ class Stopwatch(Callback):
         counters: Any = pl_module.counters
         if "simulator" not in self._clocks:  # it is made with the first rollout
             collector: Any = getattr(trainer.train_dataloader, "_collector")  # noqa: B009
-            self._clocks["simulator"] = [Timed(collector.simulator, "advance")]
+            self._clocks["simulator"] = [Timed.method(collector.simulator, "advance")]
         enough = self._measurement.tick(counters.env_steps)
         if self._measurement.measured == 0:
             for clock in chain(*self._clocks.values()):

@@ -40,7 +40,7 @@ from ppo1_lightning.normalization import RewardNormalizer
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies.base import PolicyFactory
-from ppo1_lightning.rollout import Rollout
+from ppo1_lightning.rollout import Act, Rollout
 from ppo1_lightning.schedules import SCHEDULES
 from ppo1_lightning.seeding import derive_seed, generator
 from ppo1_lightning.segment import (
@@ -206,8 +206,6 @@ class PPO(LightningModule):
             if self.target_kl is not None and self._mean_kl(segment, epoch, rows) > self.target_kl:
                 break
         self._count_optimizer_step()
-        if self._acting is not None:
-            self._acting.refresh()
 
         self._finish_iteration(rollout, segment, plan)
         if self.counters.iterations % self.log_every == 0 or self.trainer.should_stop:
@@ -477,12 +475,16 @@ class PPO(LightningModule):
             Actions, values ``[N]`` and distribution parameters ``[N, P]``.
         """
         inputs = observations.to(self.device), noise.to(self.device)
-        if self._acting is not None and self._acting.fits(*inputs):
-            outputs = self._acting(*inputs)
-        else:
-            outputs = self._choose_actions(self.policy, *inputs)
-        actions, values, parameters = outputs
+        actions, values, parameters = self._choose_actions(self.policy, *inputs)
         return actions.cpu(), values.cpu(), parameters.cpu()
+
+    def acting(self, observations: Tensor, noise: Tensor) -> Act:
+        """Return `act`, or a graph of it where there is one for tensors like these."""
+        graph = self._acting
+        if graph is None or self.device.type != "cpu" or not graph.fits(observations, noise):
+            return self.act
+        graph.refresh()
+        return graph
 
     def _choose_actions(
         self, policy: Callable[..., Any], observations: Tensor, noise: Tensor

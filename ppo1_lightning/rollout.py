@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -39,14 +39,22 @@ class Rollout(NamedTuple):
     fraction_spent: float  # of the budget when collection started, in [0, 1]
 
 
+Act = Callable[[Tensor, Tensor], Sequence[Tensor]]
+"""From observations ``[N, *observation_shape]`` and noise ``[N, noise_size]`` to actions
+``[N, *action_shape]``, values ``[N]`` and distribution parameters ``[N, P]``, on the CPU."""
+
+
 class Actor(Protocol):
     """What collection asks of the algorithm; `PPO` is one."""
 
     distribution: Distribution
     counters: Counters
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions ``[N, ...]``, values ``[N]`` and parameters ``[N, P]``, on the CPU."""
+    def acting(self, observations: Tensor, noise: Tensor) -> Act:
+        """Return how the policy acts in the coming rollout, on tensors laid out like these.
+
+        It is called under `torch.inference_mode`.
+        """
         ...
 
 
@@ -61,41 +69,45 @@ class Collector:
     @torch.no_grad()
     def collect(
         self,
-        act: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+        acting: Callable[[Tensor, Tensor], Act],
         noise: Tensor,
         *,
         policy_version: int,
         fraction_spent: float,
     ) -> Rollout:
-        """Collect one step for each row of ``noise [T, N, noise_size]``.
+        """Collect one step for each row of ``noise [T, N, noise_size]``; see `Actor.acting`.
 
         Raises:
             SimulationError: from the simulator, a reward or an observation is not finite.
         """
         num_steps = len(noise)
-        observations = np.empty(
-            (num_steps + 1, *self._observation.shape), self._observation.dtype
-        )  # the first and the one after each step
-        observations[0] = observation = self._observation
-        acted: list[tuple[Tensor, Tensor, Tensor]] = []
+        first = torch.from_numpy(self._observation)
+        # the first observation and the one after each step
+        observations = torch.empty(num_steps + 1, *first.shape, dtype=first.dtype)
+        observations[0] = first
+        rows, array, noises = observations.unbind(), observations.numpy(), noise.unbind()
+        act = acting(rows[0], noises[0])
+        acted: list[Sequence[Tensor]] = []
         flags: list[tuple[Any, ...]] = []
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
-        with self.simulator.stepping():
-            for t, its_noise in enumerate(noise.unbind()):
-                acted.append(act(torch.from_numpy(observation), its_noise))
-                observation, *rest = self.simulator.advance(acted[-1][0].numpy())
-                observations[t + 1] = observation
+        with torch.inference_mode(), self.simulator.stepping():
+            for t, its_noise in enumerate(noises):
+                acted.append(act(rows[t], its_noise))
+                array[t + 1], *rest = self.simulator.advance(acted[-1][0].numpy())
                 flags.append(tuple(rest))
-        _, last_values, _ = act(torch.from_numpy(observation), noise[-1])
+            last_values = act(rows[-1], noises[-1])[1]
 
-        self._observation = observation
-        actions, values, parameters = (torch.stack(field) for field in zip(*acted, strict=True))
-        fields = (np.stack(field) for field in zip(*flags, strict=True))
-        steps = self.simulator.settle(RawStep(observations[1:], *fields))
+        self._observation = array[-1].copy()
+        shape = noise.shape[:2]
+        actions, values, parameters = (
+            torch.cat(list(field)).unflatten(0, shape) for field in zip(*acted, strict=True)
+        )
+        fields = (np.concatenate(field).reshape(shape) for field in zip(*flags, strict=True))
+        steps = self.simulator.settle(RawStep(array[1:], *fields))
         returns, lengths = self._episodes.update(steps.raw_reward, steps.valid, steps.episode_over)
         return Rollout(
-            observations=torch.from_numpy(observations[:-1]),
+            observations=observations[:-1],
             actions=actions,
             rewards=torch.from_numpy(steps.reward),
             values=torch.cat([values, last_values[None]]),
@@ -165,7 +177,7 @@ class RolloutDataset(IterableDataset[Rollout]):
             self._collector = Collector(self._make_simulator())
         counters = self._actor.counters
         return self._collector.collect(
-            self._actor.act,
+            self._actor.acting,
             self._noise(counters.iterations),
             policy_version=counters.iterations,
             fraction_spent=self._budget.fraction_spent(counters),

@@ -30,7 +30,7 @@ from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import DiagonalGaussian, Distribution
 from ppo1_lightning.errors import SimulationError
 from ppo1_lightning.plan import Plan
-from ppo1_lightning.rollout import RolloutDataset
+from ppo1_lightning.rollout import Act, RolloutDataset
 from ppo1_lightning.seeding import environment_seeds
 from ppo1_lightning.segment import Minibatch
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
@@ -460,8 +460,11 @@ class NoiseActor:
         self.distribution: Distribution = DiagonalGaussian(3)
         self.counters = Counters(iterations=iterations)
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return noise, torch.zeros(len(observations)), torch.zeros(len(observations), 6)
+    def acting(self, observations: Tensor, noise: Tensor) -> Act:
+        def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return noise, torch.zeros(len(observations)), torch.zeros(len(observations), 6)
+
+        return act
 
 
 # -------------------------------------------------------------------- noise and orders
