@@ -1,4 +1,4 @@
-"""A Lightning callback that measures a run from inside, through public names only."""
+"""A Lightning callback that measures a run from inside."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ class Stopwatch(Callback):
         known = seconds["rollout"] + seconds["transfer"] + seconds["training_step"]
         shares["lightning"] = wall - known
         shares["rest of the step"] = wall - sum(shares.values())
-        first = self._clocks["update"][0].first
+        first = self._clocks["training_step"][0].first
         result = self._measurement.result(
             # What the first iteration took more than the others: compiling, or its cache.
-            compile_seconds=first - seconds["update"] / iterations,
+            compile_seconds=first - seconds["training_step"] / iterations,
             update_seconds=seconds["update"] / iterations,
             shares={name: part / wall for name, part in shares.items()},
             parameters=sum(p.numel() for p in module.parameters()),

@@ -7,7 +7,9 @@ where it alternates with other work, as acting does with simulating.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 import platform
 import tempfile
@@ -20,37 +22,76 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+_log = logging.getLogger(__name__)
+
+_Run = Callable[[list[Tensor]], list[Tensor]]
+
 
 def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
     """Return a function that computes what ``graph`` does, for CPU tensors like ``examples``.
 
     It looks at neither shapes nor dtypes: other tensors are undefined behaviour.
     """
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
-
     package = cache_folder() / f"{_key(graph, examples)}.pt2"
-    if not package.exists():
-        with tempfile.TemporaryDirectory(dir=package.parent) as folder, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's own code
-            program = torch.export.export(graph, tuple(examples))
-            made = aoti_compile_and_package(
-                program, package_path=str(Path(folder) / "made.pt2"), inductor_configs=_options()
-            )
-            os.replace(made, package)  # so that another process sees all of it or nothing
-    run = aoti_load_package(str(package), run_single_threaded=True).loader.run
+    run = _load(package) if package.exists() else None
+    if run is None:
+        _compile(graph, examples, package)
+        run = _load(package)
+    if run is None:
+        raise RuntimeError(f"the compiled graph {package} cannot be loaded")
     return lambda *tensors: run(list(tensors))
 
 
 def cache_folder() -> Path:
-    """Return the folder of compiled graphs, made if need be.
+    """Return the folder of compiled graphs, made if need be: ``$XDG_CACHE_HOME/ppo1_lightning``.
 
-    ``$XDG_CACHE_HOME/ppo1_lightning``, by default below ``~/.cache``; only its owner may write to
-    it, since code is loaded from there.
+    That is below ``~/.cache`` by default. Since code is loaded from there, a folder that somebody
+    else may write to is not used; without one, graphs are kept for this process only.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "ppo1_lightning"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "ppo1_lightning"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+        if is_own and os.access(folder, os.W_OK):
+            return folder
+        return _own_folder(f"{folder} is not this user's alone")
+    except (OSError, RuntimeError) as error:
+        return _own_folder(str(error))
+
+
+@functools.cache
+def _own_folder(reason: str) -> Path:
+    _log.warning("compiled graphs are not kept for the next run: %s", reason)
+    folder = tempfile.TemporaryDirectory(prefix="ppo1_lightning_")
+    _folders.append(folder)  # until the process ends
+    return Path(folder.name)
+
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    with tempfile.TemporaryDirectory(dir=package.parent) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's own code
+        program = torch.export.export(graph, tuple(examples))
+        made = aoti_compile_and_package(
+            program, package_path=str(Path(folder) / "made.pt2"), inductor_configs=_options()
+        )
+        os.replace(made, package)  # so that another process sees all of it or nothing
+
+
+def _load(package: Path) -> _Run | None:
+    """Load a compiled graph; None where it is damaged or made for another system."""
+    from torch._inductor import aoti_load_package
+
+    try:
+        return aoti_load_package(str(package), run_single_threaded=True).loader.run
+    except (RuntimeError, OSError):
+        return None
 
 
 def _options() -> dict[str, Any]:
@@ -66,8 +107,9 @@ def _key(graph: GraphModule, examples: Sequence[Tensor]) -> str:
     tensors = [*examples, *graph.state_dict().values()]
     layouts = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
     constants = [tensor.tolist() for tensor in graph.state_dict().values()]
+    code = [module.code for module in graph.modules() if isinstance(module, GraphModule)]
     versions = torch.__version__, torch.version.git_version, _processor(), torch.get_num_threads()
-    content = graph.code, layouts, constants, versions, _options()
+    content = code, layouts, constants, versions, _options()
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
 
 

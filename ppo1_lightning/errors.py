@@ -87,3 +87,8 @@ def check_flag(key: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ConfigurationError(f"{key}={value!r} is not true or false")
     return value
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error of somebody else's, to be quoted in one of ours."""
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))

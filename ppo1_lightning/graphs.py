@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.compiler import compile_ahead
+from ppo1_lightning.errors import ConfigurationError
 
 
 class Graph:
@@ -41,6 +42,11 @@ class Graph:
     def _make(self, *tensors: Tensor) -> Callable[..., Sequence[Tensor]]:
         with torch.inference_mode(False), torch.no_grad():  # inference mode knows no derivative
             copies = [tensor.clone(memory_format=torch.preserve_format) for tensor in tensors]
+            if layout(*copies) != layout(*tensors):
+                raise ConfigurationError(
+                    "a tensor that the policy reads is a view with gaps or repetitions, expected "
+                    "one of its own, such as tensor.contiguous()"
+                )
             graph = make_fx(lambda *inputs: self._function(*inputs))(*copies)
             if not self._compiled:
                 return graph
@@ -97,10 +103,11 @@ class PolicyGraph:
         self._tensors = [*parameters, *self._call.buffers()]
 
     def fits(self, *tensors: Tensor) -> bool:
-        """Tell whether the graph is for tensors like these."""
+        """Tell whether the graph is for tensors like these, and like the policy's own now."""
+        found = layout(*self._tensors, *tensors)
         if self._layout is None:
-            self._layout = layout(*tensors)
-        return layout(*tensors) == self._layout
+            self._layout = found
+        return found == self._layout
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         return self._graph(*self._tensors, *tensors)

@@ -33,6 +33,7 @@ from ppo1_lightning.errors import (
     check_flag,
     check_integer,
     check_number,
+    one_line,
 )
 from ppo1_lightning.graphs import PolicyGraph
 from ppo1_lightning.losses import clipped_surrogate, value_error, weighted_mean
@@ -202,7 +203,9 @@ class PPO(LightningModule):
 
         for rows, row_weights in zip(orders[:-1], weights[:-1], strict=True):
             epoch = self._minibatches(segment, rows, row_weights)
-            self._take_steps(epoch, clip, plan)
+            if self._update is None:
+                self._choose_path(epoch, clip, plan, rollout)
+            self._take_steps(epoch, clip)
             if self.target_kl is not None and self._mean_kl(segment, epoch, rows) > self.target_kl:
                 break
         self._count_optimizer_step()
@@ -217,7 +220,9 @@ class PPO(LightningModule):
     ) -> Tensor:
         """Return this rank's share of the loss, equation 9 of Schulman et al. 2017 (negated).
 
-        Override it for another objective; it must be a pure function of its arguments.
+        Override it for another objective; it must be a pure function of its arguments. It is
+        traced once: what it reads from elsewhere, `ent_coef` for one, stays as it was then
+        (``compile=False`` reads it at every step).
 
         Args:
             parameters: ``[B, P]`` of the action distribution.
@@ -337,27 +342,45 @@ class PPO(LightningModule):
         moments = distributed.all_sum(group_moments(advantages, valid))
         return standardize(advantages, valid, moments, epsilon=1e-8)
 
-    def _take_steps(self, minibatches: Minibatch, clip_coef: Tensor, plan: Plan) -> None:
+    def _take_steps(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
         """Take one optimizer step for each of the minibatches ``[M, B, ...]``."""
-        if self._update is None:
-            started = time.perf_counter()
-            budget = getattr(self._datamodule, "budget", None)
-            iterations = budget.iterations(plan.rows) if budget else None
-            self._update = make_update(
-                self.policy,
-                self.loss,
-                self._optimizer,
-                max_grad_norm=self.max_grad_norm,
-                compile=self.compile_update,
-                optimizer_steps=iterations and iterations * plan.minibatches * plan.update_epochs,
-                example=(Minibatch(*(field[0] for field in minibatches)), clip_coef),
-            )
-            if isinstance(self._update, GraphUpdate):  # then the policy can act as a graph too
-                self._acting = PolicyGraph(
-                    self.policy, self._choose_actions, compiled=self._update.compiled
-                )
-            self._clock += time.perf_counter() - started  # compiling is not training
+        assert self._update is not None
         self._update(minibatches, clip_coef)
+
+    def _choose_path(
+        self, minibatches: Minibatch, clip_coef: Tensor, plan: Plan, rollout: Rollout
+    ) -> None:
+        """Choose how this run updates and how it acts, and trace or compile it."""
+        started = time.perf_counter()
+        budget = getattr(self._datamodule, "budget", None)
+        iterations = budget.iterations(plan.rows) if budget else None
+        self._update = make_update(
+            self.policy,
+            self.loss,
+            self._optimizer,
+            max_grad_norm=self.max_grad_norm,
+            compile=self.compile_update,
+            optimizer_steps=iterations and iterations * plan.minibatches * plan.update_epochs,
+            example=(Minibatch(*(field[0] for field in minibatches)), clip_coef),
+        )
+        if isinstance(self._update, GraphUpdate):  # then the policy may act as a graph too
+            self._acting = self._make_acting(rollout.observations[0], self._update.compiled)
+        self._clock += time.perf_counter() - started  # compiling is not training
+
+    def _make_acting(self, observations: Tensor, compiled: bool) -> PolicyGraph | None:
+        """Return `act` as a graph, None where that is not the same."""
+        if self.device.type != "cpu" or type(self).act is not PPO.act:
+            return None
+        noise = self.distribution.noise(len(observations), generator=torch.Generator())
+        graph = PolicyGraph(self.policy, self._choose_actions, compiled=compiled)
+        try:
+            with torch.inference_mode():
+                _, *found = graph(observations, noise)
+            torch.testing.assert_close(found, list(self.act(observations, noise)[1:]))
+        except Exception as error:  # whatever the compiler or the user's policy raises
+            _log.warning("acting: as a module, since its graph failed: %s", one_line(error))
+            return None
+        return graph if graph.fits(observations, noise) else None
 
     def _update_observation_statistics(self, rollout: Rollout) -> None:
         normalizer = getattr(self.policy, "observation_normalizer", None)
@@ -481,10 +504,10 @@ class PPO(LightningModule):
     def acting(self, observations: Tensor, noise: Tensor) -> Act:
         """Return `act`, or a graph of it where there is one for tensors like these."""
         graph = self._acting
-        if graph is None or self.device.type != "cpu" or not graph.fits(observations, noise):
+        if graph is None:
             return self.act
         graph.refresh()
-        return graph
+        return graph if graph.fits(observations, noise) else self.act
 
     def _choose_actions(
         self, policy: Callable[..., Any], observations: Tensor, noise: Tensor
@@ -538,6 +561,10 @@ class PPO(LightningModule):
         self._update = self._acting = None
         self._clock = time.perf_counter()
         self._logged = copy(self.counters)
+
+    def on_train_end(self) -> None:
+        """Let go of what only this fit could use."""
+        self._update = self._acting = None
 
     def _stop_when_spent(self) -> None:
         """Stop when the budget is spent; every rank's counters say so at the same time."""

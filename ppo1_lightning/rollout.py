@@ -14,6 +14,7 @@ from ppo1_lightning import distributed
 from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import Distribution
 from ppo1_lightning.episodes import EpisodeTracker
+from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.seeding import generator
 from ppo1_lightning.simulators.base import RawStep, Simulator
 
@@ -53,7 +54,7 @@ class Actor(Protocol):
     def acting(self, observations: Tensor, noise: Tensor) -> Act:
         """Return how the policy acts in the coming rollout, on tensors laid out like these.
 
-        It is called under `torch.inference_mode`.
+        What is returned is called under `torch.inference_mode`.
         """
         ...
 
@@ -91,12 +92,16 @@ class Collector:
         flags: list[tuple[Any, ...]] = []
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
-        with torch.inference_mode(), self.simulator.stepping():
-            for t, its_noise in enumerate(noises):
-                acted.append(act(rows[t], its_noise))
-                array[t + 1], *rest = self.simulator.advance(acted[-1][0].numpy())
-                flags.append(tuple(rest))
-            last_values = act(rows[-1], noises[-1])[1]
+        try:
+            with torch.inference_mode(), self.simulator.stepping():
+                for t, its_noise in enumerate(noises):
+                    acted.append(act(rows[t], its_noise))
+                    array[t + 1], *rest = self.simulator.advance(acted[-1][0].numpy())
+                    flags.append(tuple(rest))
+                last_values = act(rows[-1], noises[-1])[1]
+        except ConfigurationError:  # an action that is no number may come from an observation
+            self.simulator.check_observations(array[: len(acted)])
+            raise
 
         self._observation = array[-1].copy()
         shape = noise.shape[:2]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from ppo1_lightning.distributed import all_max, all_sum, world_size
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.graphs import Graph, PolicyCall, layout
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.segment import Minibatch
@@ -121,7 +121,7 @@ class GraphUpdate:
     ) -> None:
         why_not = self.unsupported(policy, optimizer)
         if why_not:
-            raise ConfigurationError(f"this update {why_not}; use compile=false")
+            raise ConfigurationError(f"a graph {why_not}; use compile=false")
         self.loss, self.optimizer, self.compiled = loss, optimizer, compiled
         self.max_grad_norm = max_grad_norm
         self._policy = PolicyCall(policy)
@@ -171,9 +171,8 @@ class GraphUpdate:
 
     @torch.inference_mode()
     def __call__(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
-        if layout(*(field[0] for field in minibatches)) != self._layout:
-            raise RuntimeError("the minibatches are not like those that the update was made for")
         constants = (clip_coef, *self._policy.buffers())
+        self._check_tensors(*(field[0] for field in minibatches), *constants)
         scales = self._adam_scales(len(minibatches.weights)).unbind()
         fields = (field.unbind() for field in minibatches)
         for scale, *minibatch in zip(scales, *fields, strict=True):
@@ -181,6 +180,26 @@ class GraphUpdate:
         self._steps_taken += len(scales)
         for parameter in self._parameters:
             self.optimizer.state[parameter]["step"].fill_(self._steps_taken)
+
+    def _check_tensors(self, *batch: Tensor) -> None:
+        """Raise an error where a step would be taken on other tensors than is believed."""
+        if layout(*batch) != self._layout:
+            raise RuntimeError(
+                "shapes, strides or dtypes of the minibatches or of the policy's buffers have "
+                "changed since the update was made; use compile=false"
+            )
+        views = zip(self._parameters, self._state.flat.split(self._sizes), strict=True)
+        moments = self._state.mean.split(self._sizes)
+        for (parameter, part), mean in zip(views, moments, strict=True):
+            state = self.optimizer.state[parameter]
+            if (parameter.data_ptr(), state["exp_avg"].data_ptr()) != (
+                part.data_ptr(),
+                mean.data_ptr(),
+            ):
+                raise RuntimeError(
+                    "the policy's parameters or the optimizer's state were replaced in the middle "
+                    "of training, expected them changed in place; use compile=false"
+                )
 
     def prepare(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
         """Trace (and compile) for minibatches like this one; return the seconds it took.
@@ -195,8 +214,8 @@ class GraphUpdate:
         started = time.perf_counter()
         zeros = torch.zeros_like(self._state.flat)
         copies = _FlatState(self._state.flat.clone(), zeros, zeros.clone())
-        batch = (*minibatch, clip_coef, *self._policy.buffers())
-        self._layout = layout(*minibatch)
+        batch = (*minibatch, clip_coef, *(buffer.clone() for buffer in self._policy.buffers()))
+        self._layout = layout(*minibatch, clip_coef, *self._policy.buffers())
         with torch.inference_mode():
             self._run(copies, self._adam_scales(1)[0], batch, reduce=lambda gradient: gradient)
         seconds = time.perf_counter() - started
@@ -309,6 +328,10 @@ def make_update(
         ConfigurationError: ``compile`` is True or ``"trace"`` and this run cannot take that path.
     """
     arguments = (policy, loss, optimizer, max_grad_norm)
+    why_not = GraphUpdate.unsupported(policy, optimizer)
+    if compile == "auto" and why_not:
+        _log.info("update: eager (a graph %s)", why_not)
+        return EagerUpdate(*arguments)
     for compiled in _graphs_to_try(compile, optimizer_steps):
         update, reason = _try_graph(arguments, example, compiled=compiled)
         if update is not None:
@@ -339,13 +362,9 @@ def _try_graph(
         update = GraphUpdate(*arguments, compiled=compiled)
         seconds = update.prepare(*example)
     except Exception as error:  # whatever the compiler or the user's policy raises
-        reason = _one_line(error)
+        reason = one_line(error)
     # One rank that fails takes the others with it: they have to stay in step.
     if all_max(float(bool(reason)), example[1].device) > 0:
         return None, reason or "it did on another rank"
     _log.info("update: %s in %.1f s", "compiled" if compiled else "traced", seconds)
     return update, ""
-
-
-def _one_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), repr(error))

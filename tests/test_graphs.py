@@ -11,7 +11,7 @@ import torch._inductor as inductor
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from ppo1_lightning import PPO, MlpPolicy
+from ppo1_lightning import PPO, ConfigurationError, MlpPolicy
 from ppo1_lightning.compiler import cache_folder
 from ppo1_lightning.graphs import Graph, PolicyGraph
 
@@ -115,6 +115,52 @@ def test_a_policy_s_graph_is_for_one_layout():
     assert graph.fits(torch.ones(2, 3))
     for other in (torch.zeros(3, 3), torch.zeros(2, 3).double(), torch.zeros(3, 2).T):
         assert not graph.fits(other)
+
+
+def test_a_buffer_of_another_layout_is_noticed():
+    policy, x = Shifting(), torch.zeros(2, 3)
+    graph = PolicyGraph(policy, lambda policy, x: policy(x, None)[:2], compiled=False)
+    assert graph.fits(x)
+    for other in (torch.zeros(3).double(), torch.zeros(1), torch.zeros(6)[::2]):
+        policy.shift = other
+        graph.refresh()
+        assert not graph.fits(x)
+
+
+@torch.inference_mode()
+def test_a_view_with_gaps_is_refused():
+    graph = Graph(lambda x: (x + 1,), compiled=False)
+    with pytest.raises(ConfigurationError, match="a view with gaps") as error:
+        graph(torch.zeros(3, 10)[:, 0])
+    assert "\n" not in str(error.value)
+
+
+@torch.inference_mode()
+def test_a_damaged_package_is_compiled_again(own_cache: Path):
+    x = torch.zeros(3)
+    Graph(descend, compiled=True)(x, torch.ones(3))
+    (package,) = own_cache.iterdir()
+    package.write_bytes(package.read_bytes()[:1000])
+    again = torch.zeros(3)
+    Graph(descend, compiled=True)(again, torch.ones(3))
+    assert torch.equal(again, x)
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+):
+    own_cache.mkdir()
+    own_cache.chmod(0o777)
+    folder = cache_folder()
+    assert folder != own_cache
+    assert folder.is_dir()
+    assert "not kept for the next run" in caplog.text
+    assert cache_folder() == folder  # for all of this process
+
+
+def test_an_unusable_home_is_no_obstacle(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert cache_folder().is_dir()
 
 
 @pytest.mark.parametrize("path", ["trace", True])

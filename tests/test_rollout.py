@@ -405,9 +405,11 @@ def test_the_first_ratio_is_one_after_the_normalizer_has_changed(env_id: str) ->
 class NanEnv(scripted_env.ScriptedEnv):
     """Returns a NaN in the second episode of the environment with seed ``bad_seed``."""
 
-    def __init__(self, bad_seed: int) -> None:
+    def __init__(self, bad_seed: int, continuous: bool) -> None:
         super().__init__()
         self._bad_seed = bad_seed
+        if continuous:
+            self.action_space = cast(Any, Box(-1, 1, (2,)))
 
     def step(self, action: Any) -> Any:
         observation, *rest = super().step(action)
@@ -420,9 +422,10 @@ class NanEnv(scripted_env.ScriptedEnv):
 gymnasium.register("Nan-v0", entry_point=cast(Any, NanEnv))
 
 
-def test_a_nan_observation_names_its_environment() -> None:
-    bad_seed = environment_seeds(0, 4)[2]
-    spec = EnvironmentSpec("Nan-v0", backend="gymnasium", options={"bad_seed": bad_seed})
+@pytest.mark.parametrize("continuous", [False, True])  # then the action is a NaN too
+def test_a_nan_observation_names_its_environment(continuous: bool) -> None:
+    options = {"bad_seed": environment_seeds(0, 4)[2], "continuous": continuous}
+    spec = EnvironmentSpec("Nan-v0", backend="gymnasium", options=options)
     data = RolloutDataModule(spec, num_envs=4, num_steps=32, total_iterations=2)
     module = RecordingPPO(MlpPolicy, minibatch_size=32)
     with pytest.raises(SimulationError, match=r"environment 2 .*observation.*nan"):
@@ -448,6 +451,9 @@ class StillSimulator(Simulator):
 
     def settle(self, steps: RawStep) -> Step:
         return Step(*steps[:2], *steps[3:5], ~steps.terminated, *steps[2:3], steps.game_over)
+
+    def check_observations(self, observations: NDArray[Any]) -> None:
+        pass
 
     def close(self) -> None:
         pass

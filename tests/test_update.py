@@ -142,6 +142,19 @@ def test_several_minibatches_are_several_steps(path: str):
     assert set(together.adam_steps()) == set(alone.adam_steps()) == {6}
 
 
+@pytest.mark.parametrize("path", ["traced", "compiled"])
+def test_parameters_that_were_replaced_are_noticed(path: str):
+    run = Run("torch")
+    run.take(path)
+    run.steps(range(2))
+    run.policy.load_state_dict(run.policy.state_dict())  # in place
+    run.steps(range(2))
+    parameter = next(run.policy.parameters())
+    parameter.data = parameter.data.clone()
+    with pytest.raises(RuntimeError, match="replaced in the middle of training"):
+        run.steps(range(2))
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [("eager", "compiled"), ("compiled", "traced"), ("traced", "eager")]
 )

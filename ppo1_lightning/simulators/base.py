@@ -144,6 +144,10 @@ class Simulator(ABC):
             SimulationError: a reward or an observation that is not finite.
         """
 
+    @abstractmethod
+    def check_observations(self, observations: NDArray[Any]) -> None:
+        """Raise `SimulationError` where one of ``[T, N, ...]`` is not finite."""
+
     def step(self, action: NDArray[Any]) -> Step:
         """Step every environment with ``action`` [N, *action_space.shape]: `advance`, `settle`.
 

@@ -93,6 +93,10 @@ class EnvPoolSimulator(VectorSimulator):
         with _no_cast_warnings():
             _ = self._pool.observation_space  # made on first use, then kept
         self._env_ids = np.arange(len(seeds), dtype=np.int32)
+        if self._pool._spec._action_keys != ["env_id", "players.env_id", "action"]:
+            raise ConfigurationError(
+                f"{spec.id!r} takes {self._pool._spec._action_keys}, expected a single action"
+            )
         names = self._pool._state_keys
         self._fields = {name: index for index, name in enumerate(names)}
         self._observed = {name[4:]: i for name, i in self._fields.items() if name[:4] == "obs:"}

@@ -86,7 +86,7 @@ class VectorSimulator(Simulator):
     def reset(self) -> NDArray[Any]:
         observation = self._observations(self._reset())
         self._ended = np.zeros(self.num_envs, np.bool_)
-        self._check_finite("observation", observation[None])
+        self.check_observations(observation[None])
         return observation
 
     def advance(self, action: NDArray[Any]) -> RawStep:
@@ -116,8 +116,11 @@ class VectorSimulator(Simulator):
         )
         self._check_finite("reward", settled.reward)
         self._check_finite("reward", settled.raw_reward)
-        self._check_finite("observation", settled.observation)
+        self.check_observations(settled.observation)
         return settled
+
+    def check_observations(self, observations: NDArray[Any]) -> None:
+        self._check_finite("observation", observations)
 
     def _check_finite(self, what: str, values: NDArray[Any]) -> None:
         """Raise `SimulationError` when ``values`` [T, N, ...] hold a NaN or an infinity."""
