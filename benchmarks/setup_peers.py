@@ -15,12 +15,16 @@ HERE = Path(__file__).resolve().parent
 
 
 def create(peer: str) -> None:
-    """Create the environment of one peer from its pinned requirements."""
+    """Create the environment of one peer from its pinned requirements, unless it is there."""
     folder = HERE / ".venvs" / peer
-    venv.create(folder, clear=True, with_pip=True)
     requirements = HERE / "peers" / f"requirements-{peer}.txt"
+    installed = folder / "installed.txt"  # the requirements of a finished installation
+    if installed.exists() and installed.read_text() == requirements.read_text():
+        return
+    venv.create(folder, clear=True, with_pip=True)
     pip = [folder / "bin" / "python", "-m", "pip", "install", "--requirement", requirements]
     subprocess.run(pip, check=True)
+    installed.write_text(requirements.read_text())
 
 
 def main() -> None:
