@@ -133,7 +133,7 @@ class GraphUpdate:
         self._gradient_step = Graph(self._take_gradient_step, compiled=compiled)
         self._gradient = Graph(self._take_gradient, compiled=compiled)
         self._adam = Graph(self._take_adam_step, compiled=compiled)
-        self._layout: list[tuple[Any, ...]] | None = None  # of the minibatches that they are for
+        self._layout: list[tuple[Any, ...]] | None = None  # of the batches that they are for
 
     @staticmethod
     def unsupported(policy: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
