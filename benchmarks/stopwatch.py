@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from benchmarks.measure import WARMUP, Measurement
+from ppo1_lightning.rollout import Acting
 
 
 class Timed:
@@ -47,9 +48,10 @@ class Timed:
         """Put what `PPO.acting` returns under a clock, and tell when it is first asked for."""
         clock, acting = cls(), module.acting
 
-        def timed_acting(*args: Any) -> Callable[..., Any]:
+        def timed_acting(*args: Any) -> Acting:
             begin()
-            return clock.wrap(acting(*args))
+            act, values = acting(*args)
+            return Acting(clock.wrap(act), values and clock.wrap(values))
 
         module.acting = timed_acting
         return clock

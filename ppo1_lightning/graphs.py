@@ -79,11 +79,33 @@ class PolicyCall:
         return functional_call(self.policy, tensors, (observations, None))
 
 
+def separate_parameters(
+    policy: nn.Module, observations: Tensor
+) -> tuple[list[str], list[str]] | None:
+    """Return the names of the parameters that choose actions, and of those that estimate values.
+
+    None where a parameter does both, or neither: then they cannot be taken apart.
+    """
+    names, tensors = zip(*policy.named_parameters(), strict=True)
+
+    def used_by(output: Tensor) -> list[str]:
+        gradients = torch.autograd.grad(output.sum(), tensors, allow_unused=True, retain_graph=True)
+        pairs = zip(names, gradients, strict=True)
+        return [name for name, gradient in pairs if gradient is not None]
+
+    with torch.inference_mode(False), torch.enable_grad():
+        parameters, values, _ = policy(observations.clone(), None)
+        if not (parameters.requires_grad and values.requires_grad):
+            return None
+        acting, valuing = used_by(parameters), used_by(values)
+    return (acting, valuing) if sorted(acting + valuing) == sorted(names) else None
+
+
 class PolicyGraph:
     """What a policy does with observations, as a `Graph` for batches like the first.
 
     Args:
-        policy: its parameters may change in place, its buffers between two `refresh` calls.
+        policy: its parameters may change in place, its buffers between two `bind` calls.
         function: takes a policy ``(observations, state)`` and the tensors of the call, and returns
             a tuple of tensors.
         compiled: see `Graph`.
@@ -95,25 +117,31 @@ class PolicyGraph:
         self._call, self._function = PolicyCall(policy), function
         self._graph = Graph(self._run, compiled=compiled)
         self._layout: list[tuple[Any, ...]] | None = None
-        self.refresh()
 
-    def refresh(self) -> None:
-        """Look up the policy's tensors."""
+    def bind(self, *examples: Tensor) -> Callable[..., Sequence[Tensor]] | None:
+        """Return the graph with the policy's tensors as they are now, for inputs like these.
+
+        None where they, or the policy's own, are not laid out as at the first time.
+        """
         parameters = [parameter.detach() for parameter in self._call.policy.parameters()]
-        self._tensors = [*parameters, *self._call.buffers()]
-
-    def fits(self, *tensors: Tensor) -> bool:
-        """Tell whether the graph is for tensors like these, and like the policy's own now."""
-        found = layout(*self._tensors, *tensors)
+        tensors = [*parameters, *self._call.buffers()]
+        found = layout(*tensors, *examples)
         if self._layout is None:
             self._layout = found
-        return found == self._layout
+        if found != self._layout:
+            return None
+        graph = self._graph
+        return lambda *inputs: graph(*tensors, *inputs)
 
-    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        return self._graph(*self._tensors, *tensors)
+    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
+        bound = self.bind(*inputs)
+        if bound is None:
+            raise RuntimeError("the tensors are not laid out as those that the graph is for")
+        return bound(*inputs)
 
     def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        first, end = len(self._call.parameters), len(self._tensors)
+        first = len(self._call.parameters)
+        end = first + len(self._call.buffers())
         parameters, buffers, inputs = tensors[:first], tensors[first:end], tensors[end:]
 
         def policy(observations: Tensor, state: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from copy import copy
 from typing import Any, Literal, cast
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning import checkpoint as checkpoints
 from ppo1_lightning import distributed
+from ppo1_lightning.acting import GraphActing, choose_actions
 from ppo1_lightning.advantages import (
     explained_variance,
     generalized_advantages,
@@ -35,13 +35,12 @@ from ppo1_lightning.errors import (
     check_number,
     one_line,
 )
-from ppo1_lightning.graphs import PolicyGraph
 from ppo1_lightning.losses import clipped_surrogate, value_error, weighted_mean
 from ppo1_lightning.normalization import RewardNormalizer
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies.base import PolicyFactory
-from ppo1_lightning.rollout import Act, Rollout
+from ppo1_lightning.rollout import Acting, Rollout
 from ppo1_lightning.schedules import SCHEDULES
 from ppo1_lightning.seeding import derive_seed, generator
 from ppo1_lightning.segment import (
@@ -178,7 +177,7 @@ class PPO(LightningModule):
         self._policy_factory = policy
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
-        self._acting: PolicyGraph | None = None  # None: the policy acts as the module it is
+        self._acting: GraphActing | None = None  # None: the policy acts as the module it is
         self._clock = 0.0
         self._logged = copy(self.counters)  # as of the last row of metrics
 
@@ -364,23 +363,21 @@ class PPO(LightningModule):
             example=(Minibatch(*(field[0] for field in minibatches)), clip_coef),
         )
         if isinstance(self._update, GraphUpdate):  # then the policy may act as a graph too
-            self._acting = self._make_acting(rollout.observations[0], self._update.compiled)
+            self._acting = self._make_acting(rollout, self._update.compiled)
         self._clock += time.perf_counter() - started  # compiling is not training
 
-    def _make_acting(self, observations: Tensor, compiled: bool) -> PolicyGraph | None:
+    def _make_acting(self, rollout: Rollout, compiled: bool) -> GraphActing | None:
         """Return `act` as a graph, None where that is not the same."""
         if self.device.type != "cpu" or type(self).act is not PPO.act:
             return None
-        noise = self.distribution.noise(len(observations), generator=torch.Generator())
-        graph = PolicyGraph(self.policy, self._choose_actions, compiled=compiled)
+        observations = torch.cat([rollout.observations, rollout.observations[-1:]])
+        noise = self.distribution.noise(*rollout.rewards.shape, generator=torch.Generator())
+        arguments = (self.policy, self.distribution, observations, noise)
         try:
-            with torch.inference_mode():
-                _, *found = graph(observations, noise)
-            torch.testing.assert_close(found, list(self.act(observations, noise)[1:]))
+            return GraphActing(*arguments, compiled=compiled)
         except Exception as error:  # whatever the compiler or the user's policy raises
             _log.warning("acting: as a module, since its graph failed: %s", one_line(error))
             return None
-        return graph if graph.fits(observations, noise) else None
 
     def _update_observation_statistics(self, rollout: Rollout) -> None:
         normalizer = getattr(self.policy, "observation_normalizer", None)
@@ -495,26 +492,21 @@ class PPO(LightningModule):
             noise: ``[N, noise_size]``, from `Distribution.noise`.
 
         Returns:
-            Actions, values ``[N]`` and distribution parameters ``[N, P]``.
+            Actions, distribution parameters ``[N, P]`` and values ``[N]``.
         """
         inputs = observations.to(self.device), noise.to(self.device)
-        actions, values, parameters = self._choose_actions(self.policy, *inputs)
-        return actions.cpu(), values.cpu(), parameters.cpu()
+        actions, parameters, values = choose_actions(self.policy, self.distribution, *inputs)
+        return actions.cpu(), parameters.cpu(), values.cpu()
 
-    def acting(self, observations: Tensor, noise: Tensor) -> Act:
-        """Return `act`, or a graph of it where there is one for tensors like these."""
-        graph = self._acting
-        if graph is None:
-            return self.act
-        graph.refresh()
-        return graph if graph.fits(observations, noise) else self.act
+    def acting(self, observations: Tensor, noise: Tensor) -> Acting:
+        """Return `act`, or a graph of it where there is one for rollouts like this one.
 
-    def _choose_actions(
-        self, policy: Callable[..., Any], observations: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        parameters, values, _ = policy(observations, None)
-        parameters = parameters.float()
-        return self.distribution.sample(parameters, noise), values.float(), parameters
+        Args:
+            observations: ``[T + 1, N, *observation_shape]``.
+            noise: ``[T, N, noise_size]``.
+        """
+        as_graph = self._acting(observations, noise) if self._acting is not None else None
+        return as_graph or Acting(self.act)
 
     # ---------------------------------------------------------------- Lightning's hooks
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -16,7 +15,7 @@ from ppo1_lightning.distributions import Distribution
 from ppo1_lightning.episodes import EpisodeTracker
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.seeding import generator
-from ppo1_lightning.simulators.base import RawStep, Simulator
+from ppo1_lightning.simulators.base import Simulator
 
 
 class Rollout(NamedTuple):
@@ -40,9 +39,16 @@ class Rollout(NamedTuple):
     fraction_spent: float  # of the budget when collection started, in [0, 1]
 
 
-Act = Callable[[Tensor, Tensor], Sequence[Tensor]]
-"""From observations ``[N, *observation_shape]`` and noise ``[N, noise_size]`` to actions
-``[N, *action_shape]``, values ``[N]`` and distribution parameters ``[N, P]``, on the CPU."""
+class Acting(NamedTuple):
+    """How a policy acts throughout a rollout, called under `torch.inference_mode`."""
+
+    act: Callable[[Tensor, Tensor], Sequence[Tensor]]
+    """From observations ``[N, *observation_shape]`` and noise ``[N, noise_size]`` to actions
+    ``[N, *action_shape]``, distribution parameters ``[N, P]`` and values ``[N]``, on the CPU;
+    without the values where there is the function below."""
+    values: Callable[[Tensor], Tensor] | None = None
+    """From all observations ``[T + 1, N, *observation_shape]`` to values ``[T + 1, N]``: cheaper
+    than a step at a time where the value function is a network of its own."""
 
 
 class Actor(Protocol):
@@ -51,10 +57,12 @@ class Actor(Protocol):
     distribution: Distribution
     counters: Counters
 
-    def acting(self, observations: Tensor, noise: Tensor) -> Act:
+    def acting(self, observations: Tensor, noise: Tensor) -> Acting:
         """Return how the policy acts in the coming rollout, on tensors laid out like these.
 
-        What is returned is called under `torch.inference_mode`.
+        Args:
+            observations: ``[T + 1, N, *observation_shape]``, of no meaning yet.
+            noise: ``[T, N, noise_size]``.
         """
         ...
 
@@ -70,7 +78,7 @@ class Collector:
     @torch.no_grad()
     def collect(
         self,
-        acting: Callable[[Tensor, Tensor], Act],
+        acting: Callable[[Tensor, Tensor], Acting],
         noise: Tensor,
         *,
         policy_version: int,
@@ -86,36 +94,34 @@ class Collector:
         # the first observation and the one after each step
         observations = torch.empty(num_steps + 1, *first.shape, dtype=first.dtype)
         observations[0] = first
-        rows, array, noises = observations.unbind(), observations.numpy(), noise.unbind()
-        act = acting(rows[0], noises[0])
-        acted: list[Sequence[Tensor]] = []
-        flags: list[tuple[Any, ...]] = []
+        array = observations.numpy()
+        act, values_of = acting(observations, noise)
+        advance, acted, steps_taken = self.simulator.advance, [], []
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
         try:
             with torch.inference_mode(), self.simulator.stepping():
-                for t, its_noise in enumerate(noises):
-                    acted.append(act(rows[t], its_noise))
-                    array[t + 1], *rest = self.simulator.advance(acted[-1][0].numpy())
-                    flags.append(tuple(rest))
-                last_values = act(rows[-1], noises[-1])[1]
+                rows = zip(observations.unbind(), noise.unbind(), array[1:], strict=False)
+                for observation, its_noise, next_observation in rows:
+                    acted.append(act(observation, its_noise))
+                    steps_taken.append(advance(acted[-1][0].numpy(), next_observation))
+                last = [] if values_of else [act(observations[-1], noise[-1])[2][None]]
         except ConfigurationError:  # an action that is no number may come from an observation
             self.simulator.check_observations(array[: len(acted)])
             raise
 
         self._observation = array[-1].copy()
-        shape = noise.shape[:2]
-        actions, values, parameters = (
-            torch.cat(list(field)).unflatten(0, shape) for field in zip(*acted, strict=True)
+        actions, parameters, *values = (
+            torch.cat(list(field)).unflatten(0, noise.shape[:2])
+            for field in zip(*acted, strict=True)
         )
-        fields = (np.concatenate(field).reshape(shape) for field in zip(*flags, strict=True))
-        steps = self.simulator.settle(RawStep(array[1:], *fields))
+        steps = self.simulator.settle(steps_taken, array[1:])
         returns, lengths = self._episodes.update(steps.raw_reward, steps.valid, steps.episode_over)
         return Rollout(
             observations=observations[:-1],
             actions=actions,
             rewards=torch.from_numpy(steps.reward),
-            values=torch.cat([values, last_values[None]]),
+            values=values_of(observations) if values_of else torch.cat([*values, *last]),
             parameters=parameters,
             terminated=torch.from_numpy(steps.terminated),
             truncated=torch.from_numpy(steps.truncated),

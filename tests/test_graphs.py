@@ -11,9 +11,9 @@ import torch._inductor as inductor
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from ppo1_lightning import PPO, ConfigurationError, MlpPolicy
+from ppo1_lightning import ConfigurationError, MlpPolicy
 from ppo1_lightning.compiler import cache_folder
-from ppo1_lightning.graphs import Graph, PolicyGraph
+from ppo1_lightning.graphs import Graph, PolicyGraph, separate_parameters
 
 both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
 
@@ -103,7 +103,6 @@ def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
     for step in range(3):
         policy.weight.data.fill_(step)
         policy.shift = torch.full((3,), 10.0 * step)
-        graph.refresh()
         parameters, values = graph(x)
         assert torch.equal(parameters, step * x + 10 * step)
         assert torch.equal(values, x.sum(-1))
@@ -111,20 +110,41 @@ def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
 
 def test_a_policy_s_graph_is_for_one_layout():
     graph = PolicyGraph(Shifting(), lambda policy, x: policy(x, None)[:2], compiled=False)
-    assert graph.fits(torch.zeros(2, 3))
-    assert graph.fits(torch.ones(2, 3))
+    assert graph.bind(torch.zeros(2, 3))
+    assert graph.bind(torch.ones(2, 3))
     for other in (torch.zeros(3, 3), torch.zeros(2, 3).double(), torch.zeros(3, 2).T):
-        assert not graph.fits(other)
+        assert not graph.bind(other)
+        with pytest.raises(RuntimeError, match="not laid out"):
+            graph(other)
 
 
 def test_a_buffer_of_another_layout_is_noticed():
     policy, x = Shifting(), torch.zeros(2, 3)
     graph = PolicyGraph(policy, lambda policy, x: policy(x, None)[:2], compiled=False)
-    assert graph.fits(x)
+    assert graph.bind(x)
     for other in (torch.zeros(3).double(), torch.zeros(1), torch.zeros(6)[::2]):
         policy.shift = other
-        graph.refresh()
-        assert not graph.fits(x)
+        assert not graph.bind(x)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_parameters_of_a_value_function_of_its_own_are_found(shared: bool):
+    policy = MlpPolicy(Box(-1, 1, (5,)), Box(-1, 1, (2,)), shared_trunk=shared)
+    apart = separate_parameters(policy, torch.zeros(3, 5))
+    if shared:
+        assert apart is None
+    else:
+        assert apart is not None
+        acting, valuing = apart
+        assert {name.split(".")[0] for name in acting} == {"trunk", "action_head", "log_std"}
+        assert {name.split(".")[0] for name in valuing} == {"value_trunk", "value_head"}
+
+
+def test_parameters_of_no_effect_belong_to_neither():
+    assert separate_parameters(Shifting(), torch.zeros(2, 3)) is None  # its value has none at all
+    policy = MlpPolicy(Box(-1, 1, (5,)), Box(-1, 1, (2,)))
+    policy.unused = nn.Parameter(torch.zeros(1))
+    assert separate_parameters(policy, torch.zeros(3, 5)) is None
 
 
 @torch.inference_mode()
@@ -161,17 +181,3 @@ def test_a_folder_that_others_may_write_to_is_not_used(
 def test_an_unusable_home_is_no_obstacle(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert cache_folder().is_dir()
-
-
-@pytest.mark.parametrize("path", ["trace", True])
-def test_acting_as_a_graph_is_acting(path: Any):
-    ppo = PPO(MlpPolicy, observation_space=Box(-1, 1, (5,)), action_space=Box(-1, 1, (2,)))
-    ppo.configure_model()
-    x, noise = torch.randn(4, 5), torch.randn(4, 2)
-    expected = ppo.act(x, noise)
-    ppo._acting = PolicyGraph(ppo.policy, ppo._choose_actions, compiled=path is True)
-    act = ppo.acting(x, noise)
-    assert isinstance(act, PolicyGraph)
-    with torch.inference_mode():
-        torch.testing.assert_close(tuple(act(x, noise)), expected)
-    assert ppo.acting(x[:2], noise[:2]) == ppo.act  # another layout: as a module

@@ -5,7 +5,7 @@ The references are loops over whole episodes in plain Python and float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -30,7 +30,7 @@ from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import DiagonalGaussian, Distribution
 from ppo1_lightning.errors import SimulationError
 from ppo1_lightning.plan import Plan
-from ppo1_lightning.rollout import Act, RolloutDataset
+from ppo1_lightning.rollout import Acting, RolloutDataset
 from ppo1_lightning.seeding import environment_seeds
 from ppo1_lightning.segment import Minibatch
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
@@ -444,13 +444,14 @@ class StillSimulator(Simulator):
     def reset(self) -> NDArray[Any]:
         return np.zeros((self.num_envs, 2), np.float32)
 
-    def advance(self, action: NDArray[Any]) -> RawStep:
-        observation = self.reset()
-        nothing, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, np.bool_)
-        return RawStep(observation, nothing, nothing, no, no, no)
+    def advance(self, action: NDArray[Any], observation: NDArray[Any]) -> RawStep:
+        observation[...] = 0
+        return ()
 
-    def settle(self, steps: RawStep) -> Step:
-        return Step(*steps[:2], *steps[3:5], ~steps.terminated, *steps[2:3], steps.game_over)
+    def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
+        nothing = np.zeros((len(steps), self.num_envs), np.float32)
+        no = nothing > 0
+        return Step(observations, nothing, no, no, ~no, nothing, no)
 
     def check_observations(self, observations: NDArray[Any]) -> None:
         pass
@@ -466,11 +467,11 @@ class NoiseActor:
         self.distribution: Distribution = DiagonalGaussian(3)
         self.counters = Counters(iterations=iterations)
 
-    def acting(self, observations: Tensor, noise: Tensor) -> Act:
+    def acting(self, observations: Tensor, noise: Tensor) -> Acting:
         def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return noise, torch.zeros(len(observations)), torch.zeros(len(observations), 6)
+            return noise, torch.zeros(len(observations), 6), torch.zeros(len(observations))
 
-        return act
+        return Acting(act)
 
 
 # -------------------------------------------------------------------- noise and orders

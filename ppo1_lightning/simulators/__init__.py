@@ -30,7 +30,8 @@ def spaces(spec: EnvironmentSpec) -> tuple[Box, Space[Any]]:
         ConfigurationError: an unknown id or option, or a space that is not supported.
     """
     observation, action = _backend(spec).native_spaces(spec)
-    return ObservationAdapter(spec, observation).space, ActionAdapter(spec, action).space
+    adapters = ObservationAdapter(spec, observation), ActionAdapter(spec, action, num_envs=1)
+    return adapters[0].space, adapters[1].space
 
 
 def make_simulator(spec: EnvironmentSpec, seeds: Sequence[int]) -> Simulator:

@@ -19,7 +19,7 @@ from ppo1_lightning.spaces import name_of
 
 
 class ObservationAdapter:
-    """Turns batches of a simulator's observations into arrays [N, *space.shape].
+    """Writes batches of a simulator's observations into arrays [N, *space.shape].
 
     Images (uint8, two dimensions or more) stay as they are; every other Box becomes float32; the
     Box vectors of a Dict are concatenated.
@@ -44,20 +44,17 @@ class ObservationAdapter:
                 f"whose observation is {name_of(space)} and not a Dict; expected null"
             )
         self.space = _observation_box(spec, space)
+        self._same_shape = self.space.shape == space.shape
 
-    def __call__(self, observation: Any) -> NDArray[Any]:
-        """Convert a batch: an array [N, ...], or a mapping of arrays [N, ...] for a Dict space."""
+    def __call__(self, observation: Any, out: NDArray[Any]) -> None:
+        """Write a batch to ``out``: an array [N, ...], or of a Dict space a mapping of them."""
         if self._keys is None:
-            return self._convert(observation)
-        if len(self._keys) == 1:
-            return self._convert(observation[self._keys[0]])
-        parts = [np.asarray(observation[key]) for key in self._keys]
-        flat = [part.reshape(len(part), -1) for part in parts]
-        return np.concatenate(flat, axis=1, dtype=np.float32, casting="unsafe")
-
-    def _convert(self, observation: NDArray[Any]) -> NDArray[Any]:
-        converted = np.asarray(observation, dtype=self.space.dtype)
-        return converted.reshape(len(converted), *self.space.shape)
+            out[...] = observation if self._same_shape else np.reshape(observation, out.shape)
+        elif len(self._keys) == 1:
+            out[...] = np.reshape(observation[self._keys[0]], out.shape)
+        else:
+            flat = [np.reshape(observation[key], (len(out), -1)) for key in self._keys]
+            np.concatenate(flat, axis=1, out=out, casting="unsafe")
 
 
 class ActionAdapter:
@@ -73,8 +70,7 @@ class ActionAdapter:
         ConfigurationError: an unsupported space.
     """
 
-    def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any]) -> None:
-        self._clip = spec.clip_actions
+    def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any], num_envs: int) -> None:
         self._offset: NDArray[np.int64] | None = None  # our action 0 is the simulator's offset
         self.space: Box | Discrete | MultiDiscrete | MultiBinary
         if isinstance(space, Discrete):
@@ -96,55 +92,61 @@ class ActionAdapter:
                 f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
                 "Discrete, MultiDiscrete or MultiBinary"
             )
-        self._native_shape = space.shape or ()
+        # What never changes is looked up here: a call costs as much as a third of the simulation.
+        box = self.space if isinstance(self.space, Box) else None
+        self._shape = (num_envs, *(self.space.shape or ()))
+        self._kinds = "f" if box else "iub" if isinstance(self.space, MultiBinary) else "iu"
+        self._counts = None if isinstance(self.space, Box) else _counts(self.space)
+        self._bounds = (box.low, box.high) if box and spec.clip_actions else None
+        self._native_shape = (num_envs, *(space.shape or ()))
         self._native_dtype = space.dtype
 
-    def __call__(self, action: NDArray[Any], num_envs: int) -> NDArray[Any]:
+    def __call__(self, action: NDArray[Any]) -> NDArray[Any]:
         """Return a new array of the simulator's actions; ``action`` itself is never changed.
 
         Args:
             action: [num_envs, *space.shape]; integers, for a Box floats.
-            num_envs: N.
 
         Raises:
             ConfigurationError: a wrong shape or dtype, a value out of range or not finite.
         """
-        action = np.asarray(action)
-        self._check_kind(action, num_envs)
-        self._check_values(action)
-        if self._clip and isinstance(self.space, Box):
-            action = np.clip(action, self.space.low, self.space.high)
+        if action.shape != self._shape or action.dtype.kind not in self._kinds:
+            raise self._of_wrong_kind(action)
+        good = self._good(action)
+        if not good.all():
+            raise self._out_of_range(action, good)
+        if self._bounds is not None:
+            action = np.clip(action, *self._bounds)
         if self._offset is not None:
             action = action + self._offset
         # A copy always: an environment may keep or change the array that it is given.
-        return action.astype(self._native_dtype).reshape(num_envs, *self._native_shape)
+        native = action.astype(self._native_dtype)
+        return native if self._native_shape == self._shape else native.reshape(self._native_shape)
 
-    def _check_kind(self, action: NDArray[Any], num_envs: int) -> None:
-        shape = (num_envs, *(self.space.shape or ()))
-        if action.shape != shape:
-            raise ConfigurationError(
-                f"action has the shape {action.shape}, expected {shape}: one {self.space} for each "
-                f"of {num_envs} environments"
-            )
-        kinds, expected = ("f", "floats") if isinstance(self.space, Box) else ("iu", "integers")
-        kinds += "b" if isinstance(self.space, MultiBinary) else ""
-        if action.dtype.kind not in kinds:
-            raise ConfigurationError(
-                f"action has the dtype {action.dtype}, expected {expected} for {self.space}"
-            )
+    def _good(self, action: NDArray[Any]) -> NDArray[np.bool_]:
+        if self._counts is None:
+            return np.isfinite(action)
+        return (action >= 0) & (action < self._counts)
 
-    def _check_values(self, action: NDArray[Any]) -> None:
-        if isinstance(self.space, Box):
-            good, expected = np.isfinite(action), "a finite number"
-        else:
-            count = _counts(self.space)
-            good, expected = (action >= 0) & (action < count), f"0 to {(count - 1).tolist()}"
-        if not good.all():
-            row = int(np.argwhere(~good)[0][0])
-            raise ConfigurationError(
-                f"action {action[row].tolist()} of environment {row} is out of range, "
-                f"expected {expected} ({self.space})"
+    def _of_wrong_kind(self, action: NDArray[Any]) -> ConfigurationError:
+        if action.shape != self._shape:
+            return ConfigurationError(
+                f"action has the shape {action.shape}, expected {self._shape}: one {self.space} "
+                f"for each of {self._shape[0]} environments"
             )
+        expected = "floats" if self._counts is None else "integers"
+        return ConfigurationError(
+            f"action has the dtype {action.dtype}, expected {expected} for {self.space}"
+        )
+
+    def _out_of_range(self, action: NDArray[Any], good: NDArray[np.bool_]) -> ConfigurationError:
+        row = int(np.argwhere(~good)[0][0])
+        counts = self._counts
+        expected = "a finite number" if counts is None else f"0 to {(counts - 1).tolist()}"
+        return ConfigurationError(
+            f"action {action[row].tolist()} of environment {row} is out of range, "
+            f"expected {expected} ({self.space})"
+        )
 
 
 def _counts(space: Discrete | MultiDiscrete | MultiBinary) -> NDArray[np.int64]:

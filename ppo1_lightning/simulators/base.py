@@ -73,15 +73,8 @@ class EnvironmentSpec:
         check_flag("env.pin_threads", self.pin_threads)
 
 
-class RawStep(NamedTuple):
-    """One step of N environments as their library reports it: unchecked, reset rows included."""
-
-    observation: NDArray[Any]  # [N, ...] float32 or uint8, after the step
-    reward: NDArray[Any]  # [N], learned from (Atari: clipped where that option is on)
-    raw_reward: NDArray[Any]  # [N]
-    terminated: NDArray[np.bool_]  # [N]
-    truncated: NDArray[np.bool_]  # [N]; the next row is a reset after either flag
-    game_over: NDArray[np.bool_]  # [N], terminated, and (Atari) not merely by a lost life
+RawStep = Sequence[NDArray[Any]]
+"""What a library reports of one step beside the observation: its own fields, ``[N]`` each."""
 
 
 class Step(NamedTuple):
@@ -125,11 +118,14 @@ class Simulator(ABC):
         """
 
     @abstractmethod
-    def advance(self, action: NDArray[Any]) -> RawStep:
+    def advance(self, action: NDArray[Any], observation: NDArray[Any]) -> RawStep:
         """Step every environment with ``action`` [N, *action_space.shape], and nothing more.
 
         For loops that step often: `settle` must be given these steps, all of them, before anything
         else is asked of the simulator.
+
+        Args:
+            observation: ``[N, ...]``, filled with the one after the step.
 
         Raises:
             ConfigurationError: an action of the wrong shape or dtype, out of range or not finite.
@@ -137,8 +133,12 @@ class Simulator(ABC):
         """
 
     @abstractmethod
-    def settle(self, steps: RawStep) -> Step:
-        """Check and mask T steps at once: fields ``[T, N, ...]``, as `advance` returned them.
+    def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
+        """Check and mask T steps at once.
+
+        Args:
+            steps: T of them, as `advance` returned them.
+            observations: ``[T, N, ...]``, as it filled them.
 
         Raises:
             SimulationError: a reward or an observation that is not finite.
@@ -156,7 +156,9 @@ class Simulator(ABC):
             SimulationError: a reward or an observation that is not finite.
             RuntimeError: not reset yet, or closed.
         """
-        settled = self.settle(RawStep(*(field[None] for field in self.advance(action))))
+        space = self.observation_space
+        observations = np.empty((1, self.num_envs, *space.shape), space.dtype)
+        settled = self.settle([self.advance(np.asarray(action), observations[0])], observations)
         return Step(*(field[0] for field in settled))
 
     def stepping(self) -> AbstractContextManager[None]:

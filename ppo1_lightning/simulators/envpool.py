@@ -6,6 +6,7 @@ checked here, before it gets there. Import this module only where EnvPool is to 
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
 from collections.abc import Collection, Iterator
@@ -21,7 +22,7 @@ from ppo1_lightning import distributed
 from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer, check_number
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.placement import Placement, own_cores, started_threads
-from ppo1_lightning.simulators.vector import VectorSimulator
+from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 
 _RESERVED = {
     "num_envs": "set num_envs of the run",
@@ -49,6 +50,8 @@ _POSITIVE = {
     "stack_num",
     "width",
 }
+_FIELDS = ("reward", "done", "trunc")
+_ATARI_FIELDS = (*_FIELDS, "info:reward", "info:terminated")
 _ATARI_STATE = {"info:lives", "info:reward", "info:terminated"}
 
 
@@ -97,34 +100,36 @@ class EnvPoolSimulator(VectorSimulator):
             raise ConfigurationError(
                 f"{spec.id!r} takes {self._pool._spec._action_keys}, expected a single action"
             )
-        names = self._pool._state_keys
-        self._fields = {name: index for index, name in enumerate(names)}
-        self._observed = {name[4:]: i for name, i in self._fields.items() if name[:4] == "obs:"}
+        index = {name: i for i, name in enumerate(self._pool._state_keys)}
+        self._observed = {name[4:]: i for name, i in index.items() if name[:4] == "obs:"}
+        self._observation = index.get("obs")  # None where it is a Dict
+        names = _ATARI_FIELDS if self._is_atari else _FIELDS
+        self._fields = operator.itemgetter(*(index[name] for name in names))
 
     def _reset(self) -> Any:
         return self._opened().reset()[0]
 
-    def _step(self, action: NDArray[Any]) -> RawStep:
+    def _step(self, action: NDArray[Any]) -> tuple[Any, RawStep]:
         # EnvPool's own `step` does the same with twice the Python: it looks up what never changes.
-        pool, fields = self._opened(), self._fields
+        pool = self._opened()
         pool._send([self._env_ids, self._env_ids, action])
         state = pool._recv()
-        observation: Any
-        if self._observed:
-            observation = {name: state[index] for name, index in self._observed.items()}
-        else:
-            observation = state[fields["obs"]]
-        reward, truncated = state[fields["reward"]], state[fields["trunc"]]
-        terminated = state[fields["done"]] & ~truncated
-        if not self._is_atari:
-            return RawStep(observation, reward, reward, terminated, truncated, terminated)
+        if self._observation is not None:
+            return state[self._observation], self._fields(state)
+        observation = {name: state[index] for name, index in self._observed.items()}
+        return observation, self._fields(state)
+
+    def _outcome(self, *fields: NDArray[Any]) -> Outcome:
+        reward, done, truncated, *atari = fields
+        terminated = done & ~truncated
+        if not atari:
+            return Outcome(reward, reward, terminated, truncated, terminated)
+        raw_reward, game_terminated = atari
         # With episodic_life a lost life terminates too; info tells whether the game did, even
         # where that falls on the time limit. On a reset row info's flag announces no reset, hence
         # the conjunction.
-        game_over = (terminated | truncated) & (state[fields["info:terminated"]] > 0)
-        terminated = terminated | game_over
-        raw_reward = state[fields["info:reward"]]
-        return RawStep(observation, reward, raw_reward, terminated, truncated, game_over)
+        game_over = (terminated | truncated) & (game_terminated > 0)
+        return Outcome(reward, raw_reward, terminated | game_over, truncated, game_over)
 
     def _opened(self) -> Any:
         if self._pool is None:

@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
-from ppo1_lightning.simulators.vector import VectorSimulator
+from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 
 _VECTOR_ENVS: dict[str, Callable[..., Any]] = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
 _MAKE_ARGUMENTS = {"disable_env_checker", "max_episode_steps", "render_mode"}
@@ -81,11 +80,13 @@ class GymnasiumSimulator(VectorSimulator):
         self._seeds = None  # later resets go on with each environment's own generator
         return observation
 
-    def _step(self, action: NDArray[Any]) -> RawStep:
+    def _step(self, action: NDArray[Any]) -> tuple[Any, RawStep]:
         observation, reward, terminated, truncated, _ = self._opened().step(action)
-        return RawStep(
-            observation, reward, reward, np.asarray(terminated), np.asarray(truncated), terminated
-        )
+        return observation, (reward, terminated, truncated)
+
+    def _outcome(self, *fields: NDArray[Any]) -> Outcome:
+        reward, terminated, truncated = fields
+        return Outcome(reward, reward, terminated, truncated, terminated)
 
     def _opened(self) -> Any:
         if self._envs.closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -14,6 +14,16 @@ from numpy.typing import NDArray
 from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest
 from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
+
+
+class Outcome(NamedTuple):
+    """What T steps of N environments did, reset rows included: ``[T, N]`` each."""
+
+    reward: NDArray[Any]  # learned from (Atari: clipped where that option is on)
+    raw_reward: NDArray[Any]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]  # the next row is a reset after either flag
+    game_over: NDArray[np.bool_]  # terminated, and (Atari) not merely by a lost life
 
 
 class VectorSimulator(Simulator):
@@ -38,7 +48,7 @@ class VectorSimulator(Simulator):
         self._id = spec.id
         self._reward_scale = np.float32(spec.reward_scale)
         self._observations = ObservationAdapter(spec, observation_space)
-        self._actions = ActionAdapter(spec, action_space)
+        self._actions = ActionAdapter(spec, action_space, len(checked))
         self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
         self.num_envs = len(checked)
         self.observation_space = self._observations.space
@@ -80,39 +90,50 @@ class VectorSimulator(Simulator):
         """Start every environment and return the library's observations."""
 
     @abstractmethod
-    def _step(self, action: NDArray[Any]) -> RawStep:
-        """Step every environment, in the library's own actions and observations."""
+    def _step(self, action: NDArray[Any]) -> tuple[Any, RawStep]:
+        """Step every environment and return the library's own observations and fields."""
+
+    @abstractmethod
+    def _outcome(self, *fields: NDArray[Any]) -> Outcome:
+        """Tell what the fields that `_step` returned mean, ``[T, N]`` each."""
 
     def reset(self) -> NDArray[Any]:
-        observation = self._observations(self._reset())
+        observation = np.empty(
+            (self.num_envs, *self.observation_space.shape), self.observation_space.dtype
+        )
+        self._observations(self._reset(), observation)
         self._ended = np.zeros(self.num_envs, np.bool_)
         self.check_observations(observation[None])
         return observation
 
-    def advance(self, action: NDArray[Any]) -> RawStep:
+    def advance(self, action: NDArray[Any], observation: NDArray[Any]) -> RawStep:
         if self._ended is None:
             raise RuntimeError("step() was called before reset()")
-        step = self._step(self._actions(action, self.num_envs))
-        return step._replace(observation=self._observations(step.observation))
+        native_observation, fields = self._step(self._actions(action))
+        self._observations(native_observation, observation)
+        return fields
 
-    def settle(self, steps: RawStep) -> Step:
+    def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
         assert self._ended is not None
+        shape = (len(steps), self.num_envs)
+        fields = (np.concatenate(field).reshape(shape) for field in zip(*steps, strict=True))
+        outcome = self._outcome(*fields)
         # The flags of the step before decide which rows are resets. Some environments return a
         # reward on a reset row, or end again right there: nothing on it counts, except that its
         # own flags make the row after it another reset.
-        ended = np.concatenate([self._ended[None], steps.terminated | steps.truncated])
+        ended = np.concatenate([self._ended[None], outcome.terminated | outcome.truncated])
         self._ended = ended[-1]
         valid = ~ended[:-1]
-        terminated = steps.terminated & valid
-        truncated = steps.truncated & valid & ~terminated
+        terminated = outcome.terminated & valid
+        truncated = outcome.truncated & valid & ~terminated
         settled = Step(
-            observation=steps.observation,
-            reward=_masked(steps.reward, valid) * self._reward_scale,
+            observation=observations,
+            reward=_masked(outcome.reward, valid) * self._reward_scale,
             terminated=terminated,
             truncated=truncated,
             valid=valid,
-            raw_reward=_masked(steps.raw_reward, valid),
-            episode_over=(steps.game_over & terminated) | truncated,
+            raw_reward=_masked(outcome.raw_reward, valid),
+            episode_over=(outcome.game_over & terminated) | truncated,
         )
         self._check_finite("reward", settled.reward)
         self._check_finite("reward", settled.raw_reward)

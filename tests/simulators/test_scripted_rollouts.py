@@ -89,7 +89,6 @@ def test_the_reference_has_the_lengths_of_its_script():
 
 
 def test_a_reset_row_is_never_trusted(monkeypatch):
-    from ppo1_lightning.simulators.base import RawStep
     from ppo1_lightning.simulators.gymnasium import GymnasiumSimulator
 
     flags = [(False, False), (True, False), (False, True), (False, False), (False, False)]
@@ -99,8 +98,7 @@ def test_a_reset_row_is_never_trusted(monkeypatch):
         terminated, truncated = (np.array([flag]) for flag in next(script))
         nan_on_reset = np.array([np.nan if terminated or truncated else 1.0])
         reward = np.array([1.0]) if terminated else nan_on_reset
-        observation = np.zeros((1, 3), np.float32)
-        return RawStep(observation, reward, reward, terminated, truncated, terminated)
+        return np.zeros((1, 3), np.float32), (reward, terminated, truncated)
 
     monkeypatch.setattr(GymnasiumSimulator, "_step", native_step)
     simulator = make_simulator(EnvironmentSpec(ENV), [0])

@@ -1,0 +1,85 @@
+"""A policy acts the same as a module and as graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+import ppo1_lightning.acting
+from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
+from ppo1_lightning.acting import GraphActing
+
+
+def made(policy: Any, observations: Box, actions: Any) -> PPO:
+    ppo = PPO(policy, observation_space=observations, action_space=actions)
+    ppo.configure_model()
+    return ppo
+
+
+def rollout_of(
+    ppo: PPO, num_steps: int, num_envs: int, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    observations = torch.randn(num_steps + 1, num_envs, *shape)
+    return observations, ppo.distribution.noise(num_steps, num_envs)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
+def test_graphs_act_as_the_policy_does(
+    shared: bool, compiled: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(ppo1_lightning.acting, "VALUE_BATCH", 7)  # 24 rows: the last ones overlap
+    ppo = made(
+        lambda *spaces: MlpPolicy(*spaces, shared_trunk=shared), Box(-1, 1, (5,)), Discrete(3)
+    )
+    observations, noise = rollout_of(ppo, 5, 4, (5,))
+    ppo._acting = GraphActing(ppo.policy, ppo.distribution, observations, noise, compiled=compiled)
+    for _ in range(2):
+        act, values_of = ppo.acting(observations, noise)
+        with torch.inference_mode():
+            found = [act(*pair) for pair in zip(observations, noise, strict=False)]
+        expected = [ppo.act(*pair) for pair in zip(observations, noise, strict=False)]
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one[0], other[0])
+            torch.testing.assert_close(one[1], other[1])
+        if shared:
+            assert values_of is None
+            values = torch.stack([step[2] for step in found])
+        else:
+            assert values_of is not None
+            values = values_of(observations)
+            assert not values.is_inference()  # gradients may be taken through what is made of it
+            last = ppo.act(observations[-1], noise[-1])[2]
+            torch.testing.assert_close(values[-1], last)
+            values = values[:-1]
+        torch.testing.assert_close(values, torch.stack([step[2] for step in expected]))
+        for parameter in ppo.policy.parameters():  # as an update does
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+def test_a_rollout_of_another_size_is_acted_in_as_a_module():
+    ppo = made(MlpPolicy, Box(-1, 1, (5,)), Box(-1, 1, (2,)))
+    observations, noise = rollout_of(ppo, 5, 4, (5,))
+    ppo._acting = GraphActing(ppo.policy, ppo.distribution, observations, noise, compiled=False)
+    for size in ((5, 3), (6, 4)):  # other environments, other steps
+        act, values_of = ppo.acting(*rollout_of(ppo, *size, (5,)))
+        assert act == ppo.act
+        assert values_of is None
+
+
+def test_a_cnn_of_two_trunks_values_all_steps_at_once():
+    policy = lambda *spaces: CnnPolicy(*spaces, size="tiny", shared_trunk=False)  # noqa: E731
+    ppo = made(policy, Box(0, 255, (4, 36, 36), np.uint8), Discrete(3))
+    observations = torch.randint(0, 255, (4, 2, 4, 36, 36), dtype=torch.uint8)
+    noise = ppo.distribution.noise(3, 2)
+    ppo._acting = GraphActing(ppo.policy, ppo.distribution, observations, noise, compiled=False)
+    values_of = ppo.acting(observations, noise).values
+    assert values_of is not None
+    expected = torch.stack([ppo.act(step, noise[0])[2] for step in observations])
+    torch.testing.assert_close(values_of(observations), expected)
