@@ -26,7 +26,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from lightning import Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
@@ -128,7 +129,7 @@ def run_ranks(config: DictConfig, trainer: Trainer) -> Any:
         finally:
             for rank in ranks:
                 rank.kill()
-                rank.wait()
+                rank.communicate()  # waits, and closes its stdin
         if received:
             status = failed[1] if failed else 0
             sys.exit(status if status >= 0 else 128 - status)
@@ -171,11 +172,11 @@ def _result_file(job: Path) -> Path:
 
 def _rendezvous(num_nodes: int) -> dict[str, str]:
     """Return where the ranks meet: on several machines as the user has set it."""
-    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
-    given = {name: os.environ[name] for name in names if name in os.environ}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        own = dict(zip(names, ("127.0.0.1", str(probe.getsockname()[1]), "0"), strict=True))
+        port = str(probe.getsockname()[1])
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    given = {name: os.environ[name] for name in own if name in os.environ}
     return own | given if num_nodes > 1 else own
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -59,4 +59,4 @@ class Slow(Fine):
 
 
 for _env in (Fine, Killed, Crashing, Slow):
-    gymnasium.register(f"{_env.__name__}-v0", entry_point=_env)
+    gymnasium.register(f"{_env.__name__}-v0", entry_point=cast(Any, _env))
