@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     A mistake is printed as one line on stderr and ends the process with `EXIT_STATUS`, after the
     other jobs of a sweep; with HYDRA_FULL_ERROR=1 it is raised instead.
     """
+    # of Lightning's own code: nobody who reads it can do anything about it
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     guarded = task if os.environ.get("HYDRA_FULL_ERROR") == "1" else _guard(task)
     if launch.is_rank():
         launch.run_rank(guarded)

@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import pickle
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +37,6 @@ _YAML = {"None": "null", "True": "true", "False": "false"}
 
 def main() -> None:
     """Run the command line: ``python -m ppo1_lightning env=pong``."""
-    # of Lightning's own code: nobody who reads it can do anything about it
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     cli.run(train, "train")
 
 
