@@ -8,19 +8,24 @@ import logging
 import os
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ppo1_lightning import launch
 from ppo1_lightning.errors import (
     ConfigurationError,
     DivergenceError,
@@ -56,12 +61,37 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     A mistake is printed as one line on stderr and ends the process with `EXIT_STATUS`, after the
     other jobs of a sweep; with HYDRA_FULL_ERROR=1 it is raised instead.
     """
-    OmegaConf.register_new_resolver("slug", slug, replace=True)
-    launch = hydra.main(str(config_directory()), config_name, version_base="1.3")
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        launch(task)()
+    # of Lightning's own code: nobody who reads it can do anything about it
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
+    guarded = task if os.environ.get("HYDRA_FULL_ERROR") == "1" else _guard(task)
+    if launch.is_rank():
+        launch.run_rank(guarded)
         return
-    outcome: dict[str, bool] = {}
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    start = hydra.main(str(config_directory()), config_name, version_base="1.3")(guarded)
+    if guarded is task:
+        start()
+        return
+    with environment_variable("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors to us
+        try:
+            start()
+        except JobFailed as error:
+            sys.exit(error.status)
+        except Exception as error:
+            report(explain(error, config_name))
+            sys.exit(EXIT_STATUS)
+
+
+class JobFailed(Exception):  # noqa: N818 (the job has told its error)
+    """A job of a sweep has failed and said why; the others go on, in whatever processes."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _guard(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Return ``task`` with its errors told where they happen: the end of a job, not of a sweep."""
 
     @functools.wraps(task)
     def guarded(config: DictConfig) -> Any:
@@ -71,27 +101,23 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
             with environment_variable("HYDRA_FULL_ERROR", None):  # not for child processes
                 return task(config)
         except MISTAKES as error:
-            message = explain(error)
+            message, status = explain(error), EXIT_STATUS
+        except launch.RankError as error:
+            message, status = str(error), error.status
+        except Exception as error:
+            message, status = "", 1
+            if _is_lost_peer(error):
+                print(f"rank {process_rank()} stopped, for another rank ended", file=sys.stderr)
+            else:
+                traceback.print_exc()
+        if message:
             report(message)
             logging.getLogger("ppo1_lightning.errors").error(message)  # the job's log
-            outcome["mistaken"] = True
-        except Exception as error:
-            if not _is_lost_peer(error):
-                outcome["crashed"] = True
-                raise
-            print(f"rank {process_rank()} stopped, for another rank ended", file=sys.stderr)
-            outcome["mistaken"] = True
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise JobFailed(status)
+        sys.exit(status)
 
-    with environment_variable("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors to us
-        try:
-            launch(guarded)()
-        except Exception as error:
-            if "crashed" in outcome:
-                raise
-            report(explain(error, config_name))
-            sys.exit(EXIT_STATUS)
-    if "mistaken" in outcome:
-        sys.exit(EXIT_STATUS)
+    return guarded
 
 
 def report(message: str) -> None:
@@ -113,24 +139,38 @@ def process_rank() -> int:
 
 
 class KeepRuns(Callback):
-    """Hydra callback that refuses a folder in use before Hydra writes anything there."""
+    """Hydra callback that refuses a folder before Hydra writes anything there."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit where the sweep's folder holds runs already."""
+        """Exit where the sweep's folder holds runs already, or every rank would run the sweep."""
         folder = Path(config.hydra.sweep.dir)
+        if (launch.processes_started() or 1) > 1:
+            _refuse("-m cannot run below torchrun or srun; start each job of the sweep with them")
         if any(folder.glob("*/checkpoints/last.ckpt")):
-            report(f"hydra.sweep.dir={folder} holds runs already; choose another folder")
-            sys.exit(EXIT_STATUS)
+            _refuse(f"hydra.sweep.dir={folder} holds runs already; choose another folder")
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit where `refuse_finished_run` refuses."""
+        """Exit where `refuse_finished_run` refuses, or each rank would make its own folder."""
+        template = str(OmegaConf.to_container(config.hydra.run)["dir"])  # type: ignore[index]
+        started = launch.processes_started() or 1
+        if started > 1 and "${now:" in template:
+            _refuse(
+                f"{started} processes need the same folder, and the time names one for each: "
+                "add an argument such as hydra.run.dir=outputs/run_1"
+            )
         try:
             refuse_finished_run(Path(config.hydra.run.dir), config.get("ckpt_path"))
         except ConfigurationError as error:
-            report(str(error))
-            sys.exit(EXIT_STATUS)  # Hydra would turn an exception into a warning
+            _refuse(str(error))
         except OmegaConfBaseException:
             pass  # the folder's name cannot be resolved: Hydra is about to say so
+
+
+def _refuse(message: str) -> NoReturn:
+    """Exit with an error line from rank zero: Hydra would turn an exception into a warning."""
+    if process_rank() == 0:
+        report(message)
+    sys.exit(EXIT_STATUS)
 
 
 def refuse_finished_run(folder: Path, ckpt_path: str | None) -> None:

@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import pickle
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 
 import rich
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -25,10 +22,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from ppo1_lightning import cli
+from ppo1_lightning import cli, launch
 from ppo1_lightning.checkpoint import check_same_run, entry_of, policy_entry, spaces_entry
 from ppo1_lightning.data import RolloutDataModule
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, check_choice
+from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies import MlpPolicy
 
@@ -39,21 +37,23 @@ _YAML = {"None": "null", "True": "true", "False": "false"}
 
 def main() -> None:
     """Run the command line: ``python -m ppo1_lightning env=pong``."""
-    # of Lightning's own code: nobody who reads it can do anything about it
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     cli.run(train, "train")
 
 
-def train(config: DictConfig) -> None:
-    """Train as ``config`` says (see ``conf/train.yaml``), in the folder that Hydra made.
+def train(config: DictConfig) -> float | None:
+    """Train as ``config`` says (see ``conf/train.yaml``), in ``trainer.default_root_dir``.
+
+    Returns:
+        ``optimized_metric`` as of the last row of metrics, None where there was no row.
 
     Raises:
         ConfigurationError: anything in it that cannot work, before an environment is built.
         SimulationError: an environment that returns values not to be learned from.
+        RankError: one of several processes has failed.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigurationError(cli.explain_missing(missing[0]))
+    folder = Path(config.trainer.default_root_dir)
     cli.refuse_finished_run(folder, config.ckpt_path)
     data = RolloutDataModule(
         instantiate(config.env, _convert_="all"),
@@ -68,6 +68,7 @@ def train(config: DictConfig) -> None:
     policy = instantiate(config.policy, _convert_="all")
     module = instantiate(config.algo, policy=policy, _convert_="all")
     trainer = _make_trainer(config)
+    launch.check_size(trainer)
     plan = Plan.create(
         num_envs=config.num_envs,
         num_steps=config.num_steps,
@@ -79,10 +80,20 @@ def train(config: DictConfig) -> None:
     identity = _identify(data, policy)
     if config.ckpt_path is not None:
         check_same_run(entry_of(read_checkpoint(config.ckpt_path)), identity)
+    if launch.is_needed(trainer):
+        return launch.run_ranks(config, trainer)
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
     with _few_threads(policy, speak=trainer.is_global_zero):
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+    return _objective(module, config.optimized_metric)
+
+
+def _objective(module: PPO, name: str) -> float | None:
+    if not module.metrics:
+        return None
+    check_choice("optimized_metric", name, module.metrics)
+    return module.metrics[name]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -138,14 +149,9 @@ def _make_trainer(config: DictConfig) -> Trainer:
     if not config.trainer.enable_checkpointing:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
     loggers = [instantiate(node, _convert_="all") for node in _nodes(config, "logger")]
-    trainer: Trainer = instantiate(
+    return instantiate(
         config.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all"
     )
-    if trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ConfigurationError(
-            f"-m cannot run on {trainer.world_size} devices at once, expected trainer.devices=1"
-        )
-    return trainer
 
 
 def _nodes(config: DictConfig, group: str) -> list[DictConfig]:
@@ -183,7 +189,7 @@ def _announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None
     """Print the resolved config and the plan, and save both with the run."""
     resolved = OmegaConf.to_container(config, resolve=True)
     hydra_folder = folder / ".hydra"
-    hydra_folder.mkdir(exist_ok=True)
+    hydra_folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(resolved), hydra_folder / "resolved.yaml")
     tree = Tree("config", guide_style="dim")
     _grow(tree, resolved)

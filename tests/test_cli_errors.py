@@ -178,7 +178,6 @@ BAD_INPUT = {
     "strategy": (["trainer.strategy=ddpp"], "ddpp"),
     "argument of the Trainer": (["+trainer.max_step=3"], "'max_steps'"),
     "gradient clipping by Lightning": (["+trainer.gradient_clip_val=1"], "gradient"),
-    "sweep over two devices": (["trainer.devices=2", "-m"], "-m"),
     "checkpoints too often": (["callbacks.checkpoint.every_n_iterations=0"], "every_n_iterations"),
 }
 
