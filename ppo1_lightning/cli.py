@@ -21,10 +21,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ppo1_lightning import resume
 from ppo1_lightning.errors import (
     ConfigurationError,
     DivergenceError,
     SimulationError,
+    StorageError,
     check_choice,
     nearest,
 )
@@ -36,6 +38,7 @@ MISTAKES = (
     ConfigurationError,
     DivergenceError,
     SimulationError,
+    StorageError,
     MisconfigurationException,
     HydraException,
     OmegaConfBaseException,
@@ -57,6 +60,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     other jobs of a sweep; with HYDRA_FULL_ERROR=1 it is raised instead.
     """
     OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("first", first, replace=True)
     launch = hydra.main(str(config_directory()), config_name, version_base="1.3")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         launch(task)()
@@ -116,16 +120,20 @@ class KeepRuns(Callback):
     """Hydra callback that refuses a folder in use before Hydra writes anything there."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit where the sweep's folder holds runs already."""
+        """Exit where the sweep's folder holds runs already that are not to be continued."""
         folder = Path(config.hydra.sweep.dir)
-        if any(folder.glob("*/checkpoints/last.ckpt")):
-            report(f"hydra.sweep.dir={folder} holds runs already; choose another folder")
+        if config.get("resume") is None and any(folder.glob("*/checkpoints/last.ckpt")):
+            report(
+                f"hydra.sweep.dir={folder} holds runs already; continue them with resume=auto, "
+                "or choose another folder"
+            )
             sys.exit(EXIT_STATUS)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit where `refuse_finished_run` refuses."""
+        """Exit where `resume.check` or `refuse_finished_run` refuse."""
         try:
-            refuse_finished_run(Path(config.hydra.run.dir), config.get("ckpt_path"))
+            resume.check(config)
+            refuse_finished_run(Path(config.hydra.run.dir), config)
         except ConfigurationError as error:
             report(str(error))
             sys.exit(EXIT_STATUS)  # Hydra would turn an exception into a warning
@@ -133,13 +141,13 @@ class KeepRuns(Callback):
             pass  # the folder's name cannot be resolved: Hydra is about to say so
 
 
-def refuse_finished_run(folder: Path, ckpt_path: str | None) -> None:
+def refuse_finished_run(folder: Path, config: DictConfig) -> None:
     """Raise `ConfigurationError` where a new run would overwrite the checkpoints of ``folder``."""
     last = folder / "checkpoints" / "last.ckpt"
-    if ckpt_path is None and process_rank() == 0 and last.exists():
+    if not resume.goes_on(config) and process_rank() == 0 and last.exists():
         raise ConfigurationError(
-            f"hydra.run.dir={folder} holds a run already; continue it with ckpt_path={last}, "
-            "or choose another folder"
+            f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "
+            f"start from its weights with init_from={last}, or choose another folder"
         )
 
 
@@ -166,9 +174,14 @@ def slug(text: object) -> str:
     return re.sub(r"[^\w.]+", "-", str(text)).strip("-.") or "unnamed"
 
 
+def first(*values: object) -> object:
+    """Return the first of ``values`` that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
 def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line on what was wrong and, where there is one, the nearest valid choice."""
-    if isinstance(error, ConfigurationError | DivergenceError | SimulationError):
+    if isinstance(error, ConfigurationError | DivergenceError | SimulationError | StorageError):
         return _one_line(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_option(error.missing_cfg_file, list(error.options))
