@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import logging
@@ -74,16 +75,16 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             with environment_variable("HYDRA_FULL_ERROR", None):  # not for child processes
                 return task(config)
-        except MISTAKES as error:
-            message = explain(error)
-            report(message)
-            logging.getLogger("ppo1_lightning.errors").error(message)  # the job's log
-            outcome["mistaken"] = True
         except Exception as error:
-            if not _is_lost_peer(error):
+            if isinstance(error, MISTAKES) or _is_full_disk(error):
+                message = explain(error)
+                report(message)
+                logging.getLogger("ppo1_lightning.errors").error(message)  # the job's log
+            elif _is_lost_peer(error):
+                print(f"rank {process_rank()} stopped, for another rank ended", file=sys.stderr)
+            else:
                 outcome["crashed"] = True
                 raise
-            print(f"rank {process_rank()} stopped, for another rank ended", file=sys.stderr)
             outcome["mistaken"] = True
 
     with environment_variable("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors to us
@@ -109,6 +110,11 @@ def _is_lost_peer(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and bool(
         re.search("closed by peer|reset by peer|remote process exited", str(error), re.IGNORECASE)
     )
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a logger, say, could not write."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def process_rank() -> int:

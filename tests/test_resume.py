@@ -206,3 +206,77 @@ def test_sweep_goes_on(command: Command) -> None:
     assert command(*words, "resume=auto", "total_iterations=4", "-m") == 0
     for job in ("0", "1"):
         assert [row["iteration"] for row in kills.rows(Path("sweep", job))] == ["1", "2", "3", "4"]
+
+
+# -------------------------------------------------------------------- from old weights
+
+
+def test_new_run_from_old_weights(run: Path, command: Command) -> None:
+    """Weights and normaliser are the old ones, Adam and counters are new, the old run stays."""
+    old = run / "checkpoints" / "last.ckpt"
+    before = old.read_bytes()
+    words = [f"init_from={old}", "algo.learning_rate=0", "hydra.run.dir=new"]
+    assert command(*words) == 0
+    check_new(Path("new"), run, iterations=3)
+    assert old.read_bytes() == before
+    # the same command continues the new run: the old weights are not loaded again
+    assert command(*words, "resume=auto", "total_iterations=5") == 0
+    check_new(Path("new"), run, iterations=5)
+
+
+def check_new(new: Path, old: Path, iterations: int) -> None:
+    ours, theirs = load(new), load(old)
+    counters = ours["ppo1_lightning"]["counters"]
+    assert counters["iterations"] == iterations
+    assert len(kills.rows(new)) == iterations
+    states = ours["optimizer_states"][0]["state"].values()
+    assert {int(state["step"]) for state in states} == {OPTIMIZER_STEPS * iterations}
+    name = "policy.observation_normalizer._extra_state"
+    count = theirs["state_dict"][name]["count"].item() + counters["transitions"]
+    assert ours["state_dict"][name]["count"].item() == pytest.approx(count)
+    weights = [k for k in ours["state_dict"] if "normalizer" not in k]
+    assert len(weights) > 4
+    for name in weights:
+        assert torch.equal(ours["state_dict"][name], theirs["state_dict"][name])
+
+
+def test_old_weights_in_another_environment(run: Path, command: Command) -> None:
+    """Of the same spaces; normalised returns, which the old run had not, start from nothing."""
+    words = [f"init_from={run}/checkpoints/best.ckpt", "env.id=CartPole-v0", "hydra.run.dir=new"]
+    assert command(*words, "algo.normalize_returns=true") == 0
+    checkpoint = load(Path("new"))
+    assert checkpoint["ppo1_lightning"]["environment"] == "CartPole-v0"
+    count = checkpoint["state_dict"]["reward_normalizer._extra_state"]["moments"][0].item()
+    assert count == checkpoint["ppo1_lightning"]["counters"]["transitions"]
+
+
+def test_returns_stay_normalised(command: Command) -> None:
+    words = ["algo.normalize_returns=true", "hydra.run.dir=old"]
+    assert command(*words) == 0
+    words = ["algo.normalize_returns=true", "hydra.run.dir=new"]
+    assert command(*words, "init_from=old/checkpoints/last.ckpt") == 0
+    counts = [
+        load(Path(name))["state_dict"]["reward_normalizer._extra_state"]["moments"][0].item()
+        for name in ("old", "new")
+    ]
+    transitions = load(Path("new"))["ppo1_lightning"]["counters"]["transitions"]
+    assert counts[1] == counts[0] + transitions
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["policy.hidden_size=8"], "another policy"),
+        (["env=acrobot"], "another space"),
+    ],
+)
+def test_weights_that_do_not_fit(
+    words: list[str],
+    fragment: str,
+    run: Path,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    old = run / "checkpoints" / "last.ckpt"
+    assert command("hydra.run.dir=new", *words, f"init_from={old}") == 2
+    assert fragment in capfd.readouterr().err

@@ -105,12 +105,7 @@ class RunCheckpoint(Checkpoint):
             return
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
-            for path in (
-                self.last_path,
-                self.previous_path,
-                self.best_path,
-            ):  # left by a process killed in mid-save
-                _temporary(path).unlink(missing_ok=True)
+            self._remove_temporary_files()  # left by a process killed in mid-save
         except OSError as error:
             raise ConfigurationError(
                 f"dirpath={str(self.dirpath)!r} cannot hold checkpoints, expected a writable "
@@ -186,6 +181,7 @@ class RunCheckpoint(Checkpoint):
         try:
             self._write(trainer, improved)
         except OSError as error:
+            self._remove_temporary_files()
             raise StorageError(
                 f"{self.last_path} could not be written in iteration {trainer.global_step} "
                 f"({error.strerror or error}); the checkpoint before it is intact"
@@ -206,6 +202,10 @@ class RunCheckpoint(Checkpoint):
             if self.last_path.exists():
                 _keep(self.last_path, self.previous_path)
             _replace(self.last_path)
+
+    def _remove_temporary_files(self) -> None:
+        for path in (self.last_path, self.previous_path, self.best_path):
+            _temporary(path).unlink(missing_ok=True)
 
     def _score(self, trainer: Trainer) -> float:
         """Return the monitored value, the same on all ranks, ``-inf`` where there is none."""

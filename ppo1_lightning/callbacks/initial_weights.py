@@ -33,16 +33,12 @@ class InitialWeights(Callback):
         """Load them."""
         if trainer.ckpt_path is not None:
             return
-        current = pl_module.state_dict()
         saved = read_checkpoint(self.path, "init_from")["state_dict"]
-        # returns may be normalised in only one of the two runs
-        kept = {name: saved[name] for name in saved if name in current or _is_policy(name)}
-        check_same_weights(
-            {"state_dict": kept}, {n: current[n] for n in current if n in kept or _is_policy(n)}
-        )
+        current = pl_module.state_dict()
+        # Returns may be normalised in only one of the two runs: what is not shared stays as it is.
+        shared = saved.keys() & current.keys()
+        wanted = shared | {name for name in (*saved, *current) if name.startswith("policy.")}
+        kept, own = ({n: s[n] for n in s if n in wanted} for s in (saved, current))
+        check_same_weights({"state_dict": kept}, own)
         pl_module.load_state_dict({**current, **kept})
         log.info("starting from the weights of %s", self.path)
-
-
-def _is_policy(name: str) -> bool:
-    return name.startswith("policy.")
