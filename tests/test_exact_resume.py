@@ -15,9 +15,11 @@ from lightning import Trainer
 from ranks import run_on_ranks
 from torch import Tensor
 
-from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
+from ppo1_lightning import PPO, MlpPolicy, Rollout, RolloutDataModule
 from ppo1_lightning.callbacks import RunCheckpoint
 from ppo1_lightning.loggers import CSVLogger
+from ppo1_lightning.plan import Plan
+from ppo1_lightning.segment import Segment
 
 NUM_ENVS, NUM_STEPS = 4, 32
 ROWS = NUM_ENVS * NUM_STEPS
@@ -35,10 +37,10 @@ class Mortal(PPO):
         super().__init__(*args, **options)
         self.dies_in = dies_in
 
-    def _finish_iteration(self, *args: Any) -> None:
+    def _finish_iteration(self, rollout: Rollout, segment: Segment, plan: Plan) -> None:
         if self.counters.iterations == self.dies_in:
             raise KilledError
-        super()._finish_iteration(*args)
+        super()._finish_iteration(rollout, segment, plan)
 
 
 def fit(
