@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
@@ -17,6 +21,48 @@ from ppo1_lightning.spaces import describe, restore
 
 KEY = "ppo1_lightning"
 """Where the entry stands in a Lightning checkpoint."""
+
+
+def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
+    """Read a checkpoint as plain data, so that nothing in it is imported or called.
+
+    Args:
+        path: the file.
+        key: what to call it in messages.
+
+    Raises:
+        ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
+            plain data, or is not a checkpoint of a training run.
+    """
+    file = Path(path)
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise ConfigurationError(f"{key}={path} {what}, expected a file such as last.ckpt")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        damaged = _damaged_part(file)
+    except pickle.UnpicklingError as error:
+        raise ConfigurationError(
+            f"{key}={path} is damaged or holds more than plain data, expected a checkpoint "
+            "of this package; nothing in it was run"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        raise ConfigurationError(
+            f"{key}={path} is truncated or damaged, expected a whole checkpoint"
+        ) from error
+    if damaged is not None:
+        raise ConfigurationError(f"{key}={path} is damaged: {damaged} in it has changed")
+    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
+        raise ConfigurationError(f"{key}={path} is not a checkpoint of a training run")
+    return content
+
+
+def _damaged_part(file: Path) -> str | None:
+    """Return the first part whose checksum is wrong; `torch.load` does not look at them."""
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        return archive.testzip()
 
 
 def policy_entry(policy: nn.Module) -> dict[str, Any]:

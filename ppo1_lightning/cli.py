@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import logging
@@ -25,11 +26,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo1_lightning import launch
+from ppo1_lightning import launch, resume
 from ppo1_lightning.errors import (
     ConfigurationError,
     DivergenceError,
     SimulationError,
+    StorageError,
     check_choice,
     nearest,
 )
@@ -41,6 +43,7 @@ MISTAKES = (
     ConfigurationError,
     DivergenceError,
     SimulationError,
+    StorageError,
     MisconfigurationException,
     HydraException,
     OmegaConfBaseException,
@@ -67,7 +70,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     if launch.is_rank():
         launch.run_rank(guarded)
         return
-    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    register_resolvers()
     start = hydra.main(str(config_directory()), config_name, version_base="1.3")(guarded)
     if guarded is task:
         start()
@@ -80,6 +83,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         except Exception as error:
             report(explain(error, config_name))
             sys.exit(EXIT_STATUS)
+
+
+def register_resolvers() -> None:
+    """Make the functions known that ``conf/`` uses."""
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("first", first, replace=True)
 
 
 class JobFailed(Exception):  # noqa: N818 (the job has told its error)
@@ -100,13 +109,13 @@ def _guard(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             with environment_variable("HYDRA_FULL_ERROR", None):  # not for child processes
                 return task(config)
-        except MISTAKES as error:
-            message, status = explain(error), EXIT_STATUS
         except launch.RankError as error:
             message, status = str(error), error.status
         except Exception as error:
             message, status = "", 1
-            if _is_lost_peer(error):
+            if isinstance(error, MISTAKES) or _is_full_disk(error):
+                message, status = explain(error), EXIT_STATUS
+            elif _is_lost_peer(error):
                 print(f"rank {process_rank()} stopped, for another rank ended", file=sys.stderr)
             else:
                 traceback.print_exc()
@@ -133,6 +142,11 @@ def _is_lost_peer(error: Exception) -> bool:
     )
 
 
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a logger, say, could not write."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def process_rank() -> int:
     """Return this process's rank as its launcher has set it, also before the processes meet."""
     return getattr(rank_zero_only, "rank", None) or 0
@@ -146,20 +160,24 @@ class KeepRuns(Callback):
         folder = Path(config.hydra.sweep.dir)
         if (launch.processes_started() or 1) > 1:
             _refuse("-m cannot run below torchrun or srun; start each job of the sweep with them")
-        if any(folder.glob("*/checkpoints/last.ckpt")):
-            _refuse(f"hydra.sweep.dir={folder} holds runs already; choose another folder")
+        if config.get("resume") is None and any(folder.glob("*/checkpoints/last.ckpt")):
+            _refuse(
+                f"hydra.sweep.dir={folder} holds runs already; continue them with resume=auto, "
+                "or choose another folder"
+            )
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Exit where `refuse_finished_run` refuses, or each rank would make its own folder."""
+        """Exit where the config cannot start here, or each rank would make its own folder."""
         template = str(OmegaConf.to_container(config.hydra.run)["dir"])  # type: ignore[index]
         started = launch.processes_started() or 1
-        if started > 1 and "${now:" in template:
+        if started > 1 and "${now:" in template and config.get("run") is None:
             _refuse(
                 f"{started} processes need the same folder, and the time names one for each: "
                 "add an argument such as hydra.run.dir=outputs/run_1"
             )
         try:
-            refuse_finished_run(Path(config.hydra.run.dir), config.get("ckpt_path"))
+            resume.check(config)
+            refuse_finished_run(Path(config.hydra.run.dir), config)
         except ConfigurationError as error:
             _refuse(str(error))
         except OmegaConfBaseException:
@@ -173,13 +191,13 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(EXIT_STATUS)
 
 
-def refuse_finished_run(folder: Path, ckpt_path: str | None) -> None:
+def refuse_finished_run(folder: Path, config: DictConfig) -> None:
     """Raise `ConfigurationError` where a new run would overwrite the checkpoints of ``folder``."""
     last = folder / "checkpoints" / "last.ckpt"
-    if ckpt_path is None and process_rank() == 0 and last.exists():
+    if not resume.goes_on(config) and process_rank() == 0 and last.exists():
         raise ConfigurationError(
-            f"hydra.run.dir={folder} holds a run already; continue it with ckpt_path={last}, "
-            "or choose another folder"
+            f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "
+            f"start from its weights with init_from={last}, or choose another folder"
         )
 
 
@@ -206,9 +224,14 @@ def slug(text: object) -> str:
     return re.sub(r"[^\w.]+", "-", str(text)).strip("-.") or "unnamed"
 
 
+def first(*values: object) -> object:
+    """Return the first of ``values`` that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
 def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line on what was wrong and, where there is one, the nearest valid choice."""
-    if isinstance(error, ConfigurationError | DivergenceError | SimulationError):
+    if isinstance(error, ConfigurationError | DivergenceError | SimulationError | StorageError):
         return _one_line(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_option(error.missing_cfg_file, list(error.options))

@@ -74,6 +74,11 @@ class RolloutDataModule(LightningDataModule):
         )
         return self._dataset
 
+    def restart(self) -> None:
+        """Go on with new environments, seeded for the iteration that the run has come to."""
+        if self._dataset is not None:
+            self._dataset.close()
+
     def teardown(self, stage: str) -> None:
         """Free the simulator."""
         self._close()

@@ -33,6 +33,13 @@ class SimulationError(RuntimeError):
     """
 
 
+class StorageError(RuntimeError):
+    """A file of the run cannot be written: a full disk, a quota.
+
+    The message is one line that names the file and the reason.
+    """
+
+
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     """Return ``"; did you mean 'a' or 'b'?"`` for the choices closest to ``name``, or ``""``."""
     by_lower = {choice.lower(): choice for choice in choices}

@@ -548,11 +548,15 @@ class PPO(LightningModule):
         self._stop_when_spent()
         if self.trainer.should_stop:
             _log.warning("nothing to train: the budget of %s is spent", self._datamodule.budget)
+        self.restart()
+        self._clock = time.perf_counter()
+        self._logged = copy(self.counters)
+
+    def restart(self) -> None:
+        """Go on as a resumed run does: no episode under way, update and acting made anew."""
         if self.reward_normalizer is not None:
             self.reward_normalizer.restart()
         self._update = self._acting = None
-        self._clock = time.perf_counter()
-        self._logged = copy(self.counters)
 
     def on_train_end(self) -> None:
         """Let go of what only this fit could use."""

@@ -54,5 +54,6 @@ def environment_seeds(
     if not 0 <= block < _FRESH_BLOCKS:
         block = derive_seed(seed, purpose) % _FRESH_BLOCKS
     if iteration > 0:
-        block = _FRESH_BLOCKS + derive_seed(seed, purpose, iteration) % _FRESH_BLOCKS
+        stride = derive_seed(seed, purpose, 1) | 1  # odd: all blocks come before one comes again
+        block = _FRESH_BLOCKS + (derive_seed(seed, purpose) + iteration * stride) % _FRESH_BLOCKS
     return list(range(block * MAX_ENVS, block * MAX_ENVS + num_envs))

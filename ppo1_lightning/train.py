@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,15 +14,23 @@ import rich
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from ppo1_lightning import cli, launch
-from ppo1_lightning.checkpoint import check_same_run, entry_of, policy_entry, spaces_entry
+from ppo1_lightning import cli, launch, resume
+from ppo1_lightning.callbacks import InitialWeights
+from ppo1_lightning.callbacks.signals import exit_status_of_signals
+from ppo1_lightning.checkpoint import (
+    check_same_run,
+    entry_of,
+    policy_entry,
+    read_checkpoint,
+    spaces_entry,
+)
 from ppo1_lightning.data import RolloutDataModule
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.module import PPO
@@ -54,7 +61,8 @@ def train(config: DictConfig) -> float | None:
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigurationError(cli.explain_missing(missing[0]))
     folder = Path(config.trainer.default_root_dir)
-    cli.refuse_finished_run(folder, config.ckpt_path)
+    cli.refuse_finished_run(folder, config)
+    config, checkpoint = resume.settle(config, folder)
     data = RolloutDataModule(
         instantiate(config.env, _convert_="all"),
         num_envs=config.num_envs,
@@ -67,7 +75,8 @@ def train(config: DictConfig) -> float | None:
     )
     policy = instantiate(config.policy, _convert_="all")
     module = instantiate(config.algo, policy=policy, _convert_="all")
-    trainer = _make_trainer(config)
+    identity = _identify(data, policy)
+    trainer = _make_trainer(config, [] if checkpoint else _initial_weights(config, identity))
     launch.check_size(trainer)
     plan = Plan.create(
         num_envs=config.num_envs,
@@ -77,14 +86,20 @@ def train(config: DictConfig) -> float | None:
         update_epochs=config.algo.update_epochs,
         devices=trainer.world_size,
     )
-    identity = _identify(data, policy)
-    if config.ckpt_path is not None:
-        check_same_run(entry_of(read_checkpoint(config.ckpt_path)), identity)
+    if checkpoint is not None:
+        check_same_run(entry_of(checkpoint), identity)
+        if resume.is_finished(checkpoint, data.budget):
+            log.warning(
+                "nothing to train: %s has spent its budget of %s; a larger one extends the run",
+                config.ckpt_path,
+                data.budget,
+            )
+            return None
     if launch.is_needed(trainer):
         return launch.run_ranks(config, trainer)
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
-    with _few_threads(policy, speak=trainer.is_global_zero):
+    with _few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals():
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     return _objective(module, config.optimized_metric)
 
@@ -94,33 +109,6 @@ def _objective(module: PPO, name: str) -> float | None:
         return None
     check_choice("optimized_metric", name, module.metrics)
     return module.metrics[name]
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint as plain data, so that nothing in it is imported or called.
-
-    Raises:
-        ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
-            plain data, or is not a checkpoint of a training run.
-    """
-    file = Path(path)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise ConfigurationError(f"ckpt_path={path} {what}, expected a file such as last.ckpt")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigurationError(
-            f"ckpt_path={path} is damaged or holds more than plain data, expected a checkpoint "
-            "of this package; nothing in it was run"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
-        raise ConfigurationError(
-            f"ckpt_path={path} is truncated or damaged, expected a whole checkpoint"
-        ) from error
-    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
-        raise ConfigurationError(f"ckpt_path={path} is not a checkpoint of a training run")
-    return content
 
 
 def _identify(data: RolloutDataModule, policy: Callable[..., Any]) -> dict[str, Any]:
@@ -141,8 +129,19 @@ def _identify(data: RolloutDataModule, policy: Callable[..., Any]) -> dict[str, 
     }
 
 
-def _make_trainer(config: DictConfig) -> Trainer:
-    callbacks = [instantiate(node, _convert_="all") for node in _nodes(config, "callbacks")]
+def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Callback]:
+    """Return what loads the weights that a new run starts from, nothing without ``init_from``."""
+    if config.init_from is None:
+        return []
+    entry = entry_of(read_checkpoint(config.init_from, "init_from"))
+    check_same_run({**entry, "environment": None}, dict(identity))  # another one is the point
+    return [InitialWeights(config.init_from)]
+
+
+def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
+    callbacks = initial + [
+        instantiate(node, _convert_="all") for node in _nodes(config, "callbacks")
+    ]
     # Lightning has both a switch and an object for each, and refuses a switch without its object
     if not config.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]

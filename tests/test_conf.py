@@ -33,7 +33,7 @@ RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hyd
 
 
 def compose(*overrides: str) -> DictConfig:
-    OmegaConf.register_new_resolver("slug", cli.slug, replace=True)
+    cli.register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("train", [*overrides, RUN_FOLDER])
 

@@ -69,7 +69,7 @@ def test_new_columns_come_last_and_missing_values_are_empty(tmp_path: Path) -> N
     assert os.listdir(tmp_path / "csv") == ["metrics.csv"]
 
 
-def test_resume_keeps_all_rows(tmp_path: Path) -> None:
+def test_rows_stay_without_a_checkpoint(tmp_path: Path) -> None:
     for step, metrics in [(1, {"a": 1}), (2, {"a": 2}), (2, {"b": 5, "a": 3})]:
         CSVLogger(tmp_path).log_metrics(metrics, step)
     assert table(CSVLogger(tmp_path)) == [
@@ -77,6 +77,23 @@ def test_resume_keeps_all_rows(tmp_path: Path) -> None:
         ["1", "1", ""],
         ["2", "2", ""],
         ["2", "3", "5"],
+    ]
+
+
+def test_rows_after_a_checkpoint_are_cut_off(tmp_path: Path) -> None:
+    before = CSVLogger(tmp_path)
+    for step in (10, 20, 30, 40):
+        before.log_metrics({"a": step}, step)
+    for purge_step in (31, 21, 21):  # killed before its first row, before its second, and again
+        logger = CSVLogger(tmp_path, purge_step=purge_step)
+        assert table(logger)[-1][0] == {31: "40", 21: "30"}[purge_step]
+        logger.log_metrics({"a": -1}, step=30)
+    logger.log_metrics({"b": -2}, step=40)
+    assert [row[:2] for row in table(logger)[1:]] == [
+        ["10", "10"],
+        ["20", "20"],
+        ["30", "-1"],
+        ["40", ""],
     ]
 
 

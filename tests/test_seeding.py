@@ -44,6 +44,14 @@ def test_resumed_runs_start_from_states_no_first_start_uses():
         assert max(resumed) < 2**31
 
 
+def test_resumed_runs_never_use_a_seed_twice():
+    """However many resumptions (with exact_resume, every checkpoint is one)."""
+    for seed in (0, 1, 12345):
+        starts = [environment_seeds(seed, 1, iteration=i)[0] for i in range(1, 20_000)]
+        assert len(set(starts)) == len(starts)
+        assert min(starts) > environment_seeds(131071, MAX_ENVS)[-1]
+
+
 def test_a_rank_takes_its_slice_of_the_same_seeds():
     whole = environment_seeds(3, 8)
     assert whole[:4] + whole[4:] == environment_seeds(3, 8)

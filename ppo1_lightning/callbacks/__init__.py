@@ -1,6 +1,7 @@
 """Lightning callbacks of a training run."""
 
 from ppo1_lightning.callbacks.checkpoint import RunCheckpoint
+from ppo1_lightning.callbacks.initial_weights import InitialWeights
 from ppo1_lightning.callbacks.progress import Progress
 
-__all__ = ["Progress", "RunCheckpoint"]
+__all__ = ["InitialWeights", "Progress", "RunCheckpoint"]

@@ -7,29 +7,28 @@ import math
 import os
 import shutil
 import signal
-import threading
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ppo1_lightning.callbacks.signals import StopSignals, exit_status, requeue_slurm_job
 from ppo1_lightning.distributed import all_max, world_size
-from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.errors import ConfigurationError, StorageError, check_flag, check_integer
 
 log = logging.getLogger("ppo1_lightning")
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``dirpath/last.ckpt`` and ``dirpath/best.ckpt``, and no other file.
+    """Keeps ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt`` in a folder.
 
-    Both are written every ``every_n_iterations`` iterations and at the end of the run, however
+    They are written every ``every_n_iterations`` iterations and at the end of the run, however
     it ends: budget spent, Ctrl-C, SIGTERM or, on a single device, an error between two updates.
-    Ctrl-C and SIGTERM let the iteration finish on all ranks and save it; a second Ctrl-C stops at
-    once. A checkpoint is always the state after a whole iteration, never one in the middle of an
-    update, and replaces the previous one atomically. ``fast_dev_run`` writes nothing.
+    Signals let the iteration finish on all ranks and save it, see `StopSignals`; then rank zero
+    exits with the status of the signal, 130 or 143. A checkpoint is always the state after a whole
+    iteration, never one in the middle of an update, and replaces the previous one atomically; what
+    was logged before it is written to disk first. ``fast_dev_run`` writes nothing.
 
     ``best.ckpt`` is the state with the highest ``monitor`` among those that were about to be
     saved; there is none until the first score that is not NaN. The best score survives a resume
@@ -42,6 +41,9 @@ class RunCheckpoint(Checkpoint):
         dirpath: folder of the checkpoints, created when the run starts.
         every_n_iterations: iterations (``trainer.global_step``) between two saves.
         monitor: metric logged with ``LightningModule.log`` on every iteration, higher is better.
+        exact_resume: after each save, ``restart()`` the module and its data as a resumed run would
+            find them, so that it goes on as this one does. A run that is told to stop between two
+            saves then saves nothing: it could not be continued from there as if it had not.
 
     Attributes:
         best_score: the score of ``best.ckpt``, ``-inf`` while there is none.
@@ -49,6 +51,7 @@ class RunCheckpoint(Checkpoint):
     Raises:
         ConfigurationError: ``every_n_iterations`` is not a positive integer or, when the run
             starts, ``dirpath`` cannot be created.
+        StorageError: while training, a checkpoint cannot be written; the last one is intact.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class RunCheckpoint(Checkpoint):
         *,
         every_n_iterations: int = 10,
         monitor: str = "episode_return_mean",
+        exact_resume: bool = False,
     ) -> None:
         super().__init__()
         self.dirpath = Path(dirpath).absolute()
@@ -64,18 +68,23 @@ class RunCheckpoint(Checkpoint):
             "every_n_iterations", every_n_iterations, at_least=1
         )
         self.monitor = monitor
+        self.exact_resume = check_flag("exact_resume", exact_resume)
         self.best_score = -math.inf
         self.best_model_path = ""  # Lightning reads it for ``ckpt_path="best"``
         self._start_step: int | None = None  # global step that the run started from
         self._saved_step = 0
         self._updating = False
-        self._signal = 0  # number of the signal that asked this process to stop
-        self._handlers: dict[int, Any] = {}  # the ones that ours stand in for
+        self._signals = StopSignals()
 
     @property
     def last_path(self) -> Path:
         """The newest checkpoint."""
         return self.dirpath / "last.ckpt"
+
+    @property
+    def previous_path(self) -> Path:
+        """The one before it, should that get damaged."""
+        return self.dirpath / "previous.ckpt"
 
     @property
     def best_path(self) -> Path:
@@ -96,8 +105,7 @@ class RunCheckpoint(Checkpoint):
             return
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
-            for path in (self.last_path, self.best_path):  # left by a process killed in mid-save
-                _temporary(path).unlink(missing_ok=True)
+            self._remove_temporary_files()  # left by a process killed in mid-save
         except OSError as error:
             raise ConfigurationError(
                 f"dirpath={str(self.dirpath)!r} cannot hold checkpoints, expected a writable "
@@ -112,8 +120,8 @@ class RunCheckpoint(Checkpoint):
         else:
             self.best_score = -math.inf
         self._start_step = self._saved_step = trainer.global_step
-        self._updating, self._signal = False, 0
-        self._catch_signals()
+        self._updating = False
+        self._signals.catch()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -126,17 +134,27 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save when it is time to, or when any rank was told to stop."""
         self._updating = False
-        told = self._signal or (signal.SIGTERM if trainer.received_sigterm else 0)
+        told = self._signals.told or (signal.SIGTERM if trainer.received_sigterm else 0)
         # it may have reached only one rank, or the ranks in different iterations
-        told = all_max(told, trainer.strategy.root_device)
-        if told or trainer.global_step % self.every_n_iterations == 0:
+        told = int(all_max(told, trainer.strategy.root_device))
+        is_due = trainer.global_step % self.every_n_iterations == 0
+        if is_due or (told and not self.exact_resume):
             self._save(trainer)
         if told:
-            raise KeyboardInterrupt if told == signal.SIGINT else SIGTERMException
+            self._stop(trainer, told)
+        if is_due and self.exact_resume:
+            for part in (pl_module, getattr(trainer, "datamodule", None)):
+                cast(Any, part).restart()
+
+    def _stop(self, trainer: Trainer, told: int) -> None:
+        """End the run on this rank; Lightning's launcher would take a status for a failure."""
+        if told == signal.SIGUSR1 and trainer.is_global_zero:
+            requeue_slurm_job()
+        raise SystemExit(exit_status(told) if trainer.is_global_zero else 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end, also where the last iteration was saved: now the epoch counts as done."""
-        self._release_signals()
+        self._signals.release()
         if trainer.global_step != self._start_step:
             self._save(trainer)
         self._start_step = None
@@ -145,11 +163,11 @@ class RunCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Save what the periodic saves missed, if the state is whole."""
-        self._release_signals()
+        self._signals.release()
         running, self._start_step = self._start_step is not None, None
         # saving takes all ranks, and where one failed the others wait elsewhere
         whole = running and not self._updating and world_size() == 1
-        if whole and trainer.global_step != self._saved_step:
+        if whole and not self.exact_resume and trainer.global_step != self._saved_step:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -160,47 +178,39 @@ class RunCheckpoint(Checkpoint):
         score = self._score(trainer)
         improved = score > self.best_score
         self.best_score = max(score, self.best_score)
-        temporary = _temporary(self.last_path)
-        trainer.save_checkpoint(temporary, weights_only=False)
+        try:
+            self._write(trainer, improved)
+        except OSError as error:
+            self._remove_temporary_files()
+            raise StorageError(
+                f"{self.last_path} could not be written in iteration {trainer.global_step} "
+                f"({error.strerror or error}); the checkpoint before it is intact"
+            ) from error
         if improved:
             self.best_model_path = str(self.best_path)
+
+    def _write(self, trainer: Trainer, improved: bool) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # so that no row before the checkpoint can be lost
+        temporary = _temporary(self.last_path)
+        trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             # best first: if the process dies in between, last.ckpt does not know of the new best
             if improved:
                 shutil.copyfile(temporary, _temporary(self.best_path))
                 _replace(self.best_path)
+            if self.last_path.exists():
+                _keep(self.last_path, self.previous_path)
             _replace(self.last_path)
+
+    def _remove_temporary_files(self) -> None:
+        for path in (self.last_path, self.previous_path, self.best_path):
+            _temporary(path).unlink(missing_ok=True)
 
     def _score(self, trainer: Trainer) -> float:
         """Return the monitored value, the same on all ranks, ``-inf`` where there is none."""
         score = float(trainer.callback_metrics.get(self.monitor, math.nan))
         return all_max(-math.inf if math.isnan(score) else score, trainer.strategy.root_device)
-
-    def _catch_signals(self) -> None:
-        """Let signals wait for the end of an iteration."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not the user's own
-            self._catch(signal.SIGINT)
-        # Lightning notes a SIGTERM too, but with several ranks its handler calls a collective from
-        # wherever the signal came in, and the ranks hang
-        if world_size() > 1:
-            self._catch(signal.SIGTERM)
-
-    def _catch(self, number: int) -> None:
-        self._handlers[number] = signal.signal(number, self._on_signal)
-
-    def _release_signals(self) -> None:
-        for number, handler in self._handlers.items():
-            if signal.getsignal(number) == self._on_signal:  # Lightning may have replaced it
-                signal.signal(number, handler)
-        self._handlers.clear()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-            log.warning("interrupted: finishing this iteration; press Ctrl-C again to stop at once")
 
 
 def _is_dry_run(trainer: Any) -> bool:  # Lightning sets it where type checkers do not see it
@@ -214,12 +224,26 @@ def _temporary(path: Path) -> Path:
 
 def _replace(path: Path) -> None:
     """Move the temporary file over ``path``: after a crash there is the old file or the new one."""
-    with _temporary(path).open("rb+") as file:
-        os.fsync(file.fileno())
+    _sync(_temporary(path))
     os.replace(_temporary(path), path)
     if os.name == "posix":  # make the rename last; other systems cannot open a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent, os.O_RDONLY)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give the file at ``path`` a second name, which another one may have now."""
+    _temporary(name).unlink(missing_ok=True)
+    try:
+        os.link(path, _temporary(name))
+    except OSError:  # not every file system can
+        shutil.copyfile(path, _temporary(name))
+        _sync(_temporary(name))
+    os.replace(_temporary(name), name)
+
+
+def _sync(path: Path, flags: int = os.O_RDWR) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

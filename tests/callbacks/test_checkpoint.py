@@ -17,7 +17,7 @@ import torch
 from standin import StandIn, StandInData, trainer
 
 from ppo1_lightning.callbacks import RunCheckpoint
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, StorageError
 
 PROGRAM = Path(__file__).with_name("run_standin.py")
 
@@ -64,11 +64,22 @@ def names(folder: Path) -> list[str]:
 
 def test_last_and_best_and_nothing_else(tmp_path: Path) -> None:
     callback = fit(tmp_path, StandIn([1.0, 3.0, 2.0, 3.0, -5.0]), 5)
-    assert names(tmp_path) == ["best.ckpt", "last.ckpt"]
+    assert names(tmp_path) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert iterations(tmp_path / "last.ckpt") == 5
     assert iterations(tmp_path / "best.ckpt") == 2  # the first of two equal scores
     assert load(tmp_path / "last.ckpt")["callbacks"] == {"RunCheckpoint": {"best_score": 3.0}}
     assert callback.best_model_path == str(tmp_path / "best.ckpt")
+
+
+def test_the_checkpoint_before_the_last_is_kept(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def look(iteration: int) -> None:
+        path = tmp_path / "previous.ckpt"
+        seen.append(iterations(path) if path.exists() else 0)
+
+    fit(tmp_path, StandIn([0.0], look), 6, every=2)
+    assert seen == [0, 0, 0, 0, 2, 2]
 
 
 def test_saves_every_n_iterations_and_at_the_end(tmp_path: Path) -> None:
@@ -96,7 +107,7 @@ def test_budget_ends_the_run_early(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unknown", [math.nan, None])
 def test_no_best_before_the_first_score(tmp_path: Path, unknown: float | None) -> None:
     fit(tmp_path / "a", StandIn([unknown]), 3)
-    assert names(tmp_path / "a") == ["last.ckpt"]
+    assert names(tmp_path / "a") == ["last.ckpt", "previous.ckpt"]
 
     fit(tmp_path / "b", StandIn([unknown, unknown, -1e9, math.nan, -2e9]), 5)
     assert iterations(tmp_path / "b" / "best.ckpt") == 3
@@ -121,7 +132,7 @@ def test_resume_with_a_larger_budget(tmp_path: Path, which: str, known_length: b
     assert callback.best_score == 6.0
     fit(tmp_path, StandIn(scores), StandInData(7, known_length), resume=tmp_path / "last.ckpt")
     assert iterations(tmp_path / "best.ckpt") == 7
-    assert names(tmp_path) == ["best.ckpt", "last.ckpt"]
+    assert names(tmp_path) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
@@ -148,7 +159,7 @@ def test_first_interrupt_finishes_the_iteration(tmp_path: Path) -> None:
     module = StandIn([1.0], lambda i: os.kill(os.getpid(), signal.SIGINT) if i == 4 else None)
     with pytest.raises(SystemExit) as exit_:
         fit(tmp_path, module, 100, every=50)
-    assert exit_.value.code == 1
+    assert exit_.value.code == 130
     assert iterations(tmp_path / "last.ckpt") == 5
 
     module = StandIn([1.0])
@@ -184,7 +195,7 @@ def test_sigterm_saves(tmp_path: Path) -> None:
     module = StandIn([1.0], lambda i: os.kill(os.getpid(), signal.SIGTERM) if i == 4 else None)
     with pytest.raises(SystemExit) as exit_:
         fit(tmp_path, module, 100, every=50)
-    assert not exit_.value.code
+    assert exit_.value.code == 143
     assert iterations(tmp_path / "last.ckpt") == 5
 
 
@@ -230,7 +241,7 @@ def test_failed_write_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
         if iteration == 2:
             monkeypatch.setattr(os, "fsync", full)
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         fit(tmp_path, StandIn([1.0, 2.0, 3.0], fill_the_disk), 9)
     assert iterations(tmp_path / "last.ckpt") == iterations(tmp_path / "best.ckpt") == 2
 
@@ -256,7 +267,7 @@ def test_kill_and_resume(tmp_path: Path) -> None:
     fit(folder, module, done + 3, resume=folder / "last.ckpt")
     assert module.counters.iterations == iterations(folder / "last.ckpt") == done + 3
     assert iterations(folder / "best.ckpt") == 1
-    assert names(folder) == ["best.ckpt", "last.ckpt"]
+    assert names(folder) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "x"])

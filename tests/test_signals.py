@@ -1,0 +1,201 @@
+"""Runs that are told to stop, lose a process or fill the disk: nothing that was saved is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kills
+import pytest
+import torch
+
+LONG = "total_iterations=100000"
+RARELY = "callbacks.checkpoint.every_n_iterations=1000000"
+TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
+
+
+class Run:
+    """A run that is under way, in a folder of its own."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.folder = folder
+        self.process = kills.start(folder, LONG, "compile=false", *words)
+        kills.wait_for_rows(folder, self.process)
+        if RARELY in words:
+            return
+        deadline = time.monotonic() + 60
+        while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def tell(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def ranks(self) -> list[int]:
+        """Return the process ids of the ranks but the first."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in children if b"ppo1_lightning" in command_of(int(child))]
+
+    def wait(self, seconds: float = 30) -> int:
+        """Return the exit status, negative of a signal."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running:\n{self.output()}") from None
+
+    def output(self) -> str:
+        return kills.output_of(self.folder)
+
+    def checkpoint(self) -> dict[str, Any]:
+        return torch.load(self.folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+    def iterations(self) -> int:
+        """Return the iteration of the last checkpoint."""
+        checkpoint = self.checkpoint()
+        iterations = checkpoint["ppo1_lightning"]["counters"]["iterations"]
+        assert checkpoint["global_step"] == iterations
+        return iterations
+
+    def rows(self) -> int:
+        return len(kills.rows(self.folder))
+
+    def goes_on(self, *words: str) -> None:
+        """Continue for two iterations after the last checkpoint."""
+        until = self.iterations() + 2
+        assert kills.finish(self.folder, f"total_iterations={until}", *words) == 0, self.output()
+        assert self.iterations() == self.rows() == until
+
+
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def _no_processes_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    started: list[Run] = []
+    make = Run.__init__
+
+    def remember(run: Run, *args: Any) -> None:
+        started.append(run)
+        make(run, *args)
+
+    monkeypatch.setattr(Run, "__init__", remember)
+    yield
+    for run in started:
+        if hasattr(run, "process"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.process.pid, signal.SIGKILL)
+            run.process.wait()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_one_signal_saves_the_iteration(number: int, status: int, folder: Path) -> None:
+    run = Run(folder, RARELY)
+    run.tell(number)
+    assert run.wait() == status, run.output()
+    assert "Traceback" not in run.output()
+    assert run.iterations() == run.rows() > 0
+    run.goes_on()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+)
+def test_second_signal_stops_at_once(number: int, status: int, folder: Path) -> None:
+    """In the middle of an iteration of many steps, which is lost."""
+    run = Run(folder, "callbacks.checkpoint.every_n_iterations=1", "num_steps=32768")
+    saved = run.iterations()
+    run.tell(number)
+    time.sleep(1.2)
+    run.tell(number)
+    began = time.monotonic()
+    assert run.wait() == status, run.output()
+    assert time.monotonic() - began < 20
+    assert run.iterations() in (saved, saved + 1)
+
+
+def test_signal_to_two_ranks(folder: Path) -> None:
+    run = Run(folder, *TWO)
+    (other,) = run.ranks()
+    os.killpg(run.process.pid, signal.SIGTERM)  # as a cluster's scheduler does
+    assert run.wait() == 143, run.output()
+    assert run.iterations() == run.rows()
+    deadline = time.monotonic() + 10
+    while runs(other) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not runs(other)
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_death_of_a_rank_ends_the_others(rank: int, folder: Path) -> None:
+    run = Run(folder, *TWO)
+    (other,) = run.ranks()
+    saved = run.iterations()
+    os.kill([run.process.pid, other][rank], signal.SIGKILL)
+    began = time.monotonic()
+    assert run.wait() != 0
+    while runs(other) and time.monotonic() - began < 30:
+        time.sleep(0.05)
+    assert not runs(other)
+    assert time.monotonic() - began < 30
+    assert f"rank {1 - rank} stopped, for another rank ended" in run.output()
+    assert run.iterations() >= saved
+    run.goes_on()  # on one device
+
+
+def test_slurm_preemption(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGUSR1 in what looks like a SLURM job: saved, and requeued by a stand-in for scontrol."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in {
+        "SLURM_JOB_ID": "77",
+        "SLURM_NTASKS": "1",
+        "SLURM_JOB_NAME": "ppo",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
+    run = Run(folder, RARELY)
+    run.tell(signal.SIGUSR1)
+    assert run.wait() == 128 + signal.SIGUSR1, run.output()
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert run.iterations() == run.rows() > 0
+    assert not list(folder.rglob("hpc_ckpt*"))
+    run.goes_on()
+
+
+def test_full_disk(folder: Path) -> None:
+    """By RLIMIT_FSIZE, which lets writes fail beyond a size: a checkpoint's, not a row's."""
+    run = Run(folder, "logger=csv")
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (60_000, 60_000))
+    assert run.wait(60) == 2, run.output()
+    errors = [line for line in run.output().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "last.ckpt could not be written" in errors[0] or "metrics.csv" in errors[0]
+    assert "Traceback" not in run.output()
+    run.goes_on("logger=csv")
