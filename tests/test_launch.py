@@ -69,7 +69,7 @@ def test_failing_jobs_leave_the_others_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGINT, 1), (signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )
 def test_ranks_save_and_end_with_their_launcher(
