@@ -1,4 +1,4 @@
-"""What a checkpoint says about a run besides weights, in plain containers only."""
+"""What a checkpoint says about a run besides weights, in plain containers only; how it is read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 from gymnasium import Space
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from ppo1_lightning.budget import Counters
@@ -17,6 +19,26 @@ from ppo1_lightning.spaces import describe, restore
 
 KEY = "ppo1_lightning"
 """Where the entry stands in a Lightning checkpoint."""
+
+
+class PlainDataIO(TorchCheckpointIO):
+    """Reads checkpoints with ``weights_only=True``, from a URL too, unless told otherwise.
+
+    Lightning itself reads from an http address whatever is there, and so runs what it says.
+    """
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return the content of a checkpoint; ``weights_only=False`` only for one you trust."""
+        weights_only = True if weights_only is None else weights_only
+        return super().load_checkpoint(path, map_location, weights_only)
+
+
+def read_plain_data(strategy: Strategy) -> None:
+    """Let a Trainer's strategy read with `PlainDataIO`; a plugin of the user's stays."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = PlainDataIO()
 
 
 def policy_entry(policy: nn.Module) -> dict[str, Any]:

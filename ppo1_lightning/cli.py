@@ -71,10 +71,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
             with environment_variable("HYDRA_FULL_ERROR", None):  # not for child processes
                 return task(config)
         except MISTAKES as error:
+            outcome["mistaken"] = True
+            if isinstance(error, DivergenceError) and error.undone and process_rank():
+                return None  # rank zero says the same
             message = explain(error)
             report(message)
             logging.getLogger("ppo1_lightning.errors").error(message)  # the job's log
-            outcome["mistaken"] = True
         except Exception as error:
             if not _is_lost_peer(error):
                 outcome["crashed"] = True
@@ -169,7 +171,7 @@ def slug(text: object) -> str:
 def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line on what was wrong and, where there is one, the nearest valid choice."""
     if isinstance(error, ConfigurationError | DivergenceError | SimulationError):
-        return _one_line(str(error))
+        return _one_line("; ".join([str(error), *getattr(error, "__notes__", ())]))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_option(error.missing_cfg_file, list(error.options))
     if isinstance(error, InstantiationException):

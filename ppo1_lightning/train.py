@@ -18,7 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -28,9 +29,11 @@ from rich.tree import Tree
 from ppo1_lightning import cli
 from ppo1_lightning.checkpoint import check_same_run, entry_of, policy_entry, spaces_entry
 from ppo1_lightning.data import RolloutDataModule
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, check_types, one_line
+from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies import MlpPolicy
+from ppo1_lightning.simulators import EnvironmentSpec
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -56,7 +59,7 @@ def train(config: DictConfig) -> None:
         raise ConfigurationError(cli.explain_missing(missing[0]))
     cli.refuse_finished_run(folder, config.ckpt_path)
     data = RolloutDataModule(
-        instantiate(config.env, _convert_="all"),
+        _make(config, "env", EnvironmentSpec),
         num_envs=config.num_envs,
         num_steps=config.num_steps,
         total_steps=config.total_steps,
@@ -65,8 +68,8 @@ def train(config: DictConfig) -> None:
         total_seconds=config.total_seconds,
         seed=config.seed,
     )
-    policy = instantiate(config.policy, _convert_="all")
-    module = instantiate(config.algo, policy=policy, _convert_="all")
+    policy = _make(config, "policy", Callable)
+    module = _make(config, "algo", PPO, policy=policy)
     trainer = _make_trainer(config)
     plan = Plan.create(
         num_envs=config.num_envs,
@@ -77,12 +80,15 @@ def train(config: DictConfig) -> None:
         devices=trainer.world_size,
     )
     identity = _identify(data, policy)
+    checkpoint = None
     if config.ckpt_path is not None:
         check_same_run(entry_of(read_checkpoint(config.ckpt_path)), identity)
+        # Lightning takes a path that starts with "http" for an address, and "best" for a keyword
+        checkpoint = Path(config.ckpt_path).absolute()
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
     with _few_threads(policy, speak=trainer.is_global_zero):
-        trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -92,6 +98,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
             plain data, or is not a checkpoint of a training run.
     """
+    if "://" in str(path):
+        raise ConfigurationError(f"ckpt_path={path} is an address, expected a file: download it")
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
@@ -131,16 +139,15 @@ def _identify(data: RolloutDataModule, policy: Callable[..., Any]) -> dict[str, 
 
 
 def _make_trainer(config: DictConfig) -> Trainer:
-    callbacks = [instantiate(node, _convert_="all") for node in _nodes(config, "callbacks")]
+    callbacks = [_make(config, key, Callback) for key in _keys(config, "callbacks")]
     # Lightning has both a switch and an object for each, and refuses a switch without its object
     if not config.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not config.trainer.enable_checkpointing:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-    loggers = [instantiate(node, _convert_="all") for node in _nodes(config, "logger")]
-    trainer: Trainer = instantiate(
-        config.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all"
-    )
+    loggers = [_make(config, key, Logger) for key in _keys(config, "logger")]
+    check_types("trainer", config.trainer, Trainer)
+    trainer = _make(config, "trainer", Trainer, callbacks=callbacks, logger=loggers or False)
     if trainer.world_size > 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ConfigurationError(
             f"-m cannot run on {trainer.world_size} devices at once, expected trainer.devices=1"
@@ -148,14 +155,30 @@ def _make_trainer(config: DictConfig) -> Trainer:
     return trainer
 
 
-def _nodes(config: DictConfig, group: str) -> list[DictConfig]:
-    nodes = {name: node for name, node in (config.get(group) or {}).items() if node is not None}
-    for name, node in nodes.items():
-        if not isinstance(node, DictConfig):
-            raise ConfigurationError(
-                f"{group}.{name}={node} is not a config with a _target_; null leaves it out"
-            )
-    return list(nodes.values())
+def _keys(config: DictConfig, group: str) -> list[str]:
+    """Return the keys of the group's entries, null ones left out."""
+    entries = config.get(group) or {}
+    if not isinstance(entries, DictConfig):
+        raise ConfigurationError(f"{group}={entries} is not a config of several entries")
+    return [f"{group}.{name}" for name, entry in entries.items() if entry is not None]
+
+
+def _make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
+    """Return what the node ``key`` describes, which has to be a ``kind``."""
+    node = OmegaConf.select(config, key)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        hint = "; null leaves it out" if "." in key else ""
+        raise ConfigurationError(f"{key}={node} is not a config with a _target_{hint}")
+    try:
+        made = instantiate(node, **arguments, _convert_="all")
+    except TypeError as error:  # Hydra's own; those of what it calls come as its exceptions
+        raise ConfigurationError(f"{key}: {one_line(error)}") from error
+    if not isinstance(made, kind):
+        raise ConfigurationError(
+            f"{key}._target_={node._target_} makes a {type(made).__name__}, "
+            f"expected a {kind.__name__}"
+        )
+    return made
 
 
 @contextmanager
