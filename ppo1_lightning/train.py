@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import pickle
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -87,7 +88,7 @@ def train(config: DictConfig) -> None:
         checkpoint = Path(config.ckpt_path).absolute()
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
-    with _few_threads(policy, speak=trainer.is_global_zero):
+    with _few_threads(policy, speak=trainer.is_global_zero), _lightnings_refusals():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
@@ -98,6 +99,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
             plain data, or is not a checkpoint of a training run.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(f"ckpt_path={path!r} is not the path of a file")
     if "://" in str(path):
         raise ConfigurationError(f"ckpt_path={path} is an address, expected a file: download it")
     file = Path(path)
@@ -157,7 +160,9 @@ def _make_trainer(config: DictConfig) -> Trainer:
 
 def _keys(config: DictConfig, group: str) -> list[str]:
     """Return the keys of the group's entries, null ones left out."""
-    entries = config.get(group) or {}
+    entries = config.get(group)
+    if not entries:
+        return []
     if not isinstance(entries, DictConfig):
         raise ConfigurationError(f"{group}={entries} is not a config of several entries")
     return [f"{group}.{name}" for name, entry in entries.items() if entry is not None]
@@ -179,6 +184,21 @@ def _make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
             f"expected a {kind.__name__}"
         )
     return made
+
+
+@contextmanager
+def _lightnings_refusals() -> Iterator[None]:
+    """Turn what Lightning's own code finds wrong with the Trainer's arguments into a mistake.
+
+    It looks at some only when the run starts, and then raises whatever comes of it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("lightning."):
+            raise
+        raise ConfigurationError(f"Lightning refuses a trainer.*: {one_line(error)}") from error
 
 
 @contextmanager
