@@ -1,4 +1,4 @@
-"""What a checkpoint says about a run besides weights, in plain containers only."""
+"""What a checkpoint says about a run besides weights, in plain containers only; how it is read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from gymnasium import Space
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from ppo1_lightning.budget import Counters
@@ -34,6 +36,10 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
         ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
             plain data, or is not a checkpoint of a training run.
     """
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(f"{key}={path!r} is not the path of a file")
+    if "://" in str(path):
+        raise ConfigurationError(f"{key}={path} is an address, expected a file: download it")
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
@@ -63,6 +69,26 @@ def _damaged_part(file: Path) -> str | None:
         return None
     with zipfile.ZipFile(file) as archive:
         return archive.testzip()
+
+
+class PlainDataIO(TorchCheckpointIO):
+    """Reads checkpoints with ``weights_only=True``, from a URL too, unless told otherwise.
+
+    Lightning itself reads from an http address whatever is there, and so runs what it says.
+    """
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return the content of a checkpoint; ``weights_only=False`` only for one you trust."""
+        weights_only = True if weights_only is None else weights_only
+        return super().load_checkpoint(path, map_location, weights_only)
+
+
+def read_plain_data(strategy: Strategy) -> None:
+    """Let a Trainer's strategy read with `PlainDataIO`; a plugin of the user's stays."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = PlainDataIO()
 
 
 def policy_entry(policy: nn.Module) -> dict[str, Any]:

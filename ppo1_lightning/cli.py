@@ -114,7 +114,8 @@ def _guard(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except Exception as error:
             message, status = "", 1
             if isinstance(error, MISTAKES) or _is_full_disk(error):
-                message, status = explain(error), EXIT_STATUS
+                told = isinstance(error, DivergenceError) and error.undone and process_rank()
+                message, status = "" if told else explain(error), EXIT_STATUS  # by rank zero
             elif _is_lost_peer(error):
                 print(f"rank {process_rank()} stopped, for another rank ended", file=sys.stderr)
             else:
@@ -232,7 +233,7 @@ def first(*values: object) -> object:
 def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line on what was wrong and, where there is one, the nearest valid choice."""
     if isinstance(error, ConfigurationError | DivergenceError | SimulationError | StorageError):
-        return _one_line(str(error))
+        return _one_line("; ".join([str(error), *getattr(error, "__notes__", ())]))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_option(error.missing_cfg_file, list(error.options))
     if isinstance(error, InstantiationException):

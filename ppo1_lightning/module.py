@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from copy import copy
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from gymnasium import Space
@@ -51,6 +52,7 @@ from ppo1_lightning.segment import (
     minibatch_weights,
     shuffled_rows,
 )
+from ppo1_lightning.snapshot import Snapshot
 from ppo1_lightning.spaces import describe, distribution_for, name_of
 from ppo1_lightning.update import PATHS, GraphUpdate, Update, make_update
 
@@ -180,12 +182,14 @@ class PPO(LightningModule):
         self._acting: GraphActing | None = None  # None: the policy acts as the module it is
         self._clock = 0.0
         self._logged = copy(self.counters)  # as of the last row of metrics
+        self._before: Callable[[], None] | None = None  # goes back to before the update
 
     # ---------------------------------------------------------------- the algorithm
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """Learn from one rollout: algorithm 1 of Schulman et al. 2017 for a given segment."""
         self._check_on_policy(rollout)
+        self._before = self._way_back()
         num_steps, local_envs = rollout.rewards.shape
         plan = self._plan(local_envs * self.trainer.world_size, num_steps)
         multiplier = SCHEDULES[self.schedule](rollout.fraction_spent)
@@ -207,12 +211,12 @@ class PPO(LightningModule):
             self._take_steps(epoch, clip)
             if self.target_kl is not None and self._mean_kl(segment, epoch, rows) > self.target_kl:
                 break
-        self._count_optimizer_step()
 
         self._finish_iteration(rollout, segment, plan)
         if self.counters.iterations % self.log_every == 0 or self.trainer.should_stop:
             metrics = self._evaluate(segment, orders[-1], weights[-1], clip)
             self._log_row({**metrics, "learning_rate": learning_rate, "clip_coef": clip_coef})
+        self._count_optimizer_step()  # of whole iterations only
 
     def loss(
         self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
@@ -438,11 +442,35 @@ class PPO(LightningModule):
         return {**metrics, "explained_variance": explained}
 
     def _check_finite(self, name: str, metric: float) -> None:
-        if not math.isfinite(metric):
-            raise DivergenceError(
-                f"the policy diverged: {name} is {metric} after iteration "
-                f"{self.counters.iterations}; a smaller learning_rate may help"
-            )
+        """Undo the update and raise an error where a metric, alike on all ranks, is no number."""
+        if math.isfinite(metric):
+            return
+        iteration, norm = self.counters.iterations, self._gradient_norm()
+        if not math.isfinite(norm):
+            name, metric = "gradient_norm", norm
+        if self._before is not None:
+            self._before()
+        raise DivergenceError(
+            f"the policy diverged: {name} is {metric} after iteration {iteration}; "
+            "a smaller learning_rate may help"
+        )
+
+    def _gradient_norm(self) -> float:
+        """Return the norm of the running mean of gradients, 0 for an optimizer without one."""
+        means = [s["exp_avg"].norm() for s in self._optimizer.state.values() if "exp_avg" in s]
+        return torch.stack(means).norm().item() if means else 0.0
+
+    def _way_back(self) -> Callable[[], None]:
+        """Return what puts policy, statistics, optimizer and counters back as they are now."""
+        state = Snapshot(self, self._optimizer)
+        counters, episodes = copy(self.counters), self.episodes.state_dict()
+
+        def go_back() -> None:
+            state.restore(self, self._optimizer)
+            self.counters = counters
+            self.episodes.load_state_dict(episodes)
+
+        return go_back
 
     def _finish_iteration(self, rollout: Rollout, segment: Segment, plan: Plan) -> None:
         norms = torch.stack([p.detach().norm() for p in self.policy.parameters()])
@@ -510,8 +538,23 @@ class PPO(LightningModule):
 
     # ---------------------------------------------------------------- Lightning's hooks
 
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, *args: Any, weights_only: bool | None = None, **kwargs: Any
+    ) -> Self:
+        """Return the module of a checkpoint, as Lightning does, but as plain data from a URL too.
+
+        Args:
+            weights_only: False runs whatever the file says: only for one that you trust.
+        """
+        weights_only = True if weights_only is None else weights_only
+        return super().load_from_checkpoint(
+            checkpoint_path, *args, weights_only=weights_only, **kwargs
+        )
+
     def setup(self, stage: str) -> None:
-        """Check the run before anything is built."""
+        """Check the run before anything is built, and a checkpoint is read as plain data."""
+        checkpoints.read_plain_data(self.trainer.strategy)
         if stage != "fit":
             return
         self._check_trainer()
@@ -560,7 +603,7 @@ class PPO(LightningModule):
 
     def on_train_end(self) -> None:
         """Let go of what only this fit could use."""
-        self._update = self._acting = None
+        self._update = self._acting = self._before = None
 
     def _stop_when_spent(self) -> None:
         """Stop when the budget is spent; every rank's counters say so at the same time."""

@@ -63,7 +63,7 @@ def settle(config: DictConfig, folder: Path) -> tuple[DictConfig, dict[str, Any]
         if path is None and config.run is not None:
             raise ConfigurationError(f"run={config.run} holds no checkpoint to continue from")
     with open_dict(settled):
-        settled.ckpt_path = None if path is None else str(path)
+        settled.ckpt_path = None if path is None else str(Path(path).absolute())
         settled.resume = settled.run = None  # done
     if content is None:
         if config.resume is not None:

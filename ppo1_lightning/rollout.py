@@ -13,7 +13,7 @@ from ppo1_lightning import distributed
 from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import Distribution
 from ppo1_lightning.episodes import EpisodeTracker
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, DivergenceError, SimulationError
 from ppo1_lightning.seeding import generator
 from ppo1_lightning.simulators.base import Simulator
 
@@ -88,6 +88,7 @@ class Collector:
 
         Raises:
             SimulationError: from the simulator, a reward or an observation is not finite.
+            DivergenceError: an action of the policy is not finite, for finite observations.
         """
         num_steps = len(noise)
         first = torch.from_numpy(self._observation)
@@ -108,6 +109,7 @@ class Collector:
                 last = [] if values_of else [act(observations[-1], noise[-1])[2][None]]
         except ConfigurationError:  # an action that is no number may come from an observation
             self.simulator.check_observations(array[: len(acted)])
+            _check_actions(acted[-1][0])
             raise
 
         self._observation = array[-1].copy()
@@ -131,6 +133,13 @@ class Collector:
             policy_version=policy_version,
             fraction_spent=fraction_spent,
         )
+
+
+def _check_actions(actions: Tensor) -> None:
+    """Raise `DivergenceError` where ``actions [N, ...]`` hold a NaN or an infinity."""
+    bad = actions[~actions.isfinite()]
+    if len(bad):
+        raise DivergenceError(f"the policy diverged: it chose the action {bad[0].item()}")
 
 
 class RolloutDataset(IterableDataset[Rollout]):
@@ -183,16 +192,28 @@ class RolloutDataset(IterableDataset[Rollout]):
         """Take nothing back; with it, Lightning knows that a run can be resumed anywhere."""
 
     def collect(self) -> Rollout:
-        """Collect the next rollout."""
-        if self._collector is None:
-            self._collector = Collector(self._make_simulator())
+        """Collect the next rollout.
+
+        Raises:
+            SimulationError: a reward or an observation is not finite.
+            DivergenceError: an action is not finite, for finite observations.
+        """
         counters = self._actor.counters
-        return self._collector.collect(
-            self._actor.acting,
-            self._noise(counters.iterations),
-            policy_version=counters.iterations,
-            fraction_spent=self._budget.fraction_spent(counters),
-        )
+        iteration = counters.iterations + 1
+        try:
+            if self._collector is None:
+                self._collector = Collector(self._make_simulator())
+            return self._collector.collect(
+                self._actor.acting,
+                self._noise(counters.iterations),
+                policy_version=counters.iterations,
+                fraction_spent=self._budget.fraction_spent(counters),
+            )
+        except SimulationError as error:
+            environment = error.environment + distributed.own_share(self._num_envs).start
+            raise SimulationError(error.problem, environment, iteration) from error
+        except DivergenceError as error:
+            raise DivergenceError(f"{error} in iteration {iteration}", undone=False) from error
 
     def _noise(self, iteration: int) -> Tensor:
         stream = generator(self._seed, "actions", iteration)

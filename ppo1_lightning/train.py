@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -32,10 +34,11 @@ from ppo1_lightning.checkpoint import (
     spaces_entry,
 )
 from ppo1_lightning.data import RolloutDataModule
-from ppo1_lightning.errors import ConfigurationError, check_choice
+from ppo1_lightning.errors import ConfigurationError, check_choice, check_types, one_line
 from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies import MlpPolicy
+from ppo1_lightning.simulators import EnvironmentSpec
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -64,7 +67,7 @@ def train(config: DictConfig) -> float | None:
     cli.refuse_finished_run(folder, config)
     config, checkpoint = resume.settle(config, folder)
     data = RolloutDataModule(
-        instantiate(config.env, _convert_="all"),
+        _make(config, "env", EnvironmentSpec),
         num_envs=config.num_envs,
         num_steps=config.num_steps,
         total_steps=config.total_steps,
@@ -73,8 +76,8 @@ def train(config: DictConfig) -> float | None:
         total_seconds=config.total_seconds,
         seed=config.seed,
     )
-    policy = instantiate(config.policy, _convert_="all")
-    module = instantiate(config.algo, policy=policy, _convert_="all")
+    policy = _make(config, "policy", Callable)
+    module = _make(config, "algo", PPO, policy=policy)
     identity = _identify(data, policy)
     trainer = _make_trainer(config, [] if checkpoint else _initial_weights(config, identity))
     launch.check_size(trainer)
@@ -99,7 +102,8 @@ def train(config: DictConfig) -> float | None:
         return launch.run_ranks(config, trainer)
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
-    with _few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals():
+    refusals = _lightnings_refusals()
+    with _few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals(), refusals:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     return _objective(module, config.optimized_metric)
 
@@ -139,28 +143,59 @@ def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Ca
 
 
 def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
-    callbacks = initial + [
-        instantiate(node, _convert_="all") for node in _nodes(config, "callbacks")
-    ]
+    callbacks = [_make(config, key, Callback) for key in _keys(config, "callbacks")]
+    callbacks = initial + callbacks
     # Lightning has both a switch and an object for each, and refuses a switch without its object
     if not config.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not config.trainer.enable_checkpointing:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-    loggers = [instantiate(node, _convert_="all") for node in _nodes(config, "logger")]
-    return instantiate(
-        config.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all"
-    )
+    loggers = [_make(config, key, Logger) for key in _keys(config, "logger")]
+    check_types("trainer", config.trainer, Trainer)
+    return _make(config, "trainer", Trainer, callbacks=callbacks, logger=loggers or False)
 
 
-def _nodes(config: DictConfig, group: str) -> list[DictConfig]:
-    nodes = {name: node for name, node in (config.get(group) or {}).items() if node is not None}
-    for name, node in nodes.items():
-        if not isinstance(node, DictConfig):
-            raise ConfigurationError(
-                f"{group}.{name}={node} is not a config with a _target_; null leaves it out"
-            )
-    return list(nodes.values())
+def _keys(config: DictConfig, group: str) -> list[str]:
+    """Return the keys of the group's entries, null ones left out."""
+    entries = config.get(group)
+    if not entries:
+        return []
+    if not isinstance(entries, DictConfig):
+        raise ConfigurationError(f"{group}={entries} is not a config of several entries")
+    return [f"{group}.{name}" for name, entry in entries.items() if entry is not None]
+
+
+def _make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
+    """Return what the node ``key`` describes, which has to be a ``kind``."""
+    node = OmegaConf.select(config, key)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        hint = "; null leaves it out" if "." in key else ""
+        raise ConfigurationError(f"{key}={node} is not a config with a _target_{hint}")
+    try:
+        made = instantiate(node, **arguments, _convert_="all")
+    except TypeError as error:  # Hydra's own; those of what it calls come as its exceptions
+        raise ConfigurationError(f"{key}: {one_line(error)}") from error
+    if not isinstance(made, kind):
+        raise ConfigurationError(
+            f"{key}._target_={node._target_} makes a {type(made).__name__}, "
+            f"expected a {kind.__name__}"
+        )
+    return made
+
+
+@contextmanager
+def _lightnings_refusals() -> Iterator[None]:
+    """Turn what Lightning's own code finds wrong with the Trainer's arguments into a mistake.
+
+    It looks at some only when the run starts, and then raises whatever comes of it.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("lightning."):
+            raise
+        raise ConfigurationError(f"Lightning refuses a trainer.*: {one_line(error)}") from error
 
 
 @contextmanager

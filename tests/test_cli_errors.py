@@ -129,6 +129,11 @@ BAD_INPUT = {
     "interpolation": (["seed=${sed}"], "sed"),
     "group as a list": (["trainer=[]"], "trainer"),
     "group removed": (["~policy"], "policy"),
+    "preset as a list": (["algo=[]"], "is not a config with a _target_"),
+    "another kind of object": (["env._target_=builtins.dict"], "EnvironmentSpec"),
+    "flag of Hydra": (["+env.id._partial_=1.5"], "_partial_"),
+    "number for a checkpoint": (["ckpt_path=1.5"], "ckpt_path=1.5"),
+    "address of a checkpoint": (["ckpt_path=http://127.0.0.1/last.ckpt"], "an address"),
     "number for a callback": (["callbacks.progress=3"], "callbacks.progress=3"),
     "folder of the run": (["hydra.run.dir=/proc/nowhere"], "/proc/nowhere"),
     "folder of configs": (["--config-dir", "nowhere"], "nowhere"),
@@ -178,6 +183,8 @@ BAD_INPUT = {
     "strategy": (["trainer.strategy=ddpp"], "ddpp"),
     "argument of the Trainer": (["+trainer.max_step=3"], "'max_steps'"),
     "gradient clipping by Lightning": (["+trainer.gradient_clip_val=1"], "gradient"),
+    "type for the Trainer": (["trainer.max_epochs=many"], "trainer.max_epochs='many'"),
+    "interval of a validation": (["+trainer.val_check_interval=32"], "`val_check_interval`"),
     "checkpoints too often": (["callbacks.checkpoint.every_n_iterations=0"], "every_n_iterations"),
 }
 

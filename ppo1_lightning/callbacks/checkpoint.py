@@ -15,16 +15,26 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ppo1_lightning.callbacks.signals import StopSignals, exit_status, requeue_slurm_job
 from ppo1_lightning.distributed import all_max, world_size
-from ppo1_lightning.errors import ConfigurationError, StorageError, check_flag, check_integer
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    DivergenceError,
+    SimulationError,
+    StorageError,
+    check_flag,
+    check_integer,
+)
 
 log = logging.getLogger("ppo1_lightning")
+
+_NOT_FINITE = (DivergenceError, SimulationError)
 
 
 class RunCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt`` in a folder.
 
     They are written every ``every_n_iterations`` iterations and at the end of the run, however
-    it ends: budget spent, Ctrl-C, SIGTERM or, on a single device, an error between two updates.
+    it ends: budget spent, Ctrl-C, SIGTERM or, on a single device, an error between two updates. An
+    update that diverged is undone, on any number of devices, and what it started from is saved.
     Signals let the iteration finish on all ranks and save it, see `StopSignals`; then rank zero
     exits with the status of the signal, 130 or 143. A checkpoint is always the state after a whole
     iteration, never one in the middle of an update, and replaces the previous one atomically; what
@@ -165,10 +175,15 @@ class RunCheckpoint(Checkpoint):
         """Save what the periodic saves missed, if the state is whole."""
         self._signals.release()
         running, self._start_step = self._start_step is not None, None
-        # saving takes all ranks, and where one failed the others wait elsewhere
-        whole = running and not self._updating and world_size() == 1
-        if whole and not self.exact_resume and trainer.global_step != self._saved_step:
+        if isinstance(exception, DivergenceError) and exception.undone:
+            unsaved = True  # on all ranks alike, and perhaps of a run that saved nothing so far
+        else:  # saving takes all ranks, and where one failed the others wait elsewhere
+            whole = not self._updating and world_size() == 1
+            unsaved = whole and trainer.global_step != self._saved_step
+        if running and unsaved and not self.exact_resume:
             self._save(trainer)
+        if running and self.last_path.exists() and isinstance(exception, _NOT_FINITE):
+            exception.add_note(f"the last good parameters are in {self.last_path}")
 
     def _save(self, trainer: Trainer) -> None:
         """Write ``last.ckpt`` and, after an improvement, ``best.ckpt``; called on all ranks."""

@@ -151,8 +151,8 @@ class VectorSimulator(Simulator):
         if not finite.all():
             where = tuple(np.argwhere(~finite)[0])
             raise SimulationError(
-                f"environment {where[1]} of {self._id!r} returned the {what} {values[where]}, "
-                "expected finite numbers"
+                f"of {self._id!r} returned the {what} {values[where]}, expected finite numbers",
+                environment=int(where[1]),
             )
 
     @classmethod
