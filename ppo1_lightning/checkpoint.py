@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from gymnasium import Space
@@ -45,8 +46,9 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
         what = "is a folder" if file.is_dir() else "does not exist"
         raise ConfigurationError(f"{key}={path} {what}, expected a file such as last.ckpt")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        damaged = _damaged_part(file)
+        with file.open("rb") as stream:  # once: another rank may rename it
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+            damaged = _damaged_part(stream)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
             f"{key}={path} is damaged or holds more than plain data, expected a checkpoint "
@@ -63,11 +65,11 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
     return content
 
 
-def _damaged_part(file: Path) -> str | None:
+def _damaged_part(stream: IO[bytes]) -> str | None:
     """Return the first part whose checksum is wrong; `torch.load` does not look at them."""
-    if not zipfile.is_zipfile(file):
+    if not zipfile.is_zipfile(stream):
         return None
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(stream) as archive:
         return archive.testzip()
 
 
@@ -123,13 +125,20 @@ def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(entry, dict) or not isinstance(entry.get(name), kind)
     ]
     counters = {field.name for field in fields(Counters)}
-    if not damaged and entry["counters"].keys() != counters:
+    if not damaged and (
+        entry["counters"].keys() != counters or not all(map(_is_count, entry["counters"].values()))
+    ):
         damaged = ["counters"]
     if damaged:
         raise ConfigurationError(
             f"the entry {KEY!r} of the checkpoint is damaged: no valid {', '.join(damaged)} in it"
         )
     return entry
+
+
+def _is_count(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= 0
 
 
 def check_same_weights(checkpoint: dict[str, Any], current: dict[str, Any]) -> None:
@@ -145,6 +154,11 @@ def check_same_weights(checkpoint: dict[str, Any], current: dict[str, Any]) -> N
             + ("missing in it" if name in current else "in it, but not in this run")
         )
     for name, tensor in saved.items():
+        if isinstance(tensor, Tensor) != isinstance(current[name], Tensor):
+            raise ConfigurationError(
+                f"the checkpoint does not fit: {name!r} is a {type(tensor).__name__}, "
+                f"expected a {type(current[name]).__name__}"
+            )
         if not isinstance(tensor, Tensor):
             continue
         if tensor.shape != current[name].shape:

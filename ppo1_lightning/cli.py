@@ -194,7 +194,7 @@ def _refuse(message: str) -> NoReturn:
 
 def refuse_finished_run(folder: Path, config: DictConfig) -> None:
     """Raise `ConfigurationError` where a new run would overwrite the checkpoints of ``folder``."""
-    last = folder / "checkpoints" / "last.ckpt"
+    last = resume.checkpoint_folder(config, folder) / "last.ckpt"
     if not resume.goes_on(config) and process_rank() == 0 and last.exists():
         raise ConfigurationError(
             f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "

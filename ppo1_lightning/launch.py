@@ -37,7 +37,7 @@ from ppo1_lightning.errors import ConfigurationError
 JOB_VARIABLE = "PPO1_LIGHTNING_JOB"
 """Environment variable with the file that tells a rank its job."""
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 25.0
 """What the other ranks have to end by themselves when one has failed."""
 
 SAVING_SECONDS = 60.0
@@ -130,9 +130,9 @@ def run_ranks(config: DictConfig, trainer: Trainer) -> Any:
             for rank in ranks:
                 rank.kill()
                 rank.communicate()  # waits, and closes its stdin
-        if received:
-            status = failed[1] if failed else 0
-            sys.exit(status if status >= 0 else 128 - status)
+        if received:  # ranks that were stopped end with 0, but for the first
+            status = ranks[0].returncode or 128 + received[-1]
+            sys.exit(status if status > 0 else 128 - status)
         if failed:
             raise RankError.of(*failed)
         result = _result_file(file)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.checkpoint import entry_of, read_checkpoint
@@ -28,7 +29,12 @@ def check(config: DictConfig) -> None:
     run = config.get("run")
     if run is not None and not Path(run).is_dir():
         raise ConfigurationError(f"run={run} is not a folder, expected that of a run to continue")
-    for own, other in (("ckpt_path", "resume"), ("ckpt_path", "run"), ("init_from", "ckpt_path")):
+    for own, other in (
+        ("ckpt_path", "resume"),
+        ("ckpt_path", "run"),
+        ("init_from", "ckpt_path"),
+        ("init_from", "run"),
+    ):
         if config.get(own) is not None and config.get(other) is not None:
             raise ConfigurationError(
                 f"{own} and {other} each say where to start, expected one of them "
@@ -57,24 +63,35 @@ def settle(config: DictConfig, folder: Path) -> tuple[DictConfig, dict[str, Any]
     if path is not None:
         content = read_checkpoint(path)
     elif goes_on(config):
-        default = folder / "checkpoints"
-        checkpoints = Path(OmegaConf.select(config, "callbacks.checkpoint.dirpath") or default)
-        path, content = find_checkpoint(checkpoints)
+        path, content = find_checkpoint(checkpoint_folder(config, folder))
         if path is None and config.run is not None:
             raise ConfigurationError(f"run={config.run} holds no checkpoint to continue from")
     with open_dict(settled):
         settled.ckpt_path = None if path is None else str(Path(path).absolute())
         settled.resume = settled.run = None  # done
-    if content is None:
-        if config.resume is not None:
-            _say("no checkpoint in %s yet: starting from the beginning", folder)
+        if content is not None:
+            settled.init_from = None  # the run has weights of its own by now
+    if content is not None:
+        env_steps = entry_of(content)["counters"]["env_steps"]
+        _say("continuing from %s, %s steps", path, f"{env_steps:,}")
+    elif config.resume is not None:
+        env_steps = 0
+        _say("no checkpoint in %s yet: starting from the beginning", folder)
+    else:
         return settled, None
-    env_steps = entry_of(content)["counters"]["env_steps"]
-    _say("continuing from %s, %s steps", path, f"{env_steps:,}")
     for logger in (settled.get("logger") or {}).values():
         if isinstance(logger, DictConfig) and "purge_step" in logger:
             logger.purge_step = env_steps + 1
     return settled, content
+
+
+def checkpoint_folder(config: DictConfig, folder: Path) -> Path:
+    """Return where the run of ``folder`` keeps its checkpoints."""
+    try:
+        chosen = OmegaConf.select(config, "callbacks.checkpoint.dirpath")
+    except OmegaConfBaseException:  # below a folder that Hydra has not made yet
+        chosen = None
+    return Path(chosen or folder / "checkpoints")
 
 
 def find_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
@@ -90,6 +107,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
     for path in existing:
         try:
             content = read_checkpoint(path)
+            entry_of(content)
         except ConfigurationError as error:
             errors.append(error)
             continue

@@ -109,7 +109,8 @@ class Collector:
                 last = [] if values_of else [act(observations[-1], noise[-1])[2][None]]
         except ConfigurationError:  # an action that is no number may come from an observation
             self.simulator.check_observations(array[: len(acted)])
-            _check_actions(acted[-1][0])
+            if len(acted) > len(steps_taken):  # else the policy itself has refused
+                _check_actions(acted[-1][0])
             raise
 
         self._observation = array[-1].copy()

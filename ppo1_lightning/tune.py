@@ -129,6 +129,8 @@ def _evaluate(trial: optuna.Trial, search: DictConfig, folder: Path) -> float | 
             with (own / "train.out").open("w") as file, contextlib.redirect_stdout(file):
                 score = train(config)
         except (DivergenceError, launch.RankError) as error:
+            if isinstance(error, launch.RankError) and error.status != cli.EXIT_STATUS:
+                raise  # a bug, or a rank that was killed: no trial's fault
             log.warning("trial %d, seed %s failed: %s", trial.number, seed, error)
             return None
         pruned = PRUNED in trial.study.trials[trial.number].user_attrs

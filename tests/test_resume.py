@@ -13,8 +13,9 @@ from typing import Any
 import kills
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from ppo1_lightning import train
+from ppo1_lightning import resume, train
 
 STEPS = 64  # of an iteration
 OPTIMIZER_STEPS = 4
@@ -280,3 +281,38 @@ def test_weights_that_do_not_fit(
     old = run / "checkpoints" / "last.ckpt"
     assert command("hydra.run.dir=new", *words, f"init_from={old}") == 2
     assert fragment in capfd.readouterr().err
+
+
+def test_rows_without_any_checkpoint_are_done_again(command: Command, tmp_path: Path) -> None:
+    words = ("resume=auto", f"hydra.run.dir={tmp_path}/run", "total_iterations=3")
+    words = (*words, "total_steps=null")
+    assert command(*words) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # as if killed before the first
+    assert command(*words) == 0
+    steps = [int(row["env_steps"]) for row in kills.rows(tmp_path / "run")]
+    assert steps == [STEPS, 2 * STEPS, 3 * STEPS]
+    for points in kills.events(tmp_path / "run").values():
+        assert [step for step, _ in points] == steps
+
+
+def test_what_is_settled_stays_settled(command: Command, tmp_path: Path) -> None:
+    """The ranks of a job settle the config once more that their launcher has settled."""
+    budget = ("total_iterations=2", "total_steps=null")
+    assert command(*budget, f"hydra.run.dir={tmp_path}/run") == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    config = OmegaConf.create(
+        {
+            "resume": "auto",
+            "run": None,
+            "ckpt_path": None,
+            "init_from": str(last),
+            "logger": {"csv": {"purge_step": None}},
+        }
+    )
+    settled, content = resume.settle(config, tmp_path / "run")
+    again, content_again = resume.settle(settled, tmp_path / "run")
+    assert settled == again
+    assert settled.ckpt_path == str(last)
+    assert settled.logger.csv.purge_step == 2 * STEPS + 1
+    assert content is not None
+    assert content_again is not None
