@@ -194,8 +194,13 @@ def _refuse(message: str) -> NoReturn:
 
 def refuse_finished_run(folder: Path, config: DictConfig) -> None:
     """Raise `ConfigurationError` where a new run would overwrite the checkpoints of ``folder``."""
-    last = resume.checkpoint_folder(config, folder) / "last.ckpt"
-    if not resume.goes_on(config) and process_rank() == 0 and last.exists():
+    if resume.goes_on(config) or process_rank() != 0:
+        return
+    # Before Hydra has made the folder, the config cannot name one of its own choice.
+    for checkpoints in (folder / "checkpoints", resume.checkpoint_folder(config, folder)):
+        last = checkpoints / "last.ckpt"
+        if not last.exists():
+            continue
         raise ConfigurationError(
             f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "
             f"start from its weights with init_from={last}, or choose another folder"
