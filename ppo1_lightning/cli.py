@@ -197,10 +197,9 @@ def refuse_finished_run(folder: Path, config: DictConfig) -> None:
     if resume.goes_on(config) or process_rank() != 0:
         return
     # Before Hydra has made the folder, the config cannot name one of its own choice.
-    for checkpoints in (folder / "checkpoints", resume.checkpoint_folder(config, folder)):
-        last = checkpoints / "last.ckpt"
-        if not last.exists():
-            continue
+    folders = (folder / "checkpoints", resume.checkpoint_folder(config, folder))
+    last = next((f / "last.ckpt" for f in folders if (f / "last.ckpt").exists()), None)
+    if last is not None:
         raise ConfigurationError(
             f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "
             f"start from its weights with init_from={last}, or choose another folder"

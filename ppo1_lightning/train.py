@@ -143,8 +143,7 @@ def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Ca
 
 
 def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
-    callbacks = [_make(config, key, Callback) for key in _keys(config, "callbacks")]
-    callbacks = initial + callbacks
+    callbacks = initial + [_make(config, key, Callback) for key in _keys(config, "callbacks")]
     # Lightning has both a switch and an object for each, and refuses a switch without its object
     if not config.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
