@@ -50,8 +50,9 @@ class Timed:
 
         def timed_acting(*args: Any) -> Acting:
             begin()
-            act, values = acting(*args)
-            return Acting(clock.wrap(act), values and clock.wrap(values))
+            made = acting(*args)
+            made.act, made.outputs = clock.wrap(made.act), clock.wrap(made.outputs)
+            return made
 
         module.acting = timed_acting
         return clock

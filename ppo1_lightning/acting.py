@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ppo1_lightning.compiler import Run
 from ppo1_lightning.distributions import Distribution
 from ppo1_lightning.graphs import PolicyGraph, separate_parameters
-from ppo1_lightning.rollout import Acting
 
 VALUE_BATCH = 4096
 """Rows that the value function evaluates at once, where it is a network of its own."""
 
+Outputs = tuple[Tensor, Tensor, Tensor]
+
 
 def choose_actions(
     policy: Callable[..., Any], distribution: Distribution, observations: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Outputs:
     """Return actions ``[N, ...]``, distribution parameters ``[N, P]`` and values ``[N]``."""
     parameters, values, _ = policy(observations, None)
     parameters = parameters.float()
     return distribution.sample(parameters, noise), parameters, values.float()
 
 
-class GraphActing:
-    """A policy's `choose_actions` as a graph, for rollouts of one size on the CPU.
+class ModuleActing:
+    """One rollout of a policy as the module it is; see `rollout.Acting`.
+
+    Args:
+        act: from ``[N, *observation_shape]`` and noise ``[N, noise_size]`` to what
+            `choose_actions` returns, on the CPU.
+        observations: ``[T + 1, N, *observation_shape]``, of which a step reads its own.
+        noise: ``[T, N, noise_size]``.
+    """
+
+    def __init__(
+        self, act: Callable[[Tensor, Tensor], Outputs], observations: Tensor, noise: Tensor
+    ) -> None:
+        self._act, self._observations, self._noise = act, observations, noise
+        self._acted: list[Outputs] = []
+
+    def act(self, step: int) -> NDArray[Any]:
+        """Return the actions ``[N, *action_shape]`` of a step."""
+        self._acted.append(self._act(self._observations[step], self._noise[step]))
+        return self._acted[-1][0].numpy()
+
+    def outputs(self) -> Outputs:
+        """Return actions and parameters ``[T, N, ...]`` and values ``[T + 1, N]``."""
+        actions, parameters, values = map(torch.stack, zip(*self._acted, strict=True))
+        _, _, last = self._act(self._observations[-1], self._noise[-1])
+        return actions, parameters, torch.cat([values, last[None]])
+
+
+class ActingGraphs:
+    """A policy's `choose_actions` as graphs, for rollouts of one size on the CPU.
 
     A value function that shares nothing with the choice of actions is left out of it, and is
     evaluated for all steps at once, which takes a fraction of the time.
@@ -50,50 +81,76 @@ class GraphActing:
         compiled: bool,
     ) -> None:
         apart = separate_parameters(policy, observations[0]) is not None
-        outputs = 2 if apart else 3
 
-        def act(policy: Callable[..., Any], *inputs: Tensor) -> tuple[Tensor, ...]:
-            return choose_actions(policy, distribution, *inputs)[:outputs]
+        def act(policy: Callable[..., Any], *row: Tensor) -> None:
+            observations, noise, *results = row
+            chosen = choose_actions(policy, distribution, observations, noise)
+            for result, its_content in zip(results, chosen, strict=False):
+                result.copy_(its_content)
 
-        def value(policy: Callable[..., Any], observations: Tensor) -> tuple[Tensor]:
-            return (policy(observations, None)[1].float(),)
+        def value(policy: Callable[..., Any], observations: Tensor, values: Tensor) -> None:
+            values.copy_(policy(observations, None)[1])
 
         self._act = PolicyGraph(policy, act, compiled=compiled)
         self._value = PolicyGraph(policy, value, compiled=compiled) if apart else None
         with torch.inference_mode():
-            found = self._act(observations[0], noise[0])[1:]
-            expected = choose_actions(policy, distribution, observations[0], noise[0])[1:outputs]
-            if self._value is not None:
-                batch = _batches(observations)[0][1]
-                found = [*found, *self._value(batch)]
-                expected = [*expected, policy(batch, None)[1].float()]
-        torch.testing.assert_close(list(found), list(expected))
+            self._example = choose_actions(policy, distribution, observations[0], noise[0])
+        acting = self(observations, noise)
+        assert acting is not None
+        with torch.inference_mode():
+            acting.act(0)
+        _, parameters, values = acting.outputs()
+        torch.testing.assert_close((parameters[0], values[0]), self._example[1:])
 
-    def __call__(self, observations: Tensor, noise: Tensor) -> Acting | None:
+    def __call__(self, observations: Tensor, noise: Tensor) -> GraphActing | None:
         """Return the graphs for a rollout, None where it is not laid out as the first one."""
-        value = self._value
-        act = self._act.bind(observations[0], noise[0])
-        if act is None:
+        actions, parameters, _ = (
+            torch.empty(len(noise), *one.shape, dtype=one.dtype) for one in self._example
+        )
+        values = torch.empty(observations.shape[:2])
+        if self._value is None:
+            act = self._act.bind(observations, noise, actions, parameters, values)
+            nowhere = torch.empty_like(actions[:1]), torch.empty_like(parameters[:1])
+            last = [self._act.bind(observations[-1:], noise[-1:], *nowhere, values[-1:])]
+        else:
+            act = self._act.bind(observations, noise, actions, parameters)
+            batches = zip(_batches(observations), _batches(values), strict=True)
+            last = [
+                self._value.bind(batch[None], its_values[None]) for batch, its_values in batches
+            ]
+        if act is None or None in last:
             return None
-        if value is None:
-            return Acting(act)
-        of_batch = value.bind(_batches(observations)[0][1])
-        if of_batch is None:
-            return None
-
-        def values(observations: Tensor) -> Tensor:
-            values = torch.empty(observations.shape[:2])
-            with torch.inference_mode():
-                for rows, batch in _batches(observations):
-                    values.view(-1)[rows] = of_batch(batch)[0]
-            return values
-
-        return Acting(act, values)
+        return GraphActing(act, [run for run in last if run], (actions, parameters, values))
 
 
-def _batches(observations: Tensor) -> list[tuple[slice, Tensor]]:
+class GraphActing:
+    """One rollout of a policy as graphs that write into ``outputs``; see `rollout.Acting`.
+
+    Args:
+        act: for the rows of the steps.
+        last: whatever completes the outputs, each for one row.
+    """
+
+    def __init__(self, act: Run, last: Sequence[Run], outputs: Outputs) -> None:
+        self._act, self._last, self._outputs = act, last, outputs
+        self._actions = outputs[0].numpy()
+
+    def act(self, step: int) -> NDArray[Any]:
+        """Return the actions ``[N, *action_shape]`` of a step."""
+        self._act(step, step + 1)
+        return self._actions[step]
+
+    def outputs(self) -> Outputs:
+        """Return actions and parameters ``[T, N, ...]`` and values ``[T + 1, N]``."""
+        with torch.inference_mode():
+            for run in self._last:
+                run(0, 1)
+        return self._outputs
+
+
+def _batches(rows: Tensor) -> list[Tensor]:
     """Return batches of one size that cover ``[T + 1, N, ...]``; the last one overlaps."""
-    flat = observations.flatten(0, 1)
+    flat = rows.flatten(0, 1)
     size = min(VALUE_BATCH, len(flat))
     starts = [*range(0, len(flat) - size, size), len(flat) - size]
-    return [(slice(start, start + size), flat[start : start + size]) for start in starts]
+    return [flat[start : start + size] for start in starts]

@@ -7,39 +7,114 @@ where it alternates with other work, as acting does with simulating.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
 import os
 import platform
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
 _log = logging.getLogger(__name__)
 
-_Run = Callable[[list[Tensor]], list[Tensor]]
+Run = Callable[[int, int], None]
+"""Calls a graph for rows ``first`` to ``end - 1`` of the tensors that it is bound to."""
 
 
-def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    """Return a function that computes what ``graph`` does, for CPU tensors like ``examples``.
-
-    It looks at neither shapes nor dtypes: other tensors are undefined behaviour.
-    """
+def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGraph:
+    """Compile a graph that writes its results into its arguments, for CPU tensors like these."""
     package = cache_folder() / f"{_key(graph, examples)}.pt2"
-    run = _load(package) if package.exists() else None
-    if run is None:
+    library = _load(package) if package.exists() else None
+    if library is None:
         _compile(graph, examples, package)
-        run = _load(package)
-    if run is None:
+        library = _load(package)
+    if library is None:
         raise RuntimeError(f"the compiled graph {package} cannot be loaded")
-    return lambda *tensors: run(list(tensors))
+    return CompiledGraph(library)
+
+
+_Pointer = ctypes.c_void_p
+
+_TENSOR_ROWS = np.dtype(
+    [(name, np.int64) for name in ("data", "row_bytes", "ndim", "sizes", "strides", "dtype")]
+)
+"""See ``loop.cpp``."""
+
+
+class CompiledGraph:
+    """A graph as machine code, called through PyTorch's stable C functions.
+
+    It looks at neither shapes nor dtypes: other tensors than those it was compiled for are
+    undefined behaviour. While it runs, the interpreter's lock is free; two graphs may run at once,
+    each in a thread of its own.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._model = _Pointer()
+        create = library.AOTInductorModelContainerCreateWithDevice
+        if create(ctypes.byref(self._model), ctypes.c_size_t(1), b"cpu", None):
+            raise RuntimeError("the compiled graph cannot be started")
+        run = library.AOTInductorModelContainerRunSingleThreaded
+        create_tensor = _torch().aoti_torch_create_tensor_from_blob
+        self._functions = ctypes.cast(create_tensor, _Pointer), ctypes.cast(run, _Pointer)
+        self._table: NDArray[Any] | None = None  # of the first tensors
+        self._kept_alive: list[NDArray[Any]] = []
+
+    def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
+        """Return the graph for ``fixed`` and one row each of ``rows``, in this order."""
+        if self._table is None:
+            self._table = np.stack([*map(self._describe, [*fixed, *(t[0] for t in rows)])])
+        table, tensors = self._table.copy(), (*fixed, *rows)
+        table["data"] = [tensor.data_ptr() for tensor in tensors]
+        table["row_bytes"] = [0] * len(fixed) + [t.stride(0) * t.element_size() for t in rows]
+        arguments = *self._functions, self._model, table.ctypes.data, len(table)
+        run_rows, kept_alive = _loop(), (table, tensors)
+
+        def run(first: int, end: int) -> None:
+            if run_rows(*arguments, first, end):
+                raise RuntimeError(f"a compiled graph of {len(kept_alive[1])} tensors failed")
+
+        return run
+
+    def _describe(self, tensor: Tensor) -> NDArray[Any]:
+        sizes, strides = (np.array(part, np.int64) for part in (tensor.shape, tensor.stride()))
+        self._kept_alive += [sizes, strides]
+        number = getattr(_torch(), f"aoti_torch_dtype_{str(tensor.dtype).removeprefix('torch.')}")
+        row = 0, 0, tensor.ndim, sizes.ctypes.data, strides.ctypes.data, number()
+        return np.array(row, _TENSOR_ROWS)
+
+
+@functools.cache
+def _torch() -> ctypes.CDLL:
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+
+@functools.cache
+def _loop() -> Callable[..., int]:
+    """Return ``run_rows`` of ``loop.cpp``, compiled if need be."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    source = Path(__file__).with_name("loop.cpp")
+    with tempfile.TemporaryDirectory(prefix="ppo1_lightning_") as folder:
+        made = Path(folder) / "loop.so"
+        command = [get_cpp_compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True)
+        function = ctypes.CDLL(str(made)).run_rows
+    function.argtypes = [*[_Pointer] * 4, *[ctypes.c_int64] * 3]
+    function.restype = ctypes.c_int32
+    return function
 
 
 def cache_folder() -> Path:
@@ -84,13 +159,13 @@ def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> N
         os.replace(made, package)  # so that another process sees all of it or nothing
 
 
-def _load(package: Path) -> _Run | None:
+def _load(package: Path) -> ctypes.CDLL | None:
     """Load a compiled graph; None where it is damaged or made for another system."""
-    from torch._inductor import aoti_load_package
-
     try:
-        return aoti_load_package(str(package), run_single_threaded=True).loader.run
-    except (RuntimeError, OSError):
+        with tempfile.TemporaryDirectory(prefix="ppo1_lightning_") as folder, ZipFile(package) as z:
+            (name,) = (name for name in z.namelist() if name.endswith(".so"))
+            return ctypes.CDLL(z.extract(name, folder))  # which may be deleted once it is loaded
+    except (OSError, ValueError, BadZipFile):
         return None
 
 
@@ -99,7 +174,7 @@ def _options() -> dict[str, Any]:
     from torch._inductor import config
 
     known = hasattr(config.aot_inductor, "compile_wrapper_opt_level")
-    return {"aot_inductor.compile_wrapper_opt_level": "O0"} if known else {}
+    return {"aot_inductor.compile_wrapper_opt_level": "O1"} if known else {}
 
 
 def _key(graph: GraphModule, examples: Sequence[Tensor]) -> str:

@@ -6,6 +6,7 @@ derivative written out and calls one operator after the other; a compiled one fu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,32 +15,36 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppo1_lightning.compiler import compile_ahead
+from ppo1_lightning.compiler import Run, compile_ahead
 from ppo1_lightning.errors import ConfigurationError
 
 
 class Graph:
-    """A pure function of tensors whose layouts never change, traced when it is first called.
-
-    Call it under `torch.inference_mode`, with tensors of the same shapes, strides and dtypes every
-    time: a compiled graph does not look.
+    """A function that writes into tensors whose layouts never change, traced for its first ones.
 
     Args:
-        function: takes tensors and returns a tuple of tensors; what it does must not depend on the
-            numbers in them. It may write to its arguments.
+        function: takes tensors and returns nothing: results are written into its arguments. What
+            it does must not depend on the numbers in them.
         compiled: compile the graph, which takes some seconds and, on the CPU, a C++ compiler.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], *, compiled: bool) -> None:
+    def __init__(self, function: Callable[..., None], *, compiled: bool) -> None:
         self._function, self._compiled = function, compiled
-        self._graph: Callable[..., Sequence[Tensor]] | None = None
+        self._layout: list[tuple[Any, ...]] | None = None
+        self._bind: Callable[[Sequence[Tensor], Sequence[Tensor]], Run] | None = None
 
-    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        if self._graph is None:
-            self._graph = self._make(*tensors)
-        return self._graph(*tensors)
+    def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run | None:
+        """Return the graph as ``run(first, end)``, to be called under `torch.inference_mode`.
 
-    def _make(self, *tensors: Tensor) -> Callable[..., Sequence[Tensor]]:
+        It calls the function with ``(*fixed, *(tensor[k] for tensor in rows))`` for every k from
+        ``first`` to ``end - 1``. None where the tensors are not laid out as the first ones.
+        """
+        found = [*layout(*fixed), *((t.shape[1:], t.stride()[1:], t.dtype) for t in rows)]
+        if self._bind is None:
+            self._bind, self._layout = self._make(*fixed, *(tensor[0] for tensor in rows)), found
+        return self._bind(fixed, rows) if found == self._layout else None
+
+    def _make(self, *tensors: Tensor) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Run]:
         with torch.inference_mode(False), torch.no_grad():  # inference mode knows no derivative
             copies = [tensor.clone(memory_format=torch.preserve_format) for tensor in tensors]
             if layout(*copies) != layout(*tensors):
@@ -47,12 +52,26 @@ class Graph:
                     "a tensor that the policy reads is a view with gaps or repetitions, expected "
                     "one of its own, such as tensor.contiguous()"
                 )
-            graph = make_fx(lambda *inputs: self._function(*inputs))(*copies)
+            graph = make_fx(lambda *inputs: self._call(*inputs))(*copies)
+            graph.graph.eliminate_dead_code()
+            graph.recompile()
             if not self._compiled:
-                return graph
+                return functools.partial(_in_python, graph)
             if all(tensor.device.type == "cpu" for tensor in tensors):
-                return compile_ahead(graph, copies)
-        return torch.compile(graph, fullgraph=True, dynamic=False)
+                return compile_ahead(graph, copies).bind
+        return functools.partial(_in_python, torch.compile(graph, fullgraph=True, dynamic=False))
+
+    def _call(self, *tensors: Tensor) -> tuple[()]:
+        self._function(*tensors)
+        return ()
+
+
+def _in_python(graph: Callable[..., Any], fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
+    def run(first: int, end: int) -> None:
+        for k in range(first, end):
+            graph(*fixed, *(tensor[k] for tensor in rows))
+
+    return run
 
 
 def layout(*tensors: Tensor) -> list[tuple[Any, ...]]:
@@ -102,44 +121,25 @@ def separate_parameters(
 
 
 class PolicyGraph:
-    """What a policy does with observations, as a `Graph` for batches like the first.
+    """What a policy does with observations, as a `Graph`.
 
     Args:
         policy: its parameters may change in place, its buffers between two `bind` calls.
-        function: takes a policy ``(observations, state)`` and the tensors of the call, and returns
-            a tuple of tensors.
+        function: takes a policy ``(observations, state)`` and one row of each tensor, and writes
+            its results into them.
         compiled: see `Graph`.
     """
 
-    def __init__(
-        self, policy: nn.Module, function: Callable[..., tuple[Tensor, ...]], *, compiled: bool
-    ) -> None:
+    def __init__(self, policy: nn.Module, function: Callable[..., None], *, compiled: bool) -> None:
         self._call, self._function = PolicyCall(policy), function
         self._graph = Graph(self._run, compiled=compiled)
-        self._layout: list[tuple[Any, ...]] | None = None
 
-    def bind(self, *examples: Tensor) -> Callable[..., Sequence[Tensor]] | None:
-        """Return the graph with the policy's tensors as they are now, for inputs like these.
-
-        None where they, or the policy's own, are not laid out as at the first time.
-        """
+    def bind(self, *rows: Tensor) -> Run | None:
+        """Return the graph with the policy's tensors as they are now, see `Graph.bind`."""
         parameters = [parameter.detach() for parameter in self._call.policy.parameters()]
-        tensors = [*parameters, *self._call.buffers()]
-        found = layout(*tensors, *examples)
-        if self._layout is None:
-            self._layout = found
-        if found != self._layout:
-            return None
-        graph = self._graph
-        return lambda *inputs: graph(*tensors, *inputs)
+        return self._graph.bind([*parameters, *self._call.buffers()], rows)
 
-    def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        bound = self.bind(*inputs)
-        if bound is None:
-            raise RuntimeError("the tensors are not laid out as those that the graph is for")
-        return bound(*inputs)
-
-    def _run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def _run(self, *tensors: Tensor) -> None:
         first = len(self._call.parameters)
         end = first + len(self._call.buffers())
         parameters, buffers, inputs = tensors[:first], tensors[first:end], tensors[end:]
@@ -147,4 +147,4 @@ class PolicyGraph:
         def policy(observations: Tensor, state: Any) -> Any:
             return self._call(parameters, buffers, observations)
 
-        return self._function(policy, *inputs)
+        self._function(policy, *inputs)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning import checkpoint as checkpoints
 from ppo1_lightning import distributed
-from ppo1_lightning.acting import GraphActing, choose_actions
+from ppo1_lightning.acting import ActingGraphs, ModuleActing, choose_actions
 from ppo1_lightning.advantages import (
     explained_variance,
     generalized_advantages,
@@ -179,7 +179,7 @@ class PPO(LightningModule):
         self._policy_factory = policy
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
-        self._acting: GraphActing | None = None  # None: the policy acts as the module it is
+        self._acting: ActingGraphs | None = None  # None: the policy acts as the module it is
         self._clock = 0.0
         self._logged = copy(self.counters)  # as of the last row of metrics
         self._before: Callable[[], None] | None = None  # goes back to before the update
@@ -370,7 +370,7 @@ class PPO(LightningModule):
             self._acting = self._make_acting(rollout, self._update.compiled)
         self._clock += time.perf_counter() - started  # compiling is not training
 
-    def _make_acting(self, rollout: Rollout, compiled: bool) -> GraphActing | None:
+    def _make_acting(self, rollout: Rollout, compiled: bool) -> ActingGraphs | None:
         """Return `act` as a graph, None where that is not the same."""
         if self.device.type != "cpu" or type(self).act is not PPO.act:
             return None
@@ -378,7 +378,7 @@ class PPO(LightningModule):
         noise = self.distribution.noise(*rollout.rewards.shape, generator=torch.Generator())
         arguments = (self.policy, self.distribution, observations, noise)
         try:
-            return GraphActing(*arguments, compiled=compiled)
+            return ActingGraphs(*arguments, compiled=compiled)
         except Exception as error:  # whatever the compiler or the user's policy raises
             _log.warning("acting: as a module, since its graph failed: %s", one_line(error))
             return None
@@ -534,7 +534,7 @@ class PPO(LightningModule):
             noise: ``[T, N, noise_size]``.
         """
         as_graph = self._acting(observations, noise) if self._acting is not None else None
-        return as_graph or Acting(self.act)
+        return as_graph or ModuleActing(self.act, observations, noise)
 
     # ---------------------------------------------------------------- Lightning's hooks
 

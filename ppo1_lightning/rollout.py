@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -39,16 +41,23 @@ class Rollout(NamedTuple):
     fraction_spent: float  # of the budget when collection started, in [0, 1]
 
 
-class Acting(NamedTuple):
-    """How a policy acts throughout a rollout, called under `torch.inference_mode`."""
+class Acting(Protocol):
+    """How a policy acts throughout one rollout."""
 
-    act: Callable[[Tensor, Tensor], Sequence[Tensor]]
-    """From observations ``[N, *observation_shape]`` and noise ``[N, noise_size]`` to actions
-    ``[N, *action_shape]``, distribution parameters ``[N, P]`` and values ``[N]``, on the CPU;
-    without the values where there is the function below."""
-    values: Callable[[Tensor], Tensor] | None = None
-    """From all observations ``[T + 1, N, *observation_shape]`` to values ``[T + 1, N]``: cheaper
-    than a step at a time where the value function is a network of its own."""
+    def act(self, step: int) -> NDArray[Any]:
+        """Return the actions ``[N, *action_shape]`` of a step, once its observations are there.
+
+        It is called under `torch.inference_mode`.
+        """
+        ...
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the policy computed, once all observations are there, on the CPU.
+
+        That is actions ``[T, N, *action_shape]``, distribution parameters ``[T, N, P]`` and values
+        ``[T + 1, N]``.
+        """
+        ...
 
 
 class Actor(Protocol):
@@ -58,10 +67,10 @@ class Actor(Protocol):
     counters: Counters
 
     def acting(self, observations: Tensor, noise: Tensor) -> Acting:
-        """Return how the policy acts in the coming rollout, on tensors laid out like these.
+        """Return how the policy acts in the coming rollout.
 
         Args:
-            observations: ``[T + 1, N, *observation_shape]``, of no meaning yet.
+            observations: ``[T + 1, N, *observation_shape]``, written step by step.
             noise: ``[T, N, noise_size]``.
         """
         ...
@@ -96,35 +105,30 @@ class Collector:
         observations = torch.empty(num_steps + 1, *first.shape, dtype=first.dtype)
         observations[0] = first
         array = observations.numpy()
-        act, values_of = acting(observations, noise)
-        advance, acted, steps_taken = self.simulator.advance, [], []
+        acting_now = acting(observations, noise)
+        act, advance, acted, steps_taken = acting_now.act, self.simulator.advance, [], []
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
         try:
             with torch.inference_mode(), self.simulator.stepping():
-                rows = zip(observations.unbind(), noise.unbind(), array[1:], strict=False)
-                for observation, its_noise, next_observation in rows:
-                    acted.append(act(observation, its_noise))
-                    steps_taken.append(advance(acted[-1][0].numpy(), next_observation))
-                last = [] if values_of else [act(observations[-1], noise[-1])[2][None]]
+                for step in range(num_steps):
+                    acted.append(act(step))
+                    steps_taken.append(advance(acted[-1], array[step + 1]))
+            actions, parameters, values = acting_now.outputs()
         except ConfigurationError:  # an action that is no number may come from an observation
             self.simulator.check_observations(array[: len(acted)])
             if len(acted) > len(steps_taken):  # else the policy itself has refused
-                _check_actions(acted[-1][0])
+                _check_actions(acted[-1])
             raise
 
         self._observation = array[-1].copy()
-        actions, parameters, *values = (
-            torch.cat(list(field)).unflatten(0, noise.shape[:2])
-            for field in zip(*acted, strict=True)
-        )
         steps = self.simulator.settle(steps_taken, array[1:])
         returns, lengths = self._episodes.update(steps.raw_reward, steps.valid, steps.episode_over)
         return Rollout(
             observations=observations[:-1],
             actions=actions,
             rewards=torch.from_numpy(steps.reward),
-            values=values_of(observations) if values_of else torch.cat([*values, *last]),
+            values=values,
             parameters=parameters,
             terminated=torch.from_numpy(steps.terminated),
             truncated=torch.from_numpy(steps.truncated),
@@ -136,11 +140,11 @@ class Collector:
         )
 
 
-def _check_actions(actions: Tensor) -> None:
+def _check_actions(actions: NDArray[Any]) -> None:
     """Raise `DivergenceError` where ``actions [N, ...]`` hold a NaN or an infinity."""
-    bad = actions[~actions.isfinite()]
+    bad = actions[~np.isfinite(actions)]
     if len(bad):
-        raise DivergenceError(f"the policy diverged: it chose the action {bad[0].item()}")
+        raise DivergenceError(f"the policy diverged: it chose the action {bad[0]}")
 
 
 class RolloutDataset(IterableDataset[Rollout]):

@@ -7,18 +7,23 @@ several ranks), traced or compiled. All compute the same update.
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import vjp
 
+from ppo1_lightning.compiler import Run
 from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError, one_line
-from ppo1_lightning.graphs import Graph, PolicyCall, layout
+from ppo1_lightning.graphs import Graph, PolicyCall, separate_parameters
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.segment import Minibatch
 
@@ -103,8 +108,15 @@ class GraphUpdate:
     checkpoints, `policy(...)` and the optimizer see every step; create it when nothing moves the
     parameters any more.
 
+    A value function that shares no parameter with the choice of actions learns in a graph of its
+    own, at the same time where a second core is free: neither reads what the other writes.
+
     Args:
-        compiled: compile the graph, see `Graph`.
+        compiled: compile the graphs, see `Graph`.
+
+    Attributes:
+        parts: names of the parameters that learn together.
+        second_core: a thread for the second part, None where the parts take turns.
 
     Raises:
         ConfigurationError: an optimizer other than Adam over all of the policy's parameters.
@@ -125,15 +137,8 @@ class GraphUpdate:
         self.loss, self.optimizer, self.compiled = loss, optimizer, compiled
         self.max_grad_norm = max_grad_norm
         self._policy = PolicyCall(policy)
-        self._parameters = list(policy.parameters())
-        self._sizes = [p.numel() for p in self._parameters]
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
-        self._state = self._flatten()
-        self._gradient_step = Graph(self._take_gradient_step, compiled=compiled)
-        self._gradient = Graph(self._take_gradient, compiled=compiled)
-        self._adam = Graph(self._take_adam_step, compiled=compiled)
-        self._layout: list[tuple[Any, ...]] | None = None  # of the batches that they are for
 
     @staticmethod
     def unsupported(policy: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
@@ -153,54 +158,6 @@ class GraphUpdate:
             return "supports float32 parameters only, none of them frozen"
         return None
 
-    def _flatten(self) -> _FlatState:
-        """Lay parameters and moments out in flat vectors, of which they become views."""
-        flat = _flat(p.detach() for p in self._parameters)
-        mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
-        splits = (vector.split(self._sizes) for vector in (flat, mean, square))
-        for parameter, *parts in zip(self._parameters, *splits, strict=True):
-            values, mean_view, square_view = (part.view_as(parameter) for part in parts)
-            parameter.data = values
-            state = self.optimizer.state[parameter]
-            for name, view in (("exp_avg", mean_view), ("exp_avg_sq", square_view)):
-                if name in state:
-                    view.copy_(state[name])
-                state[name] = view
-            state["step"] = torch.tensor(float(self._steps_taken))
-        return _FlatState(flat, mean, square)
-
-    @torch.inference_mode()
-    def __call__(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
-        constants = (clip_coef, *self._policy.buffers())
-        self._check_tensors(*(field[0] for field in minibatches), *constants)
-        scales = self._adam_scales(len(minibatches.weights)).unbind()
-        fields = (field.unbind() for field in minibatches)
-        for scale, *minibatch in zip(scales, *fields, strict=True):
-            self._run(self._state, scale, (*minibatch, *constants), reduce=all_sum)
-        self._steps_taken += len(scales)
-        for parameter in self._parameters:
-            self.optimizer.state[parameter]["step"].fill_(self._steps_taken)
-
-    def _check_tensors(self, *batch: Tensor) -> None:
-        """Raise an error where a step would be taken on other tensors than is believed."""
-        if layout(*batch) != self._layout:
-            raise RuntimeError(
-                "shapes, strides or dtypes of the minibatches or of the policy's buffers have "
-                "changed since the update was made; use compile=false"
-            )
-        views = zip(self._parameters, self._state.flat.split(self._sizes), strict=True)
-        moments = self._state.mean.split(self._sizes)
-        for (parameter, part), mean in zip(views, moments, strict=True):
-            state = self.optimizer.state[parameter]
-            if (parameter.data_ptr(), state["exp_avg"].data_ptr()) != (
-                part.data_ptr(),
-                mean.data_ptr(),
-            ):
-                raise RuntimeError(
-                    "the policy's parameters or the optimizer's state were replaced in the middle "
-                    "of training, expected them changed in place; use compile=false"
-                )
-
     def prepare(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
         """Trace (and compile) for minibatches like this one; return the seconds it took.
 
@@ -212,16 +169,104 @@ class GraphUpdate:
                 draws random numbers or depends on more than its arguments.
         """
         started = time.perf_counter()
+        self.parts = self._take_apart(minibatch, clip_coef)
+        self._parameters = [self._policy.parameters[name] for part in self.parts for name in part]
+        self._state = self._flatten()
+        self._gradient_steps = self._graphs_of_parts(self._take_gradient_step)
+        self._gradients = self._graphs_of_parts(self._take_gradient)
+        self._adam = Graph(self._take_adam_step, compiled=self.compiled)
+        self.second_core = self._find_second_core()
+
         zeros = torch.zeros_like(self._state.flat)
         copies = _FlatState(self._state.flat.clone(), zeros, zeros.clone())
-        batch = (*minibatch, clip_coef, *(buffer.clone() for buffer in self._policy.buffers()))
-        self._layout = layout(*minibatch, clip_coef, *self._policy.buffers())
+        constants = (clip_coef, *(buffer.clone() for buffer in self._policy.buffers()))
+        minibatches, scales = [field[None] for field in minibatch], self._adam_scales(1)
         with torch.inference_mode():
-            self._run(copies, self._adam_scales(1)[0], batch, reduce=lambda gradient: gradient)
+            self._run(copies, constants, minibatches, scales, reduce=lambda gradient: gradient)
         seconds = time.perf_counter() - started
         eager = EagerUpdate(self._policy.policy, self.loss, self.optimizer, self.max_grad_norm)
-        self._check_gradient(copies.mean, _flat(eager.gradients(minibatch, clip_coef)))
+        gradients = dict(zip(eager.parameters, eager.gradients(minibatch, clip_coef), strict=True))
+        self._check_gradient(copies.mean, _flat(gradients[p] for p in self._parameters))
         return seconds
+
+    def _take_apart(self, minibatch: Minibatch, clip_coef: Tensor) -> list[list[str]]:
+        """Return names of the parameters that learn together: of one part, or of two."""
+        everything = [list(self._policy.parameters)]
+        if self.max_grad_norm is not None:  # the norm is that of all
+            return everything
+        apart = separate_parameters(self._policy.policy, minibatch.observations)
+        if apart is None or not self._loss_is_a_sum(minibatch, clip_coef):
+            return everything
+        return list(apart)
+
+    def _loss_is_a_sum(self, minibatch: Minibatch, clip_coef: Tensor) -> bool:
+        """Tell whether no gradient for the actions depends on the values, nor the reverse."""
+        with torch.no_grad():
+            parameters, values, _ = self._policy.policy(minibatch.observations, None)
+        outputs = parameters.requires_grad_(), values.requires_grad_()
+        loss = self.loss(*outputs, minibatch, clip_coef)
+        gradients = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
+        for gradient, other in zip(gradients, reversed(outputs), strict=True):
+            if gradient.requires_grad:
+                mixed = torch.autograd.grad(
+                    gradient.sum(), other, allow_unused=True, retain_graph=True
+                )
+                if mixed != (None,):
+                    return False
+        return True
+
+    def _flatten(self) -> _FlatState:
+        """Lay parameters and moments out in flat vectors, of which they become views."""
+        flat = _flat(p.detach() for p in self._parameters)
+        mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
+        splits = map(self._split, (flat, mean, square))
+        for parameter, *parts in zip(self._parameters, *splits, strict=True):
+            values, mean_view, square_view = (part.view_as(parameter) for part in parts)
+            parameter.data = values
+            state = self.optimizer.state[parameter]
+            for name, view in (("exp_avg", mean_view), ("exp_avg_sq", square_view)):
+                if name in state:
+                    view.copy_(state[name])
+                state[name] = view
+            state["step"] = torch.tensor(float(self._steps_taken))
+        return _FlatState(flat, mean, square)
+
+    def _split(self, vector: Tensor) -> Sequence[Tensor]:
+        return vector.split([parameter.numel() for parameter in self._parameters])
+
+    def _by_part(self, vector: Tensor) -> Sequence[Tensor]:
+        shapes = self._policy.parameters
+        return vector.split([sum(shapes[name].numel() for name in part) for part in self.parts])
+
+    def _find_second_core(self) -> ThreadPoolExecutor | None:
+        """Return a thread for the second part, None where it would wait for the first."""
+        cores, several_ranks = len(os.sched_getaffinity(0)), world_size() > 1
+        if len(self.parts) < 2 or cores < 2 or several_ranks or not self.compiled:
+            return None
+        if torch.get_num_threads() > 1:  # each part takes all of them
+            return None
+        return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    @torch.inference_mode()
+    def __call__(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
+        self._check_in_place()
+        scales = self._adam_scales(len(minibatches.weights))
+        constants = (clip_coef, *self._policy.buffers())
+        self._run(self._state, constants, minibatches, scales, reduce=all_sum)
+        self._steps_taken += len(scales)
+        for parameter in self._parameters:
+            self.optimizer.state[parameter]["step"].fill_(self._steps_taken)
+
+    def _check_in_place(self) -> None:
+        """Raise an error where the policy's and the optimizer's tensors are not ours any more."""
+        flats, means = self._split(self._state.flat), self._split(self._state.mean)
+        for parameter, flat, mean in zip(self._parameters, flats, means, strict=True):
+            its_mean = self.optimizer.state[parameter]["exp_avg"]
+            if (parameter.data_ptr(), its_mean.data_ptr()) != (flat.data_ptr(), mean.data_ptr()):
+                raise RuntimeError(
+                    "the policy's parameters or the optimizer's state were replaced in the middle "
+                    "of training, expected them changed in place; use compile=false"
+                )
 
     def _check_gradient(self, mean: Tensor, gradient: Tensor) -> None:
         """Compare Adam's first moment after its first step with the gradient it must come from."""
@@ -236,16 +281,44 @@ class GraphUpdate:
     def _run(
         self,
         state: _FlatState,
-        scale: Tensor,
-        batch: tuple[Tensor, ...],
+        constants: Sequence[Tensor],
+        minibatches: Sequence[Tensor],
+        scales: Tensor,
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
-        """Take a step on ``state``: one graph, or two around the sum over ranks."""
+        """Take a step on ``state`` for each minibatch: one graph, or two around the all-reduce."""
+        count, parts = len(scales), range(len(self.parts))
+        flats, means, squares = map(self._by_part, state)
         if world_size() == 1:
-            self._gradient_step(*state, scale, *batch)
+            rows = (*minibatches, scales)
+            steps = [
+                _bound(self._gradient_steps[i], (*flats, means[i], squares[i], *constants), rows)
+                for i in parts
+            ]
+            self._at_once([functools.partial(step, 0, count) for step in steps])
+            return
+        gradient = torch.empty_like(state.flat)
+        gradients = self._by_part(gradient)
+        gradient_steps = [
+            _bound(self._gradients[i], (*flats, gradients[i], *constants), minibatches)
+            for i in parts
+        ]
+        adam_step = _bound(self._adam, (*state, gradient), [scales])
+        for k in range(count):
+            for gradient_step in gradient_steps:
+                gradient_step(k, k + 1)
+            gradient.copy_(reduce(gradient))
+            adam_step(k, k + 1)
+
+    def _at_once(self, calls: Sequence[Callable[[], None]]) -> None:
+        if self.second_core is None:
+            for call in calls:
+                call()
         else:
-            (gradient,) = self._gradient(state.flat, *batch)
-            self._adam(*state, scale, reduce(gradient))
+            first, second = calls
+            done = self.second_core.submit(second)
+            first()
+            done.result()
 
     def _adam_scales(self, count: int) -> Tensor:
         """Return the step size and epsilon of the next steps, bias corrections folded in.
@@ -254,48 +327,78 @@ class GraphUpdate:
         """
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
-        t = self._steps_taken + torch.arange(1, count + 1, dtype=torch.float64)
-        correction = (1 - beta2**t).sqrt()
+        t = self._steps_taken + np.arange(1, count + 1)
+        correction = np.sqrt(1 - beta2**t)
         is_hat = isinstance(self.optimizer, TensorFlowAdam)
-        epsilon = group["eps"] * (torch.ones_like(t) if is_hat else correction)
+        epsilon = group["eps"] * (np.ones(count) if is_hat else correction)
         step_size = group["lr"] * correction / (1 - beta1**t)
-        return torch.stack([step_size, epsilon], -1).to(self._state.flat)
+        return torch.from_numpy(np.stack([step_size, epsilon], -1)).to(self._state.flat)
 
     # ---------------------------------------------------------------- what the graphs hold
 
-    def _take_gradient_step(
-        self, flat: Tensor, mean: Tensor, square: Tensor, scale: Tensor, *batch: Tensor
-    ) -> tuple[()]:
-        (gradient,) = self._take_gradient(flat, *batch)
-        return self._take_adam_step(flat, mean, square, scale, gradient)
+    def _graphs_of_parts(self, function: Callable[..., None]) -> list[Graph]:
+        parts = range(len(self.parts))
+        return [Graph(functools.partial(function, i), compiled=self.compiled) for i in parts]
 
-    def _take_gradient(self, flat: Tensor, *batch: Tensor) -> tuple[Tensor]:
-        fields = len(Minibatch._fields)
-        minibatch, (clip_coef, *buffers) = Minibatch(*batch[:fields]), batch[fields:]
+    def _take_gradient_step(self, part: int, *tensors: Tensor) -> None:
+        count = len(self.parts)
+        flats, (mean, square, *batch, scale) = tensors[:count], tensors[count:]
+        gradient = self._gradient_of(part, flats, batch)
+        self._take_adam_step(flats[part], mean, square, gradient, scale)
+
+    def _take_gradient(self, part: int, *tensors: Tensor) -> None:
+        count = len(self.parts)
+        flats, (gradient, *batch) = tensors[:count], tensors[count:]
+        gradient.copy_(self._gradient_of(part, flats, batch))
+
+    def _gradient_of(self, part: int, flats: Sequence[Tensor], batch: Sequence[Tensor]) -> Tensor:
+        """Return this rank's share of the gradient for one part's parameters."""
+        count = len(Minibatch._fields)
+        (clip_coef, *buffers), minibatch = batch[:-count], Minibatch(*batch[-count:])
 
         def loss_of(flat: Tensor) -> Tensor:
-            parts = zip(flat.split(self._sizes), self._parameters, strict=True)
-            views = [part.view_as(parameter) for part, parameter in parts]
+            views = self._views([*flats[:part], flat, *flats[part + 1 :]])
             parameters, values, _ = self._policy(views, buffers, minibatch.observations)
             return self.loss(parameters, values, minibatch, clip_coef)
 
-        return (grad(loss_of)(flat),)
+        # Not `grad`: it starts from the loss, and a part's graph is to be free of the other part.
+        pull_back = vjp(loss_of, flats[part])[1]
+        return pull_back(flats[part].new_ones(()))[0]
+
+    def _views(self, flats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the policy's parameters, in its order, as views of the parts' flat vectors."""
+        shapes, views = self._policy.parameters, {}
+        for names, flat in zip(self.parts, flats, strict=True):
+            pieces = flat.split([shapes[name].numel() for name in names])
+            views |= {
+                name: piece.view_as(shapes[name]) for name, piece in zip(names, pieces, strict=True)
+            }
+        return [views[name] for name in shapes]
 
     def _take_adam_step(
-        self, flat: Tensor, mean: Tensor, square: Tensor, scale: Tensor, gradient: Tensor
-    ) -> tuple[()]:
+        self, flat: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, scale: Tensor
+    ) -> None:
         gradient = self._clipped(gradient)
         beta1, beta2 = self.optimizer.param_groups[0]["betas"]
         step_size, epsilon = scale.unbind()
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         flat.sub_(step_size * mean / (square.sqrt() + epsilon))
-        return ()
 
     def _clipped(self, gradient: Tensor) -> Tensor:
         if self.max_grad_norm is None:
             return gradient
         return gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+
+
+def _bound(graph: Graph, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
+    run = graph.bind(fixed, rows)
+    if run is None:
+        raise RuntimeError(
+            "shapes, strides or dtypes of the minibatches or of the policy's buffers have "
+            "changed since the update was made; use compile=false"
+        )
+    return run
 
 
 COMPILE_FROM_STEPS = 20_000

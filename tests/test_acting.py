@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ppo1_lightning.acting
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
-from ppo1_lightning.acting import GraphActing
+from ppo1_lightning.acting import ActingGraphs, ModuleActing
 
 
 def made(policy: Any, observations: Box, actions: Any) -> PPO:
@@ -39,26 +39,16 @@ def test_graphs_act_as_the_policy_does(
         lambda *spaces: MlpPolicy(*spaces, shared_trunk=shared), Box(-1, 1, (5,)), Discrete(3)
     )
     observations, noise = rollout_of(ppo, 5, 4, (5,))
-    ppo._acting = GraphActing(ppo.policy, ppo.distribution, observations, noise, compiled=compiled)
+    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=compiled)
     for _ in range(2):
-        act, values_of = ppo.acting(observations, noise)
+        graphs, module = ppo.acting(observations, noise), ModuleActing(ppo.act, observations, noise)
+        assert not isinstance(graphs, ModuleActing)
         with torch.inference_mode():
-            found = [act(*pair) for pair in zip(observations, noise, strict=False)]
-        expected = [ppo.act(*pair) for pair in zip(observations, noise, strict=False)]
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one[0], other[0])
-            torch.testing.assert_close(one[1], other[1])
-        if shared:
-            assert values_of is None
-            values = torch.stack([step[2] for step in found])
-        else:
-            assert values_of is not None
-            values = values_of(observations)
-            assert not values.is_inference()  # gradients may be taken through what is made of it
-            last = ppo.act(observations[-1], noise[-1])[2]
-            torch.testing.assert_close(values[-1], last)
-            values = values[:-1]
-        torch.testing.assert_close(values, torch.stack([step[2] for step in expected]))
+            for step in range(len(noise)):
+                assert np.array_equal(graphs.act(step), module.act(step))
+        for ours, expected in zip(graphs.outputs(), module.outputs(), strict=True):
+            assert not ours.is_inference()  # gradients may be taken through what is made of it
+            torch.testing.assert_close(ours, expected)
         for parameter in ppo.policy.parameters():  # as an update does
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
 
@@ -66,11 +56,9 @@ def test_graphs_act_as_the_policy_does(
 def test_a_rollout_of_another_size_is_acted_in_as_a_module():
     ppo = made(MlpPolicy, Box(-1, 1, (5,)), Box(-1, 1, (2,)))
     observations, noise = rollout_of(ppo, 5, 4, (5,))
-    ppo._acting = GraphActing(ppo.policy, ppo.distribution, observations, noise, compiled=False)
+    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=False)
     for size in ((5, 3), (6, 4)):  # other environments, other steps
-        act, values_of = ppo.acting(*rollout_of(ppo, *size, (5,)))
-        assert act == ppo.act
-        assert values_of is None
+        assert isinstance(ppo.acting(*rollout_of(ppo, *size, (5,))), ModuleActing)
 
 
 def test_a_cnn_of_two_trunks_values_all_steps_at_once():
@@ -78,8 +66,9 @@ def test_a_cnn_of_two_trunks_values_all_steps_at_once():
     ppo = made(policy, Box(0, 255, (4, 36, 36), np.uint8), Discrete(3))
     observations = torch.randint(0, 255, (4, 2, 4, 36, 36), dtype=torch.uint8)
     noise = ppo.distribution.noise(3, 2)
-    ppo._acting = GraphActing(ppo.policy, ppo.distribution, observations, noise, compiled=False)
-    values_of = ppo.acting(observations, noise).values
-    assert values_of is not None
+    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=False)
+    acting = ppo.acting(observations, noise)
+    for step in range(3):
+        acting.act(step)
     expected = torch.stack([ppo.act(step, noise[0])[2] for step in observations])
-    torch.testing.assert_close(values_of(observations), expected)
+    torch.testing.assert_close(acting.outputs()[2], expected)

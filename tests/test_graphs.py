@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,68 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ppo1_lightning"
 
 
-def descend(x: Tensor, target: Tensor) -> tuple[Tensor]:
-    """Take a gradient step on ``x`` in place and return the loss."""
-    loss = (x - target).square().sum()
+def descend(x: Tensor, loss: Tensor, target: Tensor) -> None:
+    """Take a gradient step on ``x`` in place and write the loss."""
+    loss.copy_((x - target).square().sum())
     x.sub_(0.1 * torch.func.grad(lambda x: (x - target).square().sum())(x))
-    return (loss,)
+
+
+def run_once(graph: Graph, *tensors: Tensor) -> None:
+    run = graph.bind(tensors, ())
+    assert run is not None
+    run(0, 1)
 
 
 @both_ways
 @torch.inference_mode()
-def test_a_graph_computes_and_writes_what_its_function_does(compiled: bool):
-    x, target = torch.zeros(3), torch.tensor([1.0, 2.0, 3.0])
+def test_a_graph_writes_what_its_function_does(compiled: bool):
+    x, loss, target = torch.zeros(3), torch.zeros(()), torch.tensor([1.0, 2.0, 3.0])
     graph = Graph(descend, compiled=compiled)
-    assert graph(x, target)[0].item() == 14.0
+    run_once(graph, x, loss, target)
+    assert loss.item() == 14.0
     torch.testing.assert_close(x, 0.2 * target)  # one step: making the graph was none
-    graph(x, target)
+    run_once(graph, x, loss, target)
     torch.testing.assert_close(x, 0.36 * target)
+
+
+@both_ways
+@torch.inference_mode()
+def test_a_graph_goes_through_rows(compiled: bool):
+    x, losses = torch.zeros(3), torch.full((5,), -1.0)
+    targets = torch.randn(5, 2, 3)[:, 1]  # rows with gaps between them
+    run = Graph(descend, compiled=compiled).bind([x], [losses, targets])
+    assert run is not None
+    expected = torch.zeros(3)
+    for first, end in ((0, 1), (1, 4)):
+        run(first, end)
+        for k in range(first, end):
+            assert losses[k].item() == pytest.approx((expected - targets[k]).square().sum().item())
+            expected -= 0.2 * (expected - targets[k])
+        torch.testing.assert_close(x, expected)
+    assert losses[4] == -1
+
+
+@torch.inference_mode()
+def test_two_compiled_graphs_run_in_two_threads_at_once():
+    def grow(x: Tensor, rate: Tensor) -> None:
+        x.copy_(torch.sin(x @ x) + rate)
+
+    xs, rates = [torch.eye(64), torch.eye(64)], torch.rand(2, 500, 64, 64)
+    runs = [Graph(grow, compiled=True).bind([x], [r]) for x, r in zip(xs, rates, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda run: run(0, 500), runs))
+    for x, its_rates in zip(xs, rates, strict=True):
+        again = torch.eye(64)
+        run = Graph(grow, compiled=True).bind([again], [its_rates])
+        assert run is not None
+        run(0, 500)
+        assert torch.equal(x, again)
 
 
 @torch.inference_mode()
 def test_compiled_graphs_are_found_on_disk(own_cache: Path, monkeypatch: pytest.MonkeyPatch):
-    x, target = torch.zeros(3), torch.ones(3)
-    Graph(descend, compiled=True)(x, target)
+    x, loss, target = torch.zeros(3), torch.zeros(()), torch.ones(3)
+    run_once(Graph(descend, compiled=True), x, loss, target)
     (package,) = own_cache.iterdir()
     assert own_cache.stat().st_mode & 0o077 == 0
 
@@ -54,12 +95,12 @@ def test_compiled_graphs_are_found_on_disk(own_cache: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(inductor, "aoti_compile_and_package", no_compiler)
     again = torch.zeros(3)
-    Graph(descend, compiled=True)(again, target)
+    run_once(Graph(descend, compiled=True), again, loss, target)
     assert torch.equal(again, x)
     with pytest.raises(AssertionError, match="compiled again"):  # other shapes are another graph
-        Graph(descend, compiled=True)(torch.zeros(4), torch.ones(4))
+        run_once(Graph(descend, compiled=True), torch.zeros(4), loss, torch.ones(4))
     with pytest.raises(AssertionError, match="compiled again"):  # and so is another function
-        Graph(lambda x, y: (descend(x, y)[0] + 1,), compiled=True)(again, target)
+        run_once(Graph(lambda x: x.add_(1), compiled=True), again)
     assert list(own_cache.iterdir()) == [package]
 
 
@@ -67,11 +108,13 @@ def test_compiled_graphs_are_found_on_disk(own_cache: Path, monkeypatch: pytest.
 def test_a_constant_within_a_function_is_part_of_it():
     def adding(constant: float) -> Graph:
         values = torch.full((2,), constant)
-        return Graph(lambda x: (x + values,), compiled=True)
+        return Graph(lambda x: x.add_(values), compiled=True)
 
-    zeros = torch.zeros(2)
-    assert adding(1.0)(zeros)[0].tolist() == [1, 1]
-    assert adding(2.0)(zeros)[0].tolist() == [2, 2]
+    x = torch.zeros(2)
+    run_once(adding(1.0), x)
+    assert x.tolist() == [1, 1]
+    run_once(adding(2.0), x)
+    assert x.tolist() == [3, 3]
 
 
 def test_the_cache_is_below_home_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -94,37 +137,50 @@ class Shifting(nn.Module):
         return observation * self.weight + self.shift, observation.sum(-1), state
 
 
+def write(policy: Any, observations: Tensor, parameters: Tensor, values: Tensor) -> None:
+    for result, computed in zip((parameters, values), policy(observations, None), strict=False):
+        result.copy_(computed)
+
+
 @both_ways
 @torch.inference_mode()
 def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
     policy = Shifting()
-    graph = PolicyGraph(policy, lambda policy, x: policy(x, None)[:2], compiled=compiled)
-    x = torch.arange(6.0).view(2, 3)
+    graph = PolicyGraph(policy, write, compiled=compiled)
+    x, parameters, values = (
+        torch.arange(12.0).view(2, 2, 3),
+        torch.zeros(2, 2, 3),
+        torch.zeros(2, 2),
+    )
     for step in range(3):
         policy.weight.data.fill_(step)
         policy.shift = torch.full((3,), 10.0 * step)
-        parameters, values = graph(x)
+        run = graph.bind(x, parameters, values)
+        assert run is not None
+        run(0, 2)
         assert torch.equal(parameters, step * x + 10 * step)
         assert torch.equal(values, x.sum(-1))
 
 
+def results() -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, 2, 3), torch.zeros(1, 2)
+
+
 def test_a_policy_s_graph_is_for_one_layout():
-    graph = PolicyGraph(Shifting(), lambda policy, x: policy(x, None)[:2], compiled=False)
-    assert graph.bind(torch.zeros(2, 3))
-    assert graph.bind(torch.ones(2, 3))
+    graph = PolicyGraph(Shifting(), write, compiled=False)
+    assert graph.bind(torch.zeros(1, 2, 3), *results())
+    assert graph.bind(torch.ones(4, 2, 3), *results())  # of any number of rows
     for other in (torch.zeros(3, 3), torch.zeros(2, 3).double(), torch.zeros(3, 2).T):
-        assert not graph.bind(other)
-        with pytest.raises(RuntimeError, match="not laid out"):
-            graph(other)
+        assert not graph.bind(other[None], *results())
 
 
 def test_a_buffer_of_another_layout_is_noticed():
-    policy, x = Shifting(), torch.zeros(2, 3)
-    graph = PolicyGraph(policy, lambda policy, x: policy(x, None)[:2], compiled=False)
-    assert graph.bind(x)
+    policy, x = Shifting(), torch.zeros(1, 2, 3)
+    graph = PolicyGraph(policy, write, compiled=False)
+    assert graph.bind(x, *results())
     for other in (torch.zeros(3).double(), torch.zeros(1), torch.zeros(6)[::2]):
         policy.shift = other
-        assert not graph.bind(x)
+        assert not graph.bind(x, *results())
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -149,20 +205,20 @@ def test_parameters_of_no_effect_belong_to_neither():
 
 @torch.inference_mode()
 def test_a_view_with_gaps_is_refused():
-    graph = Graph(lambda x: (x + 1,), compiled=False)
+    graph = Graph(lambda x: x.add_(1), compiled=False)
     with pytest.raises(ConfigurationError, match="a view with gaps") as error:
-        graph(torch.zeros(3, 10)[:, 0])
+        run_once(graph, torch.zeros(3, 10)[:, 0])
     assert "\n" not in str(error.value)
 
 
 @torch.inference_mode()
 def test_a_damaged_package_is_compiled_again(own_cache: Path):
-    x = torch.zeros(3)
-    Graph(descend, compiled=True)(x, torch.ones(3))
+    x, loss = torch.zeros(3), torch.zeros(())
+    run_once(Graph(descend, compiled=True), x, loss, torch.ones(3))
     (package,) = own_cache.iterdir()
     package.write_bytes(package.read_bytes()[:1000])
     again = torch.zeros(3)
-    Graph(descend, compiled=True)(again, torch.ones(3))
+    run_once(Graph(descend, compiled=True), again, loss, torch.ones(3))
     assert torch.equal(again, x)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, MlpPolicy, Rollout, RolloutDataModule, distributed
+from ppo1_lightning.acting import ModuleActing
 from ppo1_lightning.budget import Budget, Counters
 from ppo1_lightning.distributions import DiagonalGaussian, Distribution
 from ppo1_lightning.errors import SimulationError
@@ -471,7 +472,7 @@ class NoiseActor:
         def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return noise, torch.zeros(len(observations), 6), torch.zeros(len(observations))
 
-        return Acting(act)
+        return ModuleActing(act, observations, noise)
 
 
 # -------------------------------------------------------------------- noise and orders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from typing import Any
 
 import pytest
@@ -182,6 +183,46 @@ def test_two_compiled_updates_in_one_process():
             run.steps(range(t, t + 1))
     for case in CASES:
         assert_same(compiled[case].parameters(), eager[case].steps(range(10)))
+
+
+class Coupled(PPO):
+    """A loss that is no sum of one term of the actions and one of the values."""
+
+    def loss(
+        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
+    ) -> Tensor:
+        return super().loss(parameters * values[:, None], values, minibatch, clip_coef)
+
+
+@pytest.mark.parametrize("path", ["traced", "compiled"])
+def test_a_value_function_of_its_own_learns_apart(path: str):
+    assert len(Run("torch").take(path).parts) == 2
+    assert len(Run("tensorflow").take(path).parts) == 1  # max_grad_norm is that of both
+    coupled, eager = Run("torch"), Run("torch")
+    for run in (coupled, eager):
+        run.ppo.__class__ = Coupled
+    assert len(coupled.take(path).parts) == 1
+    eager.take("eager")
+    assert_same(coupled.steps(range(5)), eager.steps(range(5)))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_two_parts_learn_at_once_as_they_do_in_turn():
+    at_once, in_turn = Run("torch"), Run("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert at_once.take("compiled").second_core is not None
+        in_turn.take("compiled").second_core = None
+        minibatches = Minibatch(
+            *(torch.stack(f) for f in zip(*map(minibatch, range(500)), strict=True))
+        )
+        for run in (at_once, in_turn):
+            for _ in range(3):
+                run.update(minibatches, torch.tensor(0.2))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(at_once.parameters(), in_turn.parameters())
 
 
 def test_max_grad_norm():
