@@ -147,8 +147,6 @@ class GraphUpdate:
             return f"supports Adam only, not {type(optimizer).__name__}"
         if len(optimizer.param_groups) != 1:
             return "supports one parameter group only"
-        if any(torch.is_autocast_enabled(p.device.type) for p in policy.parameters()):
-            return "supports precision 32-true only"
         group = optimizer.param_groups[0]
         if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
             return "supports Adam without weight_decay, amsgrad and maximize only"
@@ -272,7 +270,9 @@ class GraphUpdate:
         """Compare Adam's first moment after its first step with the gradient it must come from."""
         beta1 = self.optimizer.param_groups[0]["betas"][0]
         expected = (1 - beta1) * self._clipped(gradient)
-        if (mean - expected).norm() > 1e-3 * expected.norm() + 1e-7:
+        # Half precision rounds where operators end, and a compiled graph has fewer of them.
+        tolerance = 0.1 if torch.is_autocast_enabled(mean.device.type) else 1e-3
+        if (mean - expected).norm() > tolerance * expected.norm() + 1e-7:
             raise ConfigurationError(
                 "the policy does not return the same twice, expected a pure function of its "
                 "arguments, parameters and buffers"
