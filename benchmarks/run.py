@@ -19,9 +19,12 @@ from benchmarks.cases import CASES
 from benchmarks.processes import ROOT, console, machine, measure, median, python, report, write_json
 
 PEERS = ("sb3", "sheeprl")
-SYSTEMS = ("ours", "bare", *PEERS, "simulator", "rollout")
-CROSS_RATIOS = [("halfcheetah_8x256", "ours", "halfcheetah_1x2048", "sb3")]
-"""Ratios between cases that share their batch and its epochs."""
+SYSTEMS = ("ours", "ours_bf16", "bare", *PEERS, "simulator", "rollout")
+CROSS_RATIOS = [
+    ("halfcheetah_8x256", "ours", "halfcheetah_1x2048", "sb3"),
+    ("atari", "ours_bf16", "atari", "sb3"),
+]
+"""Ratios between cases that share their batch and its epochs, and between systems."""
 
 Results = dict[str, dict[str, list[dict[str, Any]]]]
 """By case and system, one result a repeat."""
@@ -31,6 +34,7 @@ def command(system: str, case: str, seconds: float) -> list[str]:
     """Return the command that measures one system once."""
     module, *options = {
         "ours": ["benchmarks.ours"],
+        "ours_bf16": ["benchmarks.ours", "trainer.precision=bf16-mixed"],
         "bare": ["benchmarks.ours", "--bare"],
         "simulator": ["benchmarks.simulator"],
         "rollout": ["benchmarks.simulator", "--policy"],

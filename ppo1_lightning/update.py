@@ -23,7 +23,7 @@ from torch.func import vjp
 from ppo1_lightning.compiler import Run
 from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError, one_line
-from ppo1_lightning.graphs import Graph, PolicyCall, separate_parameters
+from ppo1_lightning.graphs import Graph, PolicyCall, layout, separate_parameters
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.segment import Minibatch
 
@@ -177,10 +177,10 @@ class GraphUpdate:
 
         zeros = torch.zeros_like(self._state.flat)
         copies = _FlatState(self._state.flat.clone(), zeros, zeros.clone())
-        constants = (clip_coef, *(buffer.clone() for buffer in self._policy.buffers()))
+        self._fixed = [tensor.clone() for tensor in (clip_coef, *self._policy.buffers())]
         minibatches, scales = [field[None] for field in minibatch], self._adam_scales(1)
         with torch.inference_mode():
-            self._run(copies, constants, minibatches, scales, reduce=lambda gradient: gradient)
+            self._run(copies, self._fixed, minibatches, scales, reduce=lambda gradient: gradient)
         seconds = time.perf_counter() - started
         eager = EagerUpdate(self._policy.policy, self.loss, self.optimizer, self.max_grad_norm)
         gradients = dict(zip(eager.parameters, eager.gradients(minibatch, clip_coef), strict=True))
@@ -249,11 +249,19 @@ class GraphUpdate:
     def __call__(self, minibatches: Minibatch, clip_coef: Tensor) -> None:
         self._check_in_place()
         scales = self._adam_scales(len(minibatches.weights))
-        constants = (clip_coef, *self._policy.buffers())
-        self._run(self._state, constants, minibatches, scales, reduce=all_sum)
+        self._run(self._state, self._constants(clip_coef), minibatches, scales, reduce=all_sum)
         self._steps_taken += len(scales)
         for parameter in self._parameters:
             self.optimizer.state[parameter]["step"].fill_(self._steps_taken)
+
+    def _constants(self, clip_coef: Tensor) -> list[Tensor]:
+        """Return the clip range and the policy's buffers, in tensors that stay where they are."""
+        now = [clip_coef, *self._policy.buffers()]
+        if layout(*now) != layout(*self._fixed):
+            raise RuntimeError(_CHANGED)
+        for own, given in zip(self._fixed, now, strict=True):
+            own.copy_(given)
+        return self._fixed
 
     def _check_in_place(self) -> None:
         """Raise an error where the policy's and the optimizer's tensors are not ours any more."""
@@ -391,13 +399,16 @@ class GraphUpdate:
         return gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
 
+_CHANGED = (
+    "shapes, strides or dtypes of the minibatches or of the policy's buffers have changed since "
+    "the update was made; use compile=false"
+)
+
+
 def _bound(graph: Graph, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
     run = graph.bind(fixed, rows)
     if run is None:
-        raise RuntimeError(
-            "shapes, strides or dtypes of the minibatches or of the policy's buffers have "
-            "changed since the update was made; use compile=false"
-        )
+        raise RuntimeError(_CHANGED)
     return run
 
 

@@ -237,3 +237,19 @@ def test_a_folder_that_others_may_write_to_is_not_used(
 def test_an_unusable_home_is_no_obstacle(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert cache_folder().is_dir()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.inference_mode()
+def test_a_captured_graph_goes_through_rows():
+    x, loss = torch.zeros(3, device="cuda"), torch.zeros((), device="cuda")
+    graph, expected = Graph(descend, compiled=True), torch.zeros(3, device="cuda")
+    for _ in range(2):
+        targets = torch.randn(5, 3, device="cuda")
+        run = graph.bind([x, loss], [targets])
+        assert run is not None
+        for first, end in ((0, 1), (1, 5)):
+            run(first, end)
+        for target in targets:
+            expected -= 0.2 * (expected - target)
+        torch.testing.assert_close(x, expected)
