@@ -159,7 +159,7 @@ def worker() -> Iterator[Worker]:
 
 
 def test_any_override_runs_or_ends_in_one_line(worker: Worker) -> None:
-    assert not find_problems(worker, 60, derandomize=True)
+    assert not find_problems(worker, 30, derandomize=True)
 
 
 @pytest.mark.slow
