@@ -7,6 +7,8 @@ where it alternates with other work, as acting does with simulating.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import logging
@@ -14,7 +16,7 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,11 @@ def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> Callable[..
     package = cache_folder() / f"{_key(graph, examples)}.pt2"
     run = _load(package) if package.exists() else None
     if run is None:
-        _compile(graph, examples, package)
-        run = _load(package)
+        with _one_at_a_time(package):  # the other ranks of this machine wait for the first
+            run = _load(package) if package.exists() else None
+            if run is None:
+                _compile(graph, examples, package)
+                run = _load(package)
     if run is None:
         raise RuntimeError(f"the compiled graph {package} cannot be loaded")
     return lambda *tensors: run(list(tensors))
@@ -70,6 +75,15 @@ def _own_folder(reason: str) -> Path:
 
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@contextlib.contextmanager
+def _one_at_a_time(package: Path) -> Iterator[None]:
+    """Hold a file of its own, which the system lets go of however this process ends."""
+    with package.with_suffix(".lock").open("w") as file:
+        with contextlib.suppress(OSError):  # not every file system can
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> None:
