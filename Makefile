@@ -4,6 +4,8 @@ ARGS ?= env=pong
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
+# A file's tests stay together: they share what is expensive to make.
+WORKERS := --numprocesses 2 --dist loadfile
 
 .PHONY: train test test-all lint bench bench-check clean
 
@@ -11,10 +13,10 @@ train: $(VENV)/.installed
 	$(BIN)/python -m ppo1_lightning $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -30,8 +30,7 @@ from ppo1_lightning import launch, resume
 from ppo1_lightning.errors import (
     ConfigurationError,
     DivergenceError,
-    SimulationError,
-    StorageError,
+    RunError,
     check_choice,
     nearest,
 )
@@ -40,10 +39,7 @@ EXIT_STATUS = 2
 """Of a run that ended by a mistake of the user."""
 
 MISTAKES = (
-    ConfigurationError,
-    DivergenceError,
-    SimulationError,
-    StorageError,
+    RunError,
     MisconfigurationException,
     HydraException,
     OmegaConfBaseException,
@@ -161,6 +157,11 @@ class KeepRuns(Callback):
         folder = Path(config.hydra.sweep.dir)
         if (launch.processes_started() or 1) > 1:
             _refuse("-m cannot run below torchrun or srun; start each job of the sweep with them")
+        if any(word.startswith("run=") for word in config.hydra.overrides.task):
+            _refuse(
+                "run=DIR continues one run, and -m starts several; continue a sweep with "
+                "resume=auto and the same hydra.sweep.dir"
+            )
         if config.get("resume") is None and any(folder.glob("*/checkpoints/last.ckpt")):
             _refuse(
                 f"hydra.sweep.dir={folder} holds runs already; continue them with resume=auto, "
@@ -178,7 +179,12 @@ class KeepRuns(Callback):
             )
         try:
             resume.check(config)
-            refuse_finished_run(Path(config.hydra.run.dir), config)
+            run, folder = config.get("run"), Path(config.hydra.run.dir)
+            if run is not None and folder.absolute() != Path(run).absolute():
+                raise ConfigurationError(
+                    f"run={run} and hydra.run.dir={folder} are two folders, expected one of them"
+                )
+            refuse_finished_run(folder, config)
         except ConfigurationError as error:
             _refuse(str(error))
         except OmegaConfBaseException:
@@ -236,7 +242,7 @@ def first(*values: object) -> object:
 
 def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line on what was wrong and, where there is one, the nearest valid choice."""
-    if isinstance(error, ConfigurationError | DivergenceError | SimulationError | StorageError):
+    if isinstance(error, RunError):
         return _one_line("; ".join([str(error), *getattr(error, "__notes__", ())]))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         return _explain_option(error.missing_cfg_file, list(error.options))

@@ -7,7 +7,9 @@ where it alternates with other work, as acting does with simulating.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -16,7 +18,7 @@ import platform
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -38,8 +40,11 @@ def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGra
     package = cache_folder() / f"{_key(graph, examples)}.pt2"
     library = _load(package) if package.exists() else None
     if library is None:
-        _compile(graph, examples, package)
-        library = _load(package)
+        with _one_at_a_time(package):  # the other ranks of this machine wait for the first
+            library = _load(package) if package.exists() else None
+            if library is None:
+                _compile(graph, examples, package)
+                library = _load(package)
     if library is None:
         raise RuntimeError(f"the compiled graph {package} cannot be loaded")
     return CompiledGraph(library)
@@ -145,6 +150,15 @@ def _own_folder(reason: str) -> Path:
 
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@contextlib.contextmanager
+def _one_at_a_time(package: Path) -> Iterator[None]:
+    """Hold a file of its own, which the system lets go of however this process ends."""
+    with package.with_suffix(".lock").open("w") as file:
+        with contextlib.suppress(OSError):  # not every file system can
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> None:

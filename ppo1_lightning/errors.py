@@ -1,4 +1,4 @@
-"""The one error a user can mend, and the helper that names the nearest valid choice."""
+"""What ends a run in one line, and the helpers that name the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ import numpy as np
 _NUMBERS = (int, float, np.integer, np.floating)
 
 
-class ConfigurationError(ValueError):
+class RunError(Exception):
+    """A run cannot start or go on, and one line says why: printed without a traceback."""
+
+
+class ConfigurationError(RunError, ValueError):
     """Something the user chose cannot work.
 
     The message is one line: what was wrong, what was expected and, where there is one, the
-    nearest valid choice. The command line prints it without a traceback.
+    nearest valid choice.
     """
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(RunError, RuntimeError):
     """The policy is of no use any more: a loss, a gradient or a parameter is not a finite number.
 
     The message is one line that names the iteration, the quantity and its value.
@@ -37,7 +41,7 @@ class DivergenceError(RuntimeError):
         self.undone = undone
 
 
-class SimulationError(RuntimeError):
+class SimulationError(RunError, RuntimeError):
     """The simulator returned something that must not be learned from, such as a NaN reward.
 
     The message is one line that names the iteration, the environment and the value.
@@ -58,7 +62,7 @@ class SimulationError(RuntimeError):
         return f"{where}environment {self.environment} {self.problem}"
 
 
-class StorageError(RuntimeError):
+class StorageError(RunError, RuntimeError):
     """A file of the run cannot be written: a full disk, a quota.
 
     The message is one line that names the file and the reason.

@@ -43,6 +43,8 @@ GRACE_SECONDS = 25.0
 SAVING_SECONDS = 60.0
 """What a rank has to finish and save its iteration when its launcher is gone."""
 
+_IS_RANK = JOB_VARIABLE in os.environ  # until `run_rank` takes it away
+
 _Process = subprocess.Popen[bytes]
 
 
@@ -118,6 +120,7 @@ def run_ranks(config: DictConfig, trainer: Trainer) -> Any:
         file = Path(folder, "job.yaml")
         OmegaConf.save(OmegaConf.create(_job(config)), file)
         environment = os.environ | _rendezvous(trainer.num_nodes) | {JOB_VARIABLE: str(file)}
+        environment["LOCAL_WORLD_SIZE"] = str(trainer.num_devices)  # as torchrun does
         ranks: list[_Process] = []
         try:
             with _signals_passed_on(ranks) as received:
@@ -141,7 +144,7 @@ def run_ranks(config: DictConfig, trainer: Trainer) -> Any:
 
 def is_rank() -> bool:
     """Tell whether this process is a rank that `run_ranks` has started."""
-    return JOB_VARIABLE in os.environ
+    return _IS_RANK
 
 
 def run_rank(task: Callable[[DictConfig], Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ from ppo1_lightning.simulators import EnvironmentSpec
 
 log = logging.getLogger("ppo1_lightning")
 
+_NOT_THE_USERS = {"ppo1_lightning", "lightning", "torch", "contextlib"}
+"""Packages whose code alone runs while Lightning looks at the Trainer's arguments."""
+
 _YAML = {"None": "null", "True": "true", "False": "false"}
 
 
@@ -63,9 +67,12 @@ def train(config: DictConfig) -> float | None:
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigurationError(cli.explain_missing(missing[0]))
-    folder = Path(config.trainer.default_root_dir)
-    cli.refuse_finished_run(folder, config)
-    config, checkpoint = resume.settle(config, folder)
+    if config.get("hparams_search") is not None:
+        raise ConfigurationError("hparams_search=... is for python -m ppo1_lightning.tune")
+    folder, checkpoint = Path(config.trainer.default_root_dir), None
+    if not launch.is_rank():  # whose launcher has settled where to start
+        cli.refuse_finished_run(folder, config)
+        config, checkpoint = resume.settle(config, folder)
     data = RolloutDataModule(
         _make(config, "env", EnvironmentSpec),
         num_envs=config.num_envs,
@@ -79,7 +86,7 @@ def train(config: DictConfig) -> float | None:
     policy = _make(config, "policy", Callable)
     module = _make(config, "algo", PPO, policy=policy)
     identity = _identify(data, policy)
-    trainer = _make_trainer(config, [] if checkpoint else _initial_weights(config, identity))
+    trainer = _make_trainer(config, _initial_weights(config, identity))
     launch.check_size(trainer)
     plan = Plan.create(
         num_envs=config.num_envs,
@@ -186,13 +193,16 @@ def _make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
 def _lightnings_refusals() -> Iterator[None]:
     """Turn what Lightning's own code finds wrong with the Trainer's arguments into a mistake.
 
-    It looks at some only when the run starts, and then raises whatever comes of it.
+    It looks at some only when the run starts, and then raises whatever comes of it. An error within
+    a function of the user's, or in calling one, is left alone.
     """
     try:
         yield
     except (ValueError, TypeError, ArithmeticError) as error:
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if not frame.f_globals.get("__name__", "").startswith("lightning."):
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+        is_call = isinstance(error, TypeError) and re.search(r"\) (takes|missing|got)", str(error))
+        if modules[-1] != "lightning" or set(modules) - _NOT_THE_USERS or is_call:
             raise
         raise ConfigurationError(f"Lightning refuses a trainer.*: {one_line(error)}") from error
 

@@ -27,7 +27,7 @@ except ImportError as error:
     raise SystemExit("error: Optuna is missing: install the extra `sweep`") from error
 
 from ppo1_lightning import cli, launch
-from ppo1_lightning.callbacks.pruning import PRUNED
+from ppo1_lightning.callbacks.pruning import DIVERGED, PRUNED
 from ppo1_lightning.errors import ConfigurationError, DivergenceError
 from ppo1_lightning.train import train
 
@@ -129,8 +129,8 @@ def _evaluate(trial: optuna.Trial, search: DictConfig, folder: Path) -> float | 
             with (own / "train.out").open("w") as file, contextlib.redirect_stdout(file):
                 score = train(config)
         except (DivergenceError, launch.RankError) as error:
-            if isinstance(error, launch.RankError) and error.status != cli.EXIT_STATUS:
-                raise  # a bug, or a rank that was killed: no trial's fault
+            if DIVERGED not in trial.study.trials[trial.number].user_attrs:
+                raise  # a mistake, a bug, a rank that was killed: no trial's fault
             log.warning("trial %d, seed %s failed: %s", trial.number, seed, error)
             return None
         pruned = PRUNED in trial.study.trials[trial.number].user_attrs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _own_cache() -> Iterator[None]:
-    """Compiled graphs are shared by the tests of a session, and by nothing else."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", folder)
-        yield
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled graphs are shared by all workers of a session, and by nothing else."""
+    if not hasattr(config, "workerinput"):  # the process that starts pytest-xdist's workers
+        folder = tempfile.TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        os.environ["XDG_CACHE_HOME"] = folder.name
 
 
 @pytest.fixture(autouse=True, scope="session")

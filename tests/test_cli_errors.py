@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, Sequence, Text
+from lightning import Callback
 
 from ppo1_lightning import train
 
@@ -45,6 +46,13 @@ class NanRewardEnv(_Env):
     def reward(self) -> float:
         self.steps += 1
         return float("nan") if self.steps == 40 else 1.0
+
+
+class WrongHook(Callback):
+    """Its hook takes fewer arguments than Lightning calls it with."""
+
+    def on_train_start(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pass
 
 
 class TextActionEnv(_Env):
@@ -114,6 +122,7 @@ BAD_INPUT = {
     "group": (["envv=pong"], "'env'"),
     "option of a group": (["env=pongg"], "'pong'"),
     "preset": (["algo=paper_atri"], "'paper_atari'"),
+    "search without tune": (["hparams_search=optuna"], "ppo1_lightning.tune"),
     "experiment": (["experiment=cartpole_second"], "'cartpole_seconds'"),
     "added argument": (["+algo.learn_rate=1"], "'learning_rate'"),
     "added argument of the policy": (["+policy.hidden=3"], "'hidden_size'"),
@@ -301,6 +310,20 @@ def test_sweep_goes_on_after_a_bad_job(command: Callable[..., str]) -> None:
     assert Path("sweep/1/checkpoints/last.ckpt").exists()
 
 
+def test_a_user_s_own_mistake_keeps_its_traceback(
+    in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it shows in Lightning's code, which calls it."""
+    words = [*TINY, "+callbacks.own._target_=test_cli_errors.WrongHook"]
+    monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words])
+    with pytest.raises(SystemExit) as exit_:
+        train.main()
+    assert exit_.value.code == 1
+    errors = capfd.readouterr().err
+    assert "TypeError: WrongHook.on_train_start() takes 1 positional argument" in errors
+    assert "Lightning refuses" not in errors
+
+
 def test_full_error_on_request(in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *TINY, "algo.clip_coef=-1"])
@@ -323,31 +346,3 @@ def test_own_process(
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert fragment in error_line(done.stderr)
-
-
-def test_error_of_one_rank(in_empty_folder: Path) -> None:
-    """The rank that failed says why; the other one ends too, without a traceback."""
-    Path("half_bad.py").write_text(
-        "import gymnasium\n"
-        "from test_cli_errors import NanRewardEnv\n"
-        "def make():\n"
-        "    env = NanRewardEnv()\n"
-        "    reset = env.reset\n"
-        "    def spoil(*, seed=None, options=None):\n"
-        "        if seed is not None and seed % 2 == 0: env.steps = 1000\n"
-        "        return reset(seed=seed, options=options)\n"
-        "    env.reset = spoil\n"
-        "    return env\n"
-        "gymnasium.register('HalfBad-v0', entry_point=make)\n"
-    )
-    folders = [str(in_empty_folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    words = [*TINY, GYMNASIUM, "env.id=half_bad:HalfBad-v0", "trainer.devices=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ppo1_lightning", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
-    )
-    assert done.returncode != 0
-    assert "reward nan" in error_line(done.stderr)

@@ -11,11 +11,12 @@ from typing import Any
 import kills
 import pytest
 import torch
-from lightning import Trainer
+from gymnasium.spaces import Box, Discrete
+from lightning import LightningDataModule, Trainer
 from ranks import run_on_ranks
 from torch import Tensor
 
-from ppo1_lightning import PPO, MlpPolicy, Rollout, RolloutDataModule
+from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, Rollout, RolloutDataModule
 from ppo1_lightning.callbacks import RunCheckpoint
 from ppo1_lightning.loggers import CSVLogger
 from ppo1_lightning.plan import Plan
@@ -155,6 +156,18 @@ def test_without_it_only_the_environments_start_anew(tmp_path: Path) -> None:
     assert counters["episodes"] == pytest.approx(int(whole[-1]["episodes"]), rel=0.5)
 
 
+def test_data_that_cannot_restart_is_refused(tmp_path: Path) -> None:
+    class Foreign(LightningDataModule):
+        pass
+
+    checkpoint = RunCheckpoint(tmp_path, exact_resume=True)
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[checkpoint])
+    spaces = Box(-1, 1, (3,)), Discrete(2)
+    module = PPO(MlpPolicy, observation_space=spaces[0], action_space=spaces[1])
+    with pytest.raises(ConfigurationError, match=r"restart\(\), which Foreign has not"):
+        trainer.fit(module, Foreign())
+
+
 def test_the_restart_itself_changes_the_run(tmp_path: Path) -> None:
     """So that equality above is not because nothing ever restarts."""
     fit(tmp_path / "exact", 5)
@@ -182,7 +195,7 @@ def fit_on_rank(rank: int, folder: Path, iterations: int, exact: bool) -> dict[s
     }
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_on_another_number_of_devices(exact: bool, tmp_path: Path) -> None:
     """On two devices, then on one, then on two: equal to one throughout, where it can be."""
     parts = tmp_path / "parts"

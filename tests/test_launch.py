@@ -69,7 +69,11 @@ def test_failing_jobs_leave_the_others_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )
 def test_ranks_save_and_end_with_their_launcher(

@@ -30,7 +30,10 @@ def learning_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("seed", [0, *SLOW])
 def test_cartpole_is_solved(learning_curve: Run, seed: int) -> None:
     curve = learning_curve("env=cartpole", f"seed={seed}")
     assert curve[-1][0] <= 100_352  # 100k steps, rounded up to whole iterations

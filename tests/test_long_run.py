@@ -96,7 +96,7 @@ def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def test_a_run_keeps_its_size(tmp_path: Path) -> None:
-    in_own_process(check_a_run, tmp_path, 6, 14, 2 * MIB)
+    in_own_process(check_a_run, tmp_path, 4, 8, 2 * MIB)
 
 
 @pytest.mark.slow

@@ -13,9 +13,10 @@ from typing import Any
 import kills
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from ppo1_lightning import resume, train
+from ppo1_lightning import ConfigurationError, cli, launch, resume, train
 
 STEPS = 64  # of an iteration
 OPTIMIZER_STEPS = 4
@@ -177,6 +178,7 @@ def test_nothing_is_started_where_no_checkpoint_can_be_read(
         (["resume=atuo"], "'auto'"),
         (["run=nowhere"], "run=nowhere"),
         (["resume=auto", "ckpt_path=x.ckpt"], "expected one of them"),
+        (["run=."], "run=. and hydra.run.dir=new are two folders"),
         (["init_from=x.ckpt", "ckpt_path=x.ckpt"], "expected one of them"),
         (["init_from=nowhere.ckpt"], "init_from=nowhere.ckpt does not exist"),
     ],
@@ -204,6 +206,7 @@ def test_sweep_goes_on(command: Command) -> None:
     words = ["seed=1,2", "hydra.sweep.dir=sweep"]
     command(*words, "-m")
     assert command(*words, "-m") == 2
+    assert command("seed=1,2", "run=sweep/0", "-m") == 2
     assert command(*words, "resume=auto", "total_iterations=4", "-m") == 0
     for job in ("0", "1"):
         assert [row["iteration"] for row in kills.rows(Path("sweep", job))] == ["1", "2", "3", "4"]
@@ -296,7 +299,7 @@ def test_rows_without_any_checkpoint_are_done_again(command: Command, tmp_path: 
 
 
 def test_what_is_settled_stays_settled(command: Command, tmp_path: Path) -> None:
-    """The ranks of a job settle the config once more that their launcher has settled."""
+    """Settling a settled config once more changes nothing."""
     budget = ("total_iterations=2", "total_steps=null")
     assert command(*budget, f"hydra.run.dir={tmp_path}/run") == 0
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -316,3 +319,17 @@ def test_what_is_settled_stays_settled(command: Command, tmp_path: Path) -> None
     assert settled.logger.csv.purge_step == 2 * STEPS + 1
     assert content is not None
     assert content_again is not None
+
+
+def test_a_rank_starts_where_its_launcher_has_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the beginning here, whatever the folder holds by then."""
+    with initialize_config_dir(str(cli.config_directory()), version_base="1.3"):
+        words = [*TINY, "logger=csv", f"trainer.default_root_dir={run}"]
+        config = compose("train", words)
+    with pytest.raises(ConfigurationError, match="holds a run already"):
+        train.train(config)
+    monkeypatch.setattr(launch, "_IS_RANK", True)
+    train.train(config)
+    assert [int(row["iteration"]) for row in kills.rows(run)][-3:] == [1, 2, 3]

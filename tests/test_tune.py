@@ -52,6 +52,8 @@ Command = Callable[..., None]
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a search in this process, in a folder with two searches of the user's own."""
     monkeypatch.chdir(tmp_path)
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # for ranks
     group = tmp_path / "own" / "hparams_search"
     group.mkdir(parents=True)
     (group / "mine.yaml").write_text(SEARCH)
@@ -149,9 +151,21 @@ def wait_for(file: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_diverging_trials_do_not_end_the_study(command: Command) -> None:
-    command("hparams_search=prunes_all", "algo.learning_rate=1e30")
-    assert [trial.state for trial in trials()] == 2 * [TrialState.PRUNED]
+@pytest.mark.parametrize("devices", [1, 2])
+def test_diverging_trials_do_not_end_the_study(devices: int, command: Command) -> None:
+    words = [f"trainer.devices={devices}", f"hparams_search.n_trials={3 - devices}"]
+    command("hparams_search=prunes_all", "algo.learning_rate=1e30", *words)
+    assert [trial.state for trial in trials()] == (3 - devices) * [TrialState.PRUNED]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_mistakes_in_training_end_the_study(devices: int, command: Command) -> None:
+    words = ["env=gymnasium", "env.id=test_cli_errors:NanReward-v0", "num_envs=2"]
+    with pytest.raises(SystemExit) as exit_:
+        command("hparams_search=prunes_all", *words, f"trainer.devices={devices}")
+    assert exit_.value.code == 2
+    (trial,) = trials()
+    assert trial.state == TrialState.RUNNING  # repeated when the study goes on
 
 
 @pytest.mark.parametrize(

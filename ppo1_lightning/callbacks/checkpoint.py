@@ -111,6 +111,13 @@ class RunCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Create the folder before any work is done that could not be saved."""
+        if stage == "fit" and self.exact_resume:
+            for part in (pl_module, getattr(trainer, "datamodule", None)):
+                if not callable(getattr(part, "restart", None)):
+                    raise ConfigurationError(
+                        f"exact_resume=True needs a method restart(), which {type(part).__name__} "
+                        "has not; PPO and RolloutDataModule have it"
+                    )
         if stage != "fit" or _is_dry_run(trainer) or not trainer.is_global_zero:
             return
         try:

@@ -13,10 +13,13 @@ from optuna.samplers import RandomSampler
 from optuna.trial import Trial
 
 from ppo1_lightning.distributed import all_max
-from ppo1_lightning.errors import check_integer
+from ppo1_lightning.errors import DivergenceError, check_integer
 
 PRUNED = "pruned"
 """User attribute of a trial that is to be pruned."""
+
+DIVERGED = "diverged"
+"""User attribute of a trial whose parameters are not finite any more."""
 
 
 class Pruning(Callback):
@@ -56,8 +59,19 @@ class Pruning(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the trial."""
         if trainer.is_global_zero:
-            study = load_study(**self._study, sampler=RandomSampler())
-            self._trial = Trial(study, self._trial_id)
+            self._trial = self._find_trial()
+
+    def _find_trial(self) -> Trial:
+        return Trial(load_study(**self._study, sampler=RandomSampler()), self._trial_id)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Tell the trial that it has diverged, which no exit status of a rank could."""
+        if not isinstance(exception, DivergenceError):
+            return
+        if trainer.is_global_zero or not exception.undone:  # undone: all ranks tell the same
+            self._find_trial().set_user_attr(DIVERGED, True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -199,7 +200,12 @@ def _num_threads(spec: EnvironmentSpec, num_envs: int) -> int:
 
 def _own_cores() -> list[int]:
     """Return this rank's cores, as far as it can be known how many ranks share this machine."""
-    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun
+    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun and `launch.run_ranks`
         ranks, rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
         return own_cores(max(1, ranks), rank)
+    if "SLURM_LOCALID" in os.environ and distributed.world_size() > 1:
+        if re.search("mask|map|rank|ldom", os.environ.get("SLURM_CPU_BIND", "")):
+            return own_cores(1, 0)  # srun has divided the cores already
+        tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        return own_cores(int(tasks[0]) if tasks else 1, int(os.environ["SLURM_LOCALID"]))
     return own_cores(distributed.world_size(), distributed.rank())

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from ppo1_lightning import distributed
 from ppo1_lightning.simulators import EnvironmentSpec, Simulator, make_simulator
+from ppo1_lightning.simulators.envpool import _own_cores
 from ppo1_lightning.simulators.placement import own_cores, started_threads
 
 pytestmark = pytest.mark.skipif(
@@ -78,3 +80,23 @@ def test_ranks_share_the_cores(all_cores: set[int]):
     assert halves[0] == cores[: len(cores) // 2]
     assert not set(halves[0]) & set(halves[1])
     assert own_cores(len(cores) + 1, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "count"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 2),
+        ({"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x4)"}, 2),
+        ({"SLURM_LOCALID": "1", "SLURM_CPU_BIND": "quiet,mask_cpu:0x3,0xc"}, 1),
+        ({"SLURM_LOCALID": "0", "SLURM_CPU_BIND": "quiet,none"}, 1),
+    ],
+    ids=["torchrun", "srun", "srun, bound", "srun, one a node"],
+)
+def test_cores_are_divided_among_the_ranks_of_a_machine(
+    variables: dict[str, str], count: int, all_cores: set[int], monkeypatch: pytest.MonkeyPatch
+):
+    """Not among all eight of the run."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 8)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert _own_cores() == sorted(all_cores)[-(len(all_cores) // count) :]
