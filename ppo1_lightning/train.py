@@ -13,7 +13,6 @@ from typing import Any
 
 import rich
 import torch
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -35,6 +34,7 @@ from ppo1_lightning.checkpoint import (
 )
 from ppo1_lightning.data import RolloutDataModule
 from ppo1_lightning.errors import ConfigurationError, check_choice, check_types, one_line
+from ppo1_lightning.instantiation import make
 from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies import MlpPolicy
@@ -67,7 +67,7 @@ def train(config: DictConfig) -> float | None:
     cli.refuse_finished_run(folder, config)
     config, checkpoint = resume.settle(config, folder)
     data = RolloutDataModule(
-        _make(config, "env", EnvironmentSpec),
+        make(config, "env", EnvironmentSpec),
         num_envs=config.num_envs,
         num_steps=config.num_steps,
         total_steps=config.total_steps,
@@ -76,8 +76,8 @@ def train(config: DictConfig) -> float | None:
         total_seconds=config.total_seconds,
         seed=config.seed,
     )
-    policy = _make(config, "policy", Callable)
-    module = _make(config, "algo", PPO, policy=policy)
+    policy = make(config, "policy", Callable)
+    module = make(config, "algo", PPO, policy=policy)
     identity = _identify(data, policy)
     trainer = _make_trainer(config, [] if checkpoint else _initial_weights(config, identity))
     launch.check_size(trainer)
@@ -143,15 +143,15 @@ def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Ca
 
 
 def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
-    callbacks = initial + [_make(config, key, Callback) for key in _keys(config, "callbacks")]
+    callbacks = initial + [make(config, key, Callback) for key in _keys(config, "callbacks")]
     # Lightning has both a switch and an object for each, and refuses a switch without its object
     if not config.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not config.trainer.enable_checkpointing:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-    loggers = [_make(config, key, Logger) for key in _keys(config, "logger")]
+    loggers = [make(config, key, Logger) for key in _keys(config, "logger")]
     check_types("trainer", config.trainer, Trainer)
-    return _make(config, "trainer", Trainer, callbacks=callbacks, logger=loggers or False)
+    return make(config, "trainer", Trainer, callbacks=callbacks, logger=loggers or False)
 
 
 def _keys(config: DictConfig, group: str) -> list[str]:
@@ -162,24 +162,6 @@ def _keys(config: DictConfig, group: str) -> list[str]:
     if not isinstance(entries, DictConfig):
         raise ConfigurationError(f"{group}={entries} is not a config of several entries")
     return [f"{group}.{name}" for name, entry in entries.items() if entry is not None]
-
-
-def _make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
-    """Return what the node ``key`` describes, which has to be a ``kind``."""
-    node = OmegaConf.select(config, key)
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        hint = "; null leaves it out" if "." in key else ""
-        raise ConfigurationError(f"{key}={node} is not a config with a _target_{hint}")
-    try:
-        made = instantiate(node, **arguments, _convert_="all")
-    except TypeError as error:  # Hydra's own; those of what it calls come as its exceptions
-        raise ConfigurationError(f"{key}: {one_line(error)}") from error
-    if not isinstance(made, kind):
-        raise ConfigurationError(
-            f"{key}._target_={node._target_} makes a {type(made).__name__}, "
-            f"expected a {kind.__name__}"
-        )
-    return made
 
 
 @contextmanager
