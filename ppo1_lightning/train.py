@@ -33,7 +33,14 @@ from ppo1_lightning.checkpoint import (
     spaces_entry,
 )
 from ppo1_lightning.data import RolloutDataModule
-from ppo1_lightning.errors import ConfigurationError, check_choice, check_types, one_line
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    check_choice,
+    check_integer,
+    check_types,
+    one_line,
+)
+from ppo1_lightning.evaluation import Evaluation
 from ppo1_lightning.instantiation import make
 from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
@@ -75,6 +82,7 @@ def train(config: DictConfig) -> float | None:
         total_iterations=config.total_iterations,
         total_seconds=config.total_seconds,
         seed=config.seed,
+        evaluation=_evaluation(config),
     )
     policy = make(config, "policy", Callable)
     module = make(config, "algo", PPO, policy=policy)
@@ -103,9 +111,25 @@ def train(config: DictConfig) -> float | None:
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
     refusals = _lightnings_refusals()
-    with _few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals(), refusals:
+    with few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals(), refusals:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     return _objective(module, config.optimized_metric)
+
+
+def _evaluation(config: DictConfig) -> Evaluation | None:
+    """Return how to evaluate while training, None where that is off."""
+    if config.evaluation is None or config.evaluation.every_steps is None:
+        return None
+    return Evaluation(**{k: v for k, v in config.evaluation.items() if k != "every_steps"})  # type: ignore[arg-type]
+
+
+def _validation(config: DictConfig) -> dict[str, Any]:
+    """Return the Trainer's arguments for it: as many iterations as come next to ``every_steps``."""
+    if _evaluation(config) is None:
+        return {}
+    steps = check_integer("evaluation.every_steps", config.evaluation.every_steps, at_least=1)
+    interval = max(1, round(steps / (config.num_envs * config.num_steps)))
+    return {"val_check_interval": interval, "check_val_every_n_epoch": None}
 
 
 def _objective(module: PPO, name: str) -> float | None:
@@ -151,7 +175,14 @@ def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
     loggers = [make(config, key, Logger) for key in _keys(config, "logger")]
     check_types("trainer", config.trainer, Trainer)
-    return make(config, "trainer", Trainer, callbacks=callbacks, logger=loggers or False)
+    return make(
+        config,
+        "trainer",
+        Trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        **_validation(config),
+    )
 
 
 def _keys(config: DictConfig, group: str) -> list[str]:
@@ -180,7 +211,7 @@ def _lightnings_refusals() -> Iterator[None]:
 
 
 @contextmanager
-def _few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
+def few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
     """Use one intra-op thread for an MLP: splitting such small products costs more than it gains.
 
     OMP_NUM_THREADS, where the user has set it, decides instead.
