@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, Literal, Self, cast
 
@@ -526,6 +527,15 @@ class PPO(LightningModule):
         self.metrics = {**self.metrics, **metrics}
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.counters.env_steps)
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Leave out of the run's seconds what is not training; enter it on all ranks."""
+        self.on_validation_start()
+        try:
+            yield
+        finally:
+            self.on_validation_end()
 
     def on_validation_start(self) -> None:
         """Stop the clock: evaluation is not training."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,8 @@ def train(config: DictConfig) -> float | None:
     refusals = _lightnings_refusals()
     with few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals(), refusals:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+    if trainer.is_global_zero:
+        _tell_what_next(folder, config)
     return _objective(module, config.optimized_metric)
 
 
@@ -130,6 +133,19 @@ def _validation(config: DictConfig) -> dict[str, Any]:
     steps = check_integer("evaluation.every_steps", config.evaluation.every_steps, at_least=1)
     interval = max(1, round(steps / (config.num_envs * config.num_steps)))
     return {"val_check_interval": interval, "check_val_every_n_epoch": None}
+
+
+def _tell_what_next(folder: Path, config: DictConfig) -> None:
+    """Say where the run is, and what to do with it."""
+    if not (resume.checkpoint_folder(config, folder) / "last.ckpt").is_file():
+        return
+    near = Path.cwd() in folder.absolute().parents
+    place = shlex.quote(os.path.relpath(folder) if near else str(folder))
+    log.info(
+        "everything is in %s; next: python -m ppo1_lightning.evaluate run=%s "
+        "(or .record, .play run=%s; .report %s)",
+        *[place] * 4,
+    )
 
 
 def _objective(module: PPO, name: str) -> float | None:
