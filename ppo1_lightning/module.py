@@ -521,7 +521,7 @@ class PPO(LightningModule):
     def _report_evaluation(self, episodes: Episodes) -> None:
         self.evaluated = episodes
         metrics = {f"evaluation/{name}": value for name, value in episodes.summary().items()}
-        self.log_dict(metrics, logger=False, batch_size=1)
+        self.log_dict(metrics, logger=False, batch_size=1, sync_dist=True)  # alike on all ranks
         if self.trainer.sanity_checking:
             return
         self.metrics = {**self.metrics, **metrics}

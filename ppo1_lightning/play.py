@@ -1,14 +1,15 @@
 """Show a trained policy in a window: ``python -m ppo1_lightning.play run=outputs/...``.
 
-Closing the window, Escape or Q end it.
+Closing the window, Escape, Q or Ctrl-C end it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from omegaconf import DictConfig
@@ -19,6 +20,8 @@ from ppo1_lightning.train import few_threads
 from ppo1_lightning.trained import load_run
 
 log = logging.getLogger("ppo1_lightning")
+
+_DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 HEIGHT = 480
 """Least height of the window's pictures, which are enlarged by whole factors."""
@@ -49,7 +52,11 @@ def play(config: DictConfig) -> None:
         frames = video.play(
             module, environment, episodes=episodes, deterministic=deterministic, seed=seed
         )
-        with few_threads(type(module.policy), speak=False), closing(frames):
+        with (
+            few_threads(type(module.policy), speak=False),
+            closing(frames),
+            suppress(KeyboardInterrupt),
+        ):
             _show(pygame, frames, environment.id, fps)
     finally:
         pygame.display.quit()
@@ -65,16 +72,17 @@ def _open_display() -> Any:
             "a window needs the package pygame, expected the extra `play`: "
             "pip install 'ppo1-lightning[play]'"
         ) from error
+    nowhere = ConfigurationError(
+        "there is no display to open a window on; python -m ppo1_lightning.record, with the same "
+        "run=, writes a video instead"
+    )
+    # SDL would draw off screen, where nobody sees it
+    if sys.platform == "linux" and not any(name in os.environ for name in _DISPLAYS):
+        raise nowhere
     try:
         pygame.display.init()
-        found = pygame.display.get_driver() != "offscreen" or "SDL_VIDEODRIVER" in os.environ
-    except pygame.error:
-        found = False
-    if not found:
-        raise ConfigurationError(
-            "there is no display to open a window on; python -m ppo1_lightning.record, with the "
-            "same run=, writes a video instead"
-        )
+    except pygame.error as error:
+        raise nowhere from error
     return pygame
 
 
