@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -47,32 +48,31 @@ def command(task: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     task.main()
 
 
-@pytest.mark.parametrize(
-    ("env_id", "size", "colours"),
-    [
-        ("Pong-v5", (210, 160), 4),
-        ("CartPole-v1", (400, 600), 4),
-        ("LunarLander-v3", (400, 600), 4),
-        ("Hopper-v4", (480, 480), 100),
-    ],
-)
-def test_simulators_draw_in_colour(env_id: str, size: tuple[int, int], colours: int) -> None:
+def test_simulators_draw_in_colour() -> None:
     """In a process of its own: without its libraries MuJoCo's renderer would end this one."""
-    code = (
-        "import numpy as np, sys; from ppo1_lightning.simulators import *;"
-        f"s = make_simulator(EnvironmentSpec({env_id!r}), [1], render=True); s.reset();"
-        "before = s.render(); box = s.action_space; box.seed(1);"
-        "[s.step(np.asarray([box.sample()])) for _ in range(20)]; after = s.render();"
-        "grey = (after == after[..., :1]).all(-1);"
-        "print(after.shape[:2], len(np.unique(after.reshape(-1, 3), axis=0)),"
-        " (before != after).any(), (~grey).any())"
-    )
+    code = """
+import json, numpy as np
+from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
+for env_id in ("Hopper-v4", "Pong-v5", "CartPole-v1", "LunarLander-v3"):
+    simulator = make_simulator(EnvironmentSpec(env_id), [1], render=True)
+    simulator.reset()
+    before = simulator.render()
+    simulator.action_space.seed(1)
+    for _ in range(20):
+        simulator.step(np.asarray([simulator.action_space.sample()]))
+    after = simulator.render()
+    moved, coloured = (before != after).any(), (after != after[..., :1]).any()
+    colours = len(np.unique(after.reshape(-1, 3), axis=0))
+    print(json.dumps([after.shape, colours, bool(moved), bool(coloured)]))
+"""
     printed = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True)
-    shape, _, rest = printed.strip().partition(") ")
-    found, changed, coloured = rest.split()
-    assert f"{shape})" == str(size)
-    assert int(found) >= colours
-    assert (changed, coloured) == ("True", "True")
+    hopper, pong, cartpole, lunarlander = map(json.loads, printed.splitlines())
+    assert [found[0] for found in (hopper, pong)] == [[480, 480, 3], [210, 160, 3]]
+    assert cartpole[0] == lunarlander[0] == [400, 600, 3]
+    assert hopper[1] > 100
+    for _, colours, moved, coloured in (hopper, pong, cartpole, lunarlander):
+        assert colours >= 4
+        assert (moved, coloured) == (True, True)
 
 
 def test_frames_are_the_episodes_that_evaluation_plays() -> None:
@@ -115,7 +115,7 @@ def test_text_is_written_onto_a_copy() -> None:
     frame = video.Frame(np.zeros((210, 160, 3), np.uint8), 0, 12, 3.5, False)
     written = video.with_text(frame)
     assert written.shape == frame.picture.shape
-    assert (written[-20:] == 255).any()
+    assert (written[-20:] > 200).any()
     assert not written[:-20].any()
     assert not frame.picture.any()
 
@@ -181,6 +181,8 @@ def test_callback_records_and_leaves_training_as_it_is(
     plain = train_tiny(tmp_path / "plain", *words)
     words += ["callbacks=video", "callbacks.video.every_steps=100", "callbacks.video.max_steps=5"]
     filmed = train_tiny(tmp_path / "filmed", *words)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"next: python -m ppo1_lightning.evaluate run={filmed}" in last
     names = sorted(path.name for path in (filmed / "videos").iterdir())
     assert names == ["128.gif", "128.mp4", "256.gif", "256.mp4"]  # the first beyond 100 and 200
     assert len(read(filmed / "videos" / "128.mp4")) == 6
@@ -194,5 +196,3 @@ def test_callback_records_and_leaves_training_as_it_is(
     )
     for name in ours.keys() - {"policy.observation_normalizer._extra_state"}:
         assert torch.equal(ours[name], theirs[name]), name
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert f"next: python -m ppo1_lightning.evaluate run={filmed}" in last
