@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,14 +163,18 @@ def test_play_shows_episodes_in_a_window(
     assert f"in {len(shown) - 1} steps" in capsys.readouterr().out
 
 
-def test_play_without_a_display_says_so(run: Path) -> None:
-    names = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    words = [sys.executable, "-W", "ignore", "-m", "ppo1_lightning.play", f"run={run}"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: there is no display to open a window on")
-    assert done.stderr.count("\n") == 1
+def test_play_without_a_display_says_so(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        command(play, monkeypatch, f"run={run}")
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: there is no display to open a window on")
+    assert error.count("\n") == 1
 
 
 def test_callback_records_and_leaves_training_as_it_is(
