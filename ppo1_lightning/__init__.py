@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ppo1_lightning.data import RolloutDataModule
+from ppo1_lightning.data import EvaluationDataModule, RolloutDataModule
 from ppo1_lightning.errors import ConfigurationError, SimulationError
+from ppo1_lightning.evaluation import Evaluation
 from ppo1_lightning.module import PPO
 from ppo1_lightning.policies import CnnPolicy, MlpPolicy
 from ppo1_lightning.rollout import Rollout
@@ -16,6 +17,8 @@ __all__ = [
     "CnnPolicy",
     "ConfigurationError",
     "EnvironmentSpec",
+    "Evaluation",
+    "EvaluationDataModule",
     "MlpPolicy",
     "Rollout",
     "RolloutDataModule",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from lightning import LightningDataModule
 from ppo1_lightning import distributed, simulators
 from ppo1_lightning.budget import Budget
 from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.evaluation import Evaluation, EvaluationDataset, Player
 from ppo1_lightning.rollout import Actor, RolloutDataset
 from ppo1_lightning.seeding import environment_seeds
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
@@ -29,6 +31,8 @@ class RolloutDataModule(LightningDataModule):
         total_steps, total_episodes, total_iterations, total_seconds: the budget, exactly one of
             them. Steps are rows collected, ``num_envs * num_steps`` an iteration.
         seed: of the environments and of the action noise.
+        evaluation: of whole episodes, Lightning's validation while training (how often is the
+            Trainer's ``val_check_interval``) and `Trainer.test`; None: no validation.
 
     Raises:
         ConfigurationError: an unknown environment or option, or sizes out of range.
@@ -45,6 +49,7 @@ class RolloutDataModule(LightningDataModule):
         total_iterations: int | None = None,
         total_seconds: float | None = None,
         seed: int = 0,
+        evaluation: Evaluation | None = None,
     ) -> None:
         super().__init__()
         self.env = EnvironmentSpec(env) if isinstance(env, str) else env
@@ -52,6 +57,11 @@ class RolloutDataModule(LightningDataModule):
         self.num_steps = check_integer("num_steps", num_steps, at_least=1)
         self.seed = check_integer("seed", seed, at_least=0)
         self.budget = Budget(total_steps, total_episodes, total_iterations, total_seconds)
+        self.evaluation = evaluation
+        if evaluation is not None:  # Lightning validates wherever it finds this method
+            self.val_dataloader = self.test_dataloader
+        else:  # and else wonders why `PPO` could
+            warnings.filterwarnings("ignore", ".*have no `val_dataloader`. Skipping val loop")
         self._dataset: RolloutDataset | None = None
 
     @cached_property
@@ -74,6 +84,10 @@ class RolloutDataModule(LightningDataModule):
         )
         return self._dataset
 
+    def test_dataloader(self) -> EvaluationDataset:
+        """Return the evaluation for `Trainer.test`."""
+        return _evaluation_dataset(self, self.env, self.evaluation or Evaluation(), self.seed)
+
     def restart(self) -> None:
         """Go on with new environments, seeded for the iteration that the run has come to."""
         if self._dataset is not None:
@@ -94,3 +108,45 @@ class RolloutDataModule(LightningDataModule):
         if self._dataset is not None:
             self._dataset.close()
             self._dataset = None
+
+
+class EvaluationDataModule(LightningDataModule):
+    """Lets `Trainer.test` and `Trainer.validate` evaluate a policy, without training.
+
+    Args:
+        env: an environment's id (EnvPool's where it has it, else Gymnasium's), or its whole spec.
+        evaluation: how many episodes, and how they are played.
+        seed: of the environments and of the action noise; no training run of the same seed uses
+            the same.
+
+    Raises:
+        ConfigurationError: an unknown environment or option.
+    """
+
+    def __init__(
+        self, env: str | EnvironmentSpec, evaluation: Evaluation | None = None, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.env = EnvironmentSpec(env) if isinstance(env, str) else env
+        self.evaluation = evaluation or Evaluation()
+        self.seed = check_integer("seed", seed, at_least=0)
+
+    @cached_property
+    def spaces(self) -> tuple[Space[Any], Space[Any]]:
+        """Observation and action space of one environment."""
+        return simulators.spaces(self.env)
+
+    def val_dataloader(self) -> EvaluationDataset:
+        """Return the evaluation."""
+        return _evaluation_dataset(self, self.env, self.evaluation, self.seed)
+
+    test_dataloader = val_dataloader
+
+
+def _evaluation_dataset(
+    data: LightningDataModule, env: EnvironmentSpec, evaluation: Evaluation, seed: int
+) -> EvaluationDataset:
+    if data.trainer is None:
+        raise ConfigurationError("an evaluation needs a Trainer: use Trainer.test")
+    player = cast(Player, data.trainer.lightning_module)
+    return EvaluationDataset(env, evaluation, player, seed=seed)

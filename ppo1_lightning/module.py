@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, Literal, Self, cast
 
@@ -36,6 +37,7 @@ from ppo1_lightning.errors import (
     check_number,
     one_line,
 )
+from ppo1_lightning.evaluation import Episodes
 from ppo1_lightning.losses import clipped_surrogate, value_error, weighted_mean
 from ppo1_lightning.normalization import RewardNormalizer
 from ppo1_lightning.optimizers import TensorFlowAdam
@@ -180,6 +182,7 @@ class PPO(LightningModule):
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
         self._acting: ActingGraphs | None = None  # None: the policy acts as the module it is
+        self.evaluated: Episodes | None = None  # of the last validation or test
         self._clock = 0.0
         self._logged = copy(self.counters)  # as of the last row of metrics
         self._before: Callable[[], None] | None = None  # goes back to before the update
@@ -505,6 +508,43 @@ class PPO(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(self.metrics, step=counters.env_steps)
 
+    # ---------------------------------------------------------------- evaluation
+
+    def validation_step(self, episodes: Episodes, batch_idx: int) -> None:
+        """Report the episodes of an evaluation while training, see `evaluation.Evaluation`."""
+        self._report_evaluation(episodes)
+
+    def test_step(self, episodes: Episodes, batch_idx: int) -> None:
+        """Report the episodes of an evaluation; ``trainer.test`` returns the numbers."""
+        self._report_evaluation(episodes)
+
+    def _report_evaluation(self, episodes: Episodes) -> None:
+        self.evaluated = episodes
+        metrics = {f"evaluation/{name}": value for name, value in episodes.summary().items()}
+        self.log_dict(metrics, logger=False, batch_size=1, sync_dist=True)  # alike on all ranks
+        if self.trainer.sanity_checking:
+            return
+        self.metrics = {**self.metrics, **metrics}
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.counters.env_steps)
+
+    @contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Leave out of the run's seconds what is not training; enter it on all ranks."""
+        self.on_validation_start()
+        try:
+            yield
+        finally:
+            self.on_validation_end()
+
+    def on_validation_start(self) -> None:
+        """Stop the clock: evaluation is not training."""
+        self._clock -= time.perf_counter()
+
+    def on_validation_end(self) -> None:
+        """Start it again."""
+        self._clock += time.perf_counter()
+
     # ---------------------------------------------------------------- acting
 
     def forward(self, observations: Tensor) -> Any:
@@ -525,6 +565,13 @@ class PPO(LightningModule):
         inputs = observations.to(self.device), noise.to(self.device)
         actions, parameters, values = choose_actions(self.policy, self.distribution, *inputs)
         return actions.cpu(), parameters.cpu(), values.cpu()
+
+    @torch.inference_mode()
+    def act_greedily(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the most likely actions, otherwise as `act`; the noise is not looked at."""
+        parameters, values, _ = self.policy(observations.to(self.device), None)
+        parameters = parameters.float()
+        return self.distribution.mode(parameters).cpu(), parameters.cpu(), values.float().cpu()
 
     def acting(self, observations: Tensor, noise: Tensor) -> Acting:
         """Return `act`, or a graph of it where there is one for rollouts like this one.

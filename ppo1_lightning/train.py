@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from typing import Any
 
 import rich
 import torch
-from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -35,7 +35,15 @@ from ppo1_lightning.checkpoint import (
     spaces_entry,
 )
 from ppo1_lightning.data import RolloutDataModule
-from ppo1_lightning.errors import ConfigurationError, check_choice, check_types, one_line
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    check_choice,
+    check_integer,
+    check_types,
+    one_line,
+)
+from ppo1_lightning.evaluation import Evaluation
+from ppo1_lightning.instantiation import make
 from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies import MlpPolicy
@@ -74,7 +82,7 @@ def train(config: DictConfig) -> float | None:
         cli.refuse_finished_run(folder, config)
         config, checkpoint = resume.settle(config, folder)
     data = RolloutDataModule(
-        _make(config, "env", EnvironmentSpec),
+        make(config, "env", EnvironmentSpec),
         num_envs=config.num_envs,
         num_steps=config.num_steps,
         total_steps=config.total_steps,
@@ -82,9 +90,10 @@ def train(config: DictConfig) -> float | None:
         total_iterations=config.total_iterations,
         total_seconds=config.total_seconds,
         seed=config.seed,
+        evaluation=_evaluation(config),
     )
-    policy = _make(config, "policy", Callable)
-    module = _make(config, "algo", PPO, policy=policy)
+    policy = make(config, "policy", Callable)
+    module = make(config, "algo", PPO, policy=policy)
     identity = _identify(data, policy)
     trainer = _make_trainer(config, _initial_weights(config, identity))
     launch.check_size(trainer)
@@ -110,9 +119,40 @@ def train(config: DictConfig) -> float | None:
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
     refusals = _lightnings_refusals()
-    with _few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals(), refusals:
+    with few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals(), refusals:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+    if trainer.is_global_zero:
+        _tell_what_next(folder, config)
     return _objective(module, config.optimized_metric)
+
+
+def _evaluation(config: DictConfig) -> Evaluation | None:
+    """Return how to evaluate while training, None where that is off."""
+    if config.evaluation is None or config.evaluation.every_steps is None:
+        return None
+    return Evaluation(**{k: v for k, v in config.evaluation.items() if k != "every_steps"})  # type: ignore[arg-type]
+
+
+def _validation(config: DictConfig) -> dict[str, Any]:
+    """Return the Trainer's arguments for it: as many iterations as come next to ``every_steps``."""
+    if _evaluation(config) is None:
+        return {}
+    steps = check_integer("evaluation.every_steps", config.evaluation.every_steps, at_least=1)
+    interval = max(1, round(steps / (config.num_envs * config.num_steps)))
+    return {"val_check_interval": interval, "check_val_every_n_epoch": None}
+
+
+def _tell_what_next(folder: Path, config: DictConfig) -> None:
+    """Say where the run is, and what to do with it."""
+    if not (resume.checkpoint_folder(config, folder) / "last.ckpt").is_file():
+        return
+    near = Path.cwd() in folder.absolute().parents
+    place = shlex.quote(os.path.relpath(folder) if near else str(folder))
+    log.info(
+        "everything is in %s; next: python -m ppo1_lightning.evaluate run=%s "
+        "(or .record, .play run=%s; .report %s)",
+        *[place] * 4,
+    )
 
 
 def _objective(module: PPO, name: str) -> float | None:
@@ -150,15 +190,22 @@ def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Ca
 
 
 def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
-    callbacks = initial + [_make(config, key, Callback) for key in _keys(config, "callbacks")]
+    callbacks = initial + [make(config, key, Callback) for key in _keys(config, "callbacks")]
     # Lightning has both a switch and an object for each, and refuses a switch without its object
     if not config.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not config.trainer.enable_checkpointing:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-    loggers = [_make(config, key, Logger) for key in _keys(config, "logger")]
+    loggers = [make(config, key, Logger) for key in _keys(config, "logger")]
     check_types("trainer", config.trainer, Trainer)
-    return _make(config, "trainer", Trainer, callbacks=callbacks, logger=loggers or False)
+    return make(
+        config,
+        "trainer",
+        Trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        **_validation(config),
+    )
 
 
 def _keys(config: DictConfig, group: str) -> list[str]:
@@ -169,24 +216,6 @@ def _keys(config: DictConfig, group: str) -> list[str]:
     if not isinstance(entries, DictConfig):
         raise ConfigurationError(f"{group}={entries} is not a config of several entries")
     return [f"{group}.{name}" for name, entry in entries.items() if entry is not None]
-
-
-def _make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
-    """Return what the node ``key`` describes, which has to be a ``kind``."""
-    node = OmegaConf.select(config, key)
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        hint = "; null leaves it out" if "." in key else ""
-        raise ConfigurationError(f"{key}={node} is not a config with a _target_{hint}")
-    try:
-        made = instantiate(node, **arguments, _convert_="all")
-    except TypeError as error:  # Hydra's own; those of what it calls come as its exceptions
-        raise ConfigurationError(f"{key}: {one_line(error)}") from error
-    if not isinstance(made, kind):
-        raise ConfigurationError(
-            f"{key}._target_={node._target_} makes a {type(made).__name__}, "
-            f"expected a {kind.__name__}"
-        )
-    return made
 
 
 @contextmanager
@@ -208,7 +237,7 @@ def _lightnings_refusals() -> Iterator[None]:
 
 
 @contextmanager
-def _few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
+def few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
     """Use one intra-op thread for an MLP: splitting such small products costs more than it gains.
 
     OMP_NUM_THREADS, where the user has set it, decides instead.

@@ -34,15 +34,20 @@ def spaces(spec: EnvironmentSpec) -> tuple[Box, Space[Any]]:
     return adapters[0].space, adapters[1].space
 
 
-def make_simulator(spec: EnvironmentSpec, seeds: Sequence[int]) -> Simulator:
+def make_simulator(
+    spec: EnvironmentSpec, seeds: Sequence[int], *, render: bool = False
+) -> Simulator:
     """Return a simulator of ``len(seeds)`` environments, each with its own int32 seed.
 
     Create it in the process that steps it: a forked child must not use its parent's threads.
 
+    Args:
+        render: whether `Simulator.render` will be called.
+
     Raises:
         ConfigurationError: an unknown id or option, a space that is not supported, a bad seed.
     """
-    return _backend(spec)(spec, seeds)
+    return _backend(spec)(spec, seeds, render=render)
 
 
 def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:

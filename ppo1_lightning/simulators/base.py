@@ -165,6 +165,14 @@ class Simulator(ABC):
         """Return a context for loops that step often, in which that may be faster."""
         return nullcontext()
 
+    def render(self) -> NDArray[np.uint8]:
+        """Return a picture ``[H, W, 3]`` of the first environment as it is after the last step.
+
+        Raises:
+            ConfigurationError: the simulator was not made for it, or cannot do it.
+        """
+        raise ConfigurationError(f"{type(self).__name__} cannot be rendered")
+
     @abstractmethod
     def close(self) -> None:
         """Free the environments and their threads."""

@@ -6,12 +6,14 @@ checked here, before it gets there. Import this module only where EnvPool is to 
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import os
 import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import envpool
@@ -84,10 +86,13 @@ class EnvPoolSimulator(VectorSimulator):
         with _no_cast_warnings():
             return native.observation_space, native.action_space
 
-    def _open(self, spec: EnvironmentSpec, seeds: list[int]) -> None:
+    def _open(self, spec: EnvironmentSpec, seeds: list[int], *, render: bool) -> None:
         num_threads = _num_threads(spec, len(seeds))
         options = self._options(spec)
         self._is_atari = _state(self._native_spec(spec, options)) >= _ATARI_STATE
+        if render:
+            _load_opengl()
+            options["render_mode"] = "rgb_array"
         with started_threads() as threads:
             self._pool: Any = envpool.make_gymnasium(
                 spec.id, num_envs=len(seeds), seed=seeds, num_threads=num_threads, **options
@@ -137,6 +142,9 @@ class EnvPoolSimulator(VectorSimulator):
             raise RuntimeError("the simulator is closed")
         return self._pool
 
+    def _picture(self) -> Any:
+        return self._opened().render()[0]
+
     def stepping(self) -> AbstractContextManager[None]:
         return self._placement.shared_core() if self._placement else nullcontext()
 
@@ -159,6 +167,14 @@ class EnvPoolSimulator(VectorSimulator):
         defaults = cls._native_spec(spec, {}).config._asdict()
         cls.check_names(spec, options, defaults.keys() - _RESERVED.keys())
         return {name: _checked(name, options[name], defaults[name]) for name in options}
+
+
+def _load_opengl() -> None:
+    """Load EnvPool's own OpenGL for all of the process: without it MuJoCo's renderer ends it."""
+    folder = Path(envpool.__file__).parents[1] / "envpool.libs"
+    for library in ("libGLdispatch", "libOpenGL", "libEGL"):  # each needs those before it
+        for path in folder.glob(f"{library}*"):
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -70,7 +71,9 @@ class GymnasiumSimulator(VectorSimulator):
         env.close()
         return env.observation_space, env.action_space
 
-    def _open(self, spec: EnvironmentSpec, seeds: list[int]) -> None:
+    def _open(self, spec: EnvironmentSpec, seeds: list[int], *, render: bool) -> None:
+        if render:
+            spec = replace(spec, options={**spec.options, "render_mode": "rgb_array"})
         make, make_vector = self._makers(spec)
         self._seeds: list[int] | None = seeds
         self._envs = make_vector([make] * len(seeds), autoreset_mode=AutoresetMode.NEXT_STEP)
@@ -92,6 +95,9 @@ class GymnasiumSimulator(VectorSimulator):
         if self._envs.closed:
             raise RuntimeError("the simulator is closed")
         return self._envs
+
+    def _picture(self) -> Any:
+        return self._opened().render()[0]
 
     def close(self) -> None:
         self._envs.close()

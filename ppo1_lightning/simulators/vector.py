@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest
+from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest, one_line
 from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 
@@ -34,6 +34,7 @@ class VectorSimulator(Simulator):
     Args:
         spec: an id that the library has (`has_id`), with the library's own options.
         seeds: one int32 seed per environment; their number is N.
+        render: whether `render` will be called.
 
     Raises:
         ConfigurationError: an option, a space or a seed that cannot work.
@@ -42,7 +43,9 @@ class VectorSimulator(Simulator):
     library: ClassVar[str]
     """The library's name for messages."""
 
-    def __init__(self, spec: EnvironmentSpec, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, spec: EnvironmentSpec, seeds: Sequence[int], *, render: bool = False
+    ) -> None:
         checked = _check_seeds(seeds)
         observation_space, action_space = self.native_spaces(spec)
         self._id = spec.id
@@ -54,7 +57,7 @@ class VectorSimulator(Simulator):
         self.observation_space = self._observations.space
         self.action_space = self._actions.space
         try:
-            self._open(spec, checked)
+            self._open(spec, checked, render=render)
         except ConfigurationError:
             raise
         except Exception as error:
@@ -82,8 +85,12 @@ class VectorSimulator(Simulator):
         """
 
     @abstractmethod
-    def _open(self, spec: EnvironmentSpec, seeds: list[int]) -> None:
+    def _open(self, spec: EnvironmentSpec, seeds: list[int], *, render: bool) -> None:
         """Create the environments."""
+
+    @abstractmethod
+    def _picture(self) -> Any:
+        """Return the library's own picture of the first environment, ``[H, W, 3]``."""
 
     @abstractmethod
     def _reset(self) -> Any:
@@ -142,6 +149,20 @@ class VectorSimulator(Simulator):
 
     def check_observations(self, observations: NDArray[Any]) -> None:
         self._check_finite("observation", observations)
+
+    def render(self) -> NDArray[np.uint8]:
+        try:
+            picture = np.asarray(self._picture())
+        except Exception as error:  # each library has its own for "no picture"
+            raise ConfigurationError(
+                f"{self.library} cannot render {self._id!r}: {one_line(error)}"
+            ) from error
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ConfigurationError(
+                f"{self.library} renders {self._id!r} as {picture.dtype} {picture.shape}, "
+                "expected a picture of uint8 [H, W, 3]"
+            )
+        return picture
 
     def _check_finite(self, what: str, values: NDArray[Any]) -> None:
         """Raise `SimulationError` when ``values`` [T, N, ...] hold a NaN or an infinity."""
