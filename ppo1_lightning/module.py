@@ -283,9 +283,8 @@ class PPO(LightningModule):
         return self._standardize_advantages(segment, workers)
 
     def _acted_as_now(self) -> bool:
-        """Tell whether the policy computed while acting what it computes before its update."""
-        has_statistics = getattr(self.policy, "observation_normalizer", None) is not None
-        return not has_statistics and not torch.is_autocast_enabled(self.device.type)
+        """Tell whether the policy acted with what it has before its update."""
+        return getattr(self.policy, "observation_normalizer", None) is None
 
     def _estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return advantages and value targets (TD(lambda) returns), ``[T, N]`` each."""

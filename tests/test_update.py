@@ -185,6 +185,24 @@ def test_two_compiled_updates_in_one_process():
         assert_same(compiled[case].parameters(), eager[case].steps(range(10)))
 
 
+@pytest.mark.parametrize("path", ["eager", "traced", "compiled"])
+def test_half_precision(path: str):
+    """A first Adam step with a huge epsilon is the gradient, scaled."""
+    moved = []
+    for enabled in (False, True):
+        run = Run("torch")
+        run.optimizer.param_groups[0].update(lr=1.0, eps=1e4)
+        start = run.parameters().double()
+        minibatches = Minibatch(*(field[None] for field in minibatch(0)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            run.take(path)(minibatches, torch.tensor(0.2))
+        moved.append((run.parameters().double() - start) * 1e4)
+        assert all(p.dtype == torch.float32 for p in run.policy.parameters())
+    full, half = moved
+    error = ((half - full).norm() / full.norm()).item()
+    assert 1e-4 < error < 0.05  # rounded to 8 bits, and by much less where the gradient is summed
+
+
 class Coupled(PPO):
     """A loss that is no sum of one term of the actions and one of the values."""
 
