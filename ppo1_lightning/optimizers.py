@@ -74,12 +74,11 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(parameter, group)
+                    self._step(parameter, parameter.grad, group)
         return loss
 
     @torch.no_grad()
-    def _step(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[parameter], parameter.grad
-        square = state.setdefault("square_avg", torch.ones_like(parameter))
+    def _step(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        square = self.state[parameter].setdefault("square_avg", torch.ones_like(parameter))
         square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])
         parameter.addcdiv_(gradient, (square + group["eps"]).sqrt(), value=-group["lr"])
