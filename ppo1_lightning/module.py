@@ -40,7 +40,7 @@ from ppo1_lightning.errors import (
 from ppo1_lightning.evaluation import Episodes
 from ppo1_lightning.losses import clipped_surrogate, value_error, weighted_mean
 from ppo1_lightning.normalization import RewardNormalizer
-from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.optimizers import TensorFlowAdam, TensorFlowRMSprop
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies.base import PolicyFactory
 from ppo1_lightning.rollout import Acting, Rollout
@@ -80,8 +80,10 @@ class PPO(LightningModule):
             the same number of rows to each minibatch. None: see `Plan.create`.
         learning_rate: Adam's step size (``optim_stepsize``).
         schedule: ``"constant"`` or ``"linear"`` (to 0 at the end of the budget).
-        adam_epsilon: Adam's epsilon.
-        adam_epsilon_style: ``"tensorflow"`` (the original's, see `TensorFlowAdam`) or ``"torch"``.
+        optimizer: ``"adam"`` or ``"rmsprop"`` (a2c's, see `TensorFlowRMSprop`).
+        adam_epsilon: epsilon of either optimizer.
+        adam_epsilon_style: of Adam, ``"tensorflow"`` (the original's, see `TensorFlowAdam`) or
+            ``"torch"``.
         clip_coef: clip range of the probability ratio (``clip_param``).
         anneal_clip: whether the schedule applies to the clip range too.
         ent_coef: weight of the entropy bonus (``entcoeff``).
@@ -118,6 +120,7 @@ class PPO(LightningModule):
         num_workers: int | None = None,
         learning_rate: float = 3e-4,
         schedule: Literal["constant", "linear"] = "constant",
+        optimizer: Literal["adam", "rmsprop"] = "adam",
         adam_epsilon: float = 1e-5,
         adam_epsilon_style: Literal["tensorflow", "torch"] = "tensorflow",
         clip_coef: float = 0.2,
@@ -147,6 +150,8 @@ class PPO(LightningModule):
         self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
         check_choice("schedule", schedule, SCHEDULES)
         self.schedule = schedule
+        check_choice("optimizer", optimizer, ("adam", "rmsprop"))
+        self.optimizer_name = optimizer
         self.adam_epsilon = check_number("adam_epsilon", adam_epsilon, at_least=0)
         check_choice("adam_epsilon_style", adam_epsilon_style, ("tensorflow", "torch"))
         self.adam_epsilon_style = adam_epsilon_style
@@ -627,8 +632,9 @@ class PPO(LightningModule):
             self.policy = self._policy_factory(observation_space, action_space)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam over the policy's named parameters."""
-        style = TensorFlowAdam if self.adam_epsilon_style == "tensorflow" else torch.optim.Adam
+        """Return the optimizer of the policy's named parameters."""
+        adam = TensorFlowAdam if self.adam_epsilon_style == "tensorflow" else torch.optim.Adam
+        style = TensorFlowRMSprop if self.optimizer_name == "rmsprop" else adam
         parameters = self.policy.named_parameters()
         return style(parameters, lr=self.learning_rate, eps=self.adam_epsilon)
 

@@ -1,4 +1,4 @@
-"""`TensorFlowAdam` against the original's Adam in NumPy, and against PyTorch's."""
+"""Our Adam and RMSprop against TensorFlow's in NumPy, and against PyTorch's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.optimizers import TensorFlowAdam, TensorFlowRMSprop
 
 STEPS = 50
 EPSILON = 1e-2  # large, so that its place shows
@@ -122,3 +122,26 @@ def test_named_parameters_and_several_groups():
 def test_closure_is_evaluated():
     optimizer = TensorFlowAdam(new_parameters())
     assert optimizer.step(lambda: 3.0) == 3.0
+
+
+def test_rmsprop_is_tensorflows():
+    """The mean square starts at 1 and epsilon is inside of the root, both unlike PyTorch's."""
+    theta = flat(new_parameters())
+    v = np.ones_like(theta)
+    for t in range(STEPS):
+        g = flat(gradients(t))
+        v = 0.9 * v + 0.1 * g * g
+        theta = theta - learning_rate(t) * g / np.sqrt(v + EPSILON)
+    ours = run(TensorFlowRMSprop(new_parameters(), lr=1.0, alpha=0.9, eps=EPSILON))
+    np.testing.assert_allclose(ours, theta, rtol=0, atol=1e-12)
+    torchs = run(torch.optim.RMSprop(new_parameters(), lr=1.0, alpha=0.9, eps=EPSILON))
+    assert np.abs(ours - torchs).max() > 1e-3
+
+
+def test_rmsprop_continues_from_its_state():
+    whole = run(TensorFlowRMSprop(new_parameters()))
+    first = TensorFlowRMSprop(new_parameters())
+    run(first, range(20))
+    second = TensorFlowRMSprop(copy.deepcopy(first.param_groups[0]["params"]))
+    second.load_state_dict(first.state_dict())
+    assert np.array_equal(run(second, range(20, STEPS)), whole)
