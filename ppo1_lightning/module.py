@@ -63,6 +63,9 @@ _log = logging.getLogger(__name__)
 EVALUATION_BATCH = 2048
 """Rows that the policy evaluates at once outside of the minibatch steps."""
 
+GATHERED_BYTES = 32 * 2**20
+"""Bytes of observations up to which minibatches of several epochs are gathered at once."""
+
 
 class PPO(LightningModule):
     """Proximal policy optimisation as in OpenAI baselines' ppo1 (Schulman et al. 2017).
@@ -212,12 +215,16 @@ class PPO(LightningModule):
         weights = minibatch_weights(segment.valid[orders])
         clip = torch.tensor(clip_coef, device=self.device)
 
-        for rows, row_weights in zip(orders[:-1], weights[:-1], strict=True):
-            epoch = self._minibatches(segment, rows, row_weights)
+        at_once = self._epochs_at_once(segment)
+        epochs = zip(orders[:-1].split(at_once), weights[:-1].split(at_once), strict=True)
+        for rows, row_weights in ((r.flatten(0, 1), w.flatten(0, 1)) for r, w in epochs):
+            minibatches = self._minibatches(segment, rows, row_weights)
             if self._update is None:
-                self._choose_path(epoch, clip, plan, rollout)
-            self._take_steps(epoch, clip)
-            if self.target_kl is not None and self._mean_kl(segment, epoch, rows) > self.target_kl:
+                self._choose_path(minibatches, clip, plan, rollout)
+            self._take_steps(minibatches, clip)
+            if self.target_kl is None:
+                continue
+            if self._mean_kl(segment, minibatches, rows) > self.target_kl:
                 break
 
         self._finish_iteration(rollout, segment, plan)
@@ -339,8 +346,14 @@ class PPO(LightningModule):
         )
         return order[:, distributed.own_share(plan.num_workers)]
 
+    def _epochs_at_once(self, segment: Segment) -> int:
+        """Return how many epochs' minibatches to gather at once: fewer, larger operations."""
+        if self.target_kl is not None:  # which is looked at after each
+            return 1
+        return max(1, GATHERED_BYTES // segment.observations.nbytes)
+
     def _minibatches(self, segment: Segment, rows: Tensor, weights: Tensor) -> Minibatch:
-        """Gather the minibatches of one epoch: ``[M, B, ...]`` each field."""
+        """Gather minibatches of one epoch or several: ``[M, B, ...]`` each field."""
         minibatches = segment.minibatches(rows, weights)
         if self.normalize_advantages != "minibatch":
             return minibatches
