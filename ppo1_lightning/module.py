@@ -665,6 +665,11 @@ class PPO(LightningModule):
         if self.reward_normalizer is not None:
             self.reward_normalizer.restart()
         self._update = self._acting = None
+        # Each in memory of its own, not in a flat vector: where it lies decides how sums round.
+        for parameter in self.policy.parameters():
+            parameter.data = parameter.data.clone()
+            state = self._optimizer.state.get(parameter, {})
+            state.update({name: tensor.clone() for name, tensor in state.items()})
 
     def on_train_end(self) -> None:
         """Let go of what only this fit could use."""
