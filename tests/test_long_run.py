@@ -24,6 +24,7 @@ from ppo1_lightning.loggers import CSVLogger
 from ppo1_lightning.simulators import make_simulator
 
 MIB = 2**20
+MOST_ITERATIONS = 1_000_000
 
 
 def resources() -> tuple[int, int, int]:
@@ -44,8 +45,15 @@ class Watch(Callback):
 
     def __init__(self, warm_up: float, seconds: float) -> None:
         self.warm_up, self.seconds = warm_up, seconds
-        self.seen: list[tuple[int, int, int]] = []
+        # All of its memory is taken now: a list would grow with the run that it watches.
+        self._rows = np.full((MOST_ITERATIONS, 3), -1, np.int64)
+        self._count = 0
         self._started = 0.0
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """Return the resources after each iteration since the warm-up, ``[iterations, 3]``."""
+        return self._rows[: self._count]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic()
@@ -55,7 +63,8 @@ class Watch(Callback):
     ) -> None:
         elapsed = time.monotonic() - self._started
         if elapsed > self.warm_up:
-            self.seen.append(resources())
+            self._rows[self._count] = resources()
+            self._count += 1
         trainer.should_stop = trainer.should_stop or elapsed > self.warm_up + self.seconds
 
 
@@ -71,7 +80,7 @@ def watch_a_run(folder: Path, warm_up: float, seconds: float) -> NDArray[np.floa
     )
     data = RolloutDataModule("CartPole-v1", num_envs=8, num_steps=16, total_iterations=10**7)
     trainer.fit(PPO(MlpPolicy, minibatch_size=64, update_epochs=2, compile="trace"), data)
-    return np.array(watch.seen, np.float64)
+    return watch.seen.astype(np.float64)
 
 
 def check_a_run(folder: Path, warm_up: float, seconds: float, at_most: float) -> None:
