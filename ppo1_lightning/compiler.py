@@ -18,6 +18,7 @@ import platform
 import subprocess
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ class CompiledGraph:
         create = library.AOTInductorModelContainerCreateWithDevice
         if create(ctypes.byref(self._model), ctypes.c_size_t(1), b"cpu", None):
             raise RuntimeError("the compiled graph cannot be started")
+        delete = library.AOTInductorModelContainerDelete
+        weakref.finalize(self, delete, self._model).atexit = False
         run = library.AOTInductorModelContainerRunSingleThreaded
         create_tensor = _torch().aoti_torch_create_tensor_from_blob
         self._functions = ctypes.cast(create_tensor, _Pointer), ctypes.cast(run, _Pointer)
@@ -85,13 +88,7 @@ class CompiledGraph:
         table["data"] = [tensor.data_ptr() for tensor in tensors]
         table["row_bytes"] = [0] * len(fixed) + [t.stride(0) * t.element_size() for t in rows]
         arguments = *self._functions, self._model, table.ctypes.data, len(table)
-        run_rows, kept_alive = _loop(), (table, tensors)
-
-        def run(first: int, end: int) -> None:
-            if run_rows(*arguments, first, end):
-                raise RuntimeError(f"a compiled graph of {len(kept_alive[1])} tensors failed")
-
-        return run
+        return functools.partial(_run, arguments, (self, table, tensors))
 
     def _describe(self, tensor: Tensor) -> NDArray[Any]:
         sizes, strides = (np.array(part, np.int64) for part in (tensor.shape, tensor.stride()))
@@ -99,6 +96,11 @@ class CompiledGraph:
         number = getattr(_torch(), f"aoti_torch_dtype_{str(tensor.dtype).removeprefix('torch.')}")
         row = 0, 0, tensor.ndim, sizes.ctypes.data, strides.ctypes.data, number()
         return np.array(row, _TENSOR_ROWS)
+
+
+def _run(arguments: Sequence[Any], kept_alive: Any, first: int, end: int) -> None:
+    if _loop()(*arguments, first, end):
+        raise RuntimeError("a compiled graph failed; what it says is above")
 
 
 @functools.cache
@@ -173,8 +175,18 @@ def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> N
         os.replace(made, package)  # so that another process sees all of it or nothing
 
 
+_libraries: dict[Path, ctypes.CDLL] = {}
+"""Loaded ones, which stay in memory: a run that is restarted at checkpoints asks again."""
+
+
 def _load(package: Path) -> ctypes.CDLL | None:
     """Load a compiled graph; None where it is damaged or made for another system."""
+    if package not in _libraries and (library := _extract(package)) is not None:
+        _libraries[package] = library
+    return _libraries.get(package)
+
+
+def _extract(package: Path) -> ctypes.CDLL | None:
     try:
         with tempfile.TemporaryDirectory(prefix="ppo1_lightning_") as folder, ZipFile(package) as z:
             (name,) = (name for name in z.namelist() if name.endswith(".so"))

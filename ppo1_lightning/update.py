@@ -325,8 +325,10 @@ class GraphUpdate:
         else:
             first, second = calls
             done = self.second_core.submit(second)
-            first()
-            done.result()
+            try:
+                first()
+            finally:  # nothing is to change the parameters after this
+                done.result()
 
     def _adam_scales(self, count: int) -> Tensor:
         """Return the step size and epsilon of the next steps, bias corrections folded in.
