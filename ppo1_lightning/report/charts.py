@@ -83,7 +83,7 @@ def curve_of(runs: Sequence[Run], column: str, x_axis: str) -> Curve | None:
         ]
     )
     mean, low, high = mean_and_interval(curves)
-    return Curve(grid, mean, low, high, np.isfinite(curves).all(0))
+    return Curve(grid, mean, low, high, np.asarray(np.isfinite(curves).all(0)))
 
 
 def learning_curve(groups: Sequence[Group], env: str, x_axis: str, *, height: int = 340) -> Chart:
@@ -129,7 +129,7 @@ def line_chart(
         },
         "yaxis": {
             **({"type": "log"} if log else {"range": [low, high]}),
-            **({"tickformat": "~s"} if max(-low, high) >= 10_000 else {}),
+            **({"tickformat": "~s"} if max(-low, high) >= 2000 else {}),
         },
     }
     if labels and ends:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,9 +21,11 @@ from ppo1_lightning.report.runs import SCORE, Run
 PALETTE = ("#0067a8", "#c04a00", "#007a58", "#a0447d", "#5459c4", "#8a6400", "#137a92", "#666b73")
 """The page's, on white."""
 
+GREY = "#c3c6ca"
+
 COLUMNS = 3
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -85,17 +88,14 @@ def _draw(panel: Axes, groups: Sequence[Group], env: str) -> None:
         curve = curve_of(group.of(env), SCORE, "env_steps")
         if curve is None:
             continue
-        grey = group.colour is None
-        colour = "#c3c6ca" if grey else PALETTE[group.colour]
-        dashes = "--" if not grey and group.colour >= COLOURS // 2 else "-"
-        label = None if grey else group.label
-        panel.plot(
-            curve.x, curve.mean, dashes, color=colour, linewidth=0.6 if grey else 1.3, label=label
-        )
-        if not grey:
-            panel.fill_between(
-                curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0
-            )
+        look: dict[str, Any] = {"color": GREY, "linewidth": 0.6}
+        if group.colour is not None:
+            dashes = "dashed" if group.colour >= COLOURS // 2 else "solid"
+            look = {"color": PALETTE[group.colour], "linewidth": 1.3, "linestyle": dashes}
+            look["label"] = group.label
+            band = {"color": look["color"], "alpha": 0.16, "linewidth": 0}
+            panel.fill_between(curve.x, curve.low, curve.high, **band)
+        panel.plot(curve.x, curve.mean, **look)
     panel.set_title(env, loc="left")
     panel.set_xlabel("environment steps")
     panel.set_xlim(left=0)

@@ -136,7 +136,11 @@ def _tiles(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str, str,
     seeds = len({run.seed for run in runs})
     tiles = [
         ("Runs", str(len(runs)), unfinished if len(runs) > 1 else _status(runs[0])),
-        ("Environment steps", number(max(steps, default=0)), "of the longest run"),
+        (
+            "Environment steps",
+            number(max(steps, default=0)),
+            "of the longest run" if len(runs) > 1 else "",
+        ),
         ("Training time", duration(sum(seconds)), "of all runs" if len(runs) > 1 else ""),
         (
             "Steps per second",

@@ -119,7 +119,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     """Read all runs in ``folders`` and below.
 
     Raises:
-        ConfigurationError: one is not a folder, or there is no run.
+        ConfigurationError: one is not a folder, there is no run, or none has metrics.
     """
     folders = [Path(folder) for folder in folders]
     found: dict[Path, Path] = {}  # by its real path: folders may overlap
@@ -134,8 +134,14 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
         raise ConfigurationError(
             f"no run in {names}, expected folders with csv/metrics.csv (logger=csv writes it)"
         )
-    names = _short_names(list(found.values()))
-    return [read_run(place, name) for place, name in zip(found.values(), names, strict=True)]
+    named = zip(found.values(), _short_names(list(found.values())), strict=True)
+    runs = [read_run(place, name) for place, name in named]
+    if not any(len(run.steps) for run in runs):
+        raise ConfigurationError(
+            f"no run in {', '.join(map(str, folders))} has a row of metrics yet, expected some in "
+            "csv/metrics.csv"
+        )
+    return runs
 
 
 def read_run(folder: Path, name: str = "") -> Run:
