@@ -42,5 +42,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	rm -f $@
-	$(PIP) --editable ".[dev,sweep]"
+	$(PIP) --editable ".[dev,sweep,report,wandb,mlflow,comet]"
 	touch $@

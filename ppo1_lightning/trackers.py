@@ -38,6 +38,7 @@ class WandbLogger(LightningWandbLogger):
     def __init__(self, save_dir: str | Path, **options: Any) -> None:
         _require("wandb", extra="wandb")
         super().__init__(save_dir=save_dir, id=_kept_id(save_dir, "wandb"), **options)
+        self._wandb_init.pop("anonymous", None)  # newer versions warn of it, whatever it is
         self._folder = Path(save_dir)
 
     @property
@@ -50,8 +51,7 @@ class WandbLogger(LightningWandbLogger):
             return super().experiment
         except wandb.Error as error:
             raise ConfigurationError(
-                f"logger=wandb: {one_line(error)}; `wandb login` logs in, "
-                "logger.wandb.offline=true does without"
+                f"logger=wandb: {one_line(error)} Without an account: logger.wandb.offline=true"
             ) from error
 
     @rank_zero_only
@@ -83,6 +83,8 @@ class MLFlowLogger(LightningMLFlowLogger):
 
     def __init__(self, save_dir: str | Path, tracking_uri: str, **options: Any) -> None:
         _require("mlflow", extra="mlflow")
+        if not _is_rank_zero():
+            tracking_uri = "http://localhost"  # never asked; a client of a database would make it
         super().__init__(tracking_uri=tracking_uri, run_id=_read_id(save_dir, "mlflow"), **options)
         self._folder = Path(save_dir)
 
@@ -179,10 +181,14 @@ def _read_id(folder: str | Path, tracker: str) -> str | None:
 
 
 def _write_id(folder: str | Path, tracker: str, run_id: str) -> str:
-    if not getattr(rank_zero_only, "rank", None):  # the other ranks speak to no tracker
+    if _is_rank_zero():
         Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, f"{tracker}.id").write_text(f"{run_id}\n", encoding="utf-8")
     return run_id
+
+
+def _is_rank_zero() -> bool:
+    return not getattr(rank_zero_only, "rank", None)
 
 
 def _configuration(folder: Path, params: Mapping[str, Any] | Namespace) -> dict[str, Any]:

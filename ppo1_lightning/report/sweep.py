@@ -38,8 +38,6 @@ def write() -> None:
         print(f"report of the sweep: {make_report([folder])}", flush=True)
     except ConfigurationError as error:
         near = Path.cwd() in folder.absolute().parents
-        place = os.path.relpath(folder) if near else folder
-        print(
-            f"no report of the sweep: {error}; later: python -m ppo1_lightning.report {place}",
-            flush=True,
-        )
+        command = f"python -m ppo1_lightning.report {os.path.relpath(folder) if near else folder}"
+        then = f", then {command}" if isinstance(error.__cause__, ImportError) else ""
+        print(f"no report of the sweep: {error}{then}", flush=True)
