@@ -34,6 +34,7 @@ from ppo1_lightning.errors import (
     check_choice,
     nearest,
 )
+from ppo1_lightning.report import sweep
 
 EXIT_STATUS = 2
 """Of a run that ended by a mistake of the user."""
@@ -74,7 +75,9 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     with environment_variable("HYDRA_FULL_ERROR", "1"):  # Hydra raises its errors to us
         try:
             start()
+            sweep.write()
         except JobFailed as error:
+            sweep.write()
             sys.exit(error.status)
         except Exception as error:
             report(explain(error, config_name))

@@ -42,6 +42,8 @@ def test_jobs_at_the_same_time(launcher: list[str], tmp_path: Path) -> None:
     first, second = (tmp_path / "sweep" / job / "csv" / "metrics.csv" for job in "01")
     assert len(first.read_text().splitlines()) == len(second.read_text().splitlines()) == 4
     assert "clip_coef=-1" in (tmp_path / "sweep" / "2" / "train.log").read_text()
+    assert done.stdout.splitlines()[-1] == "report of the sweep: sweep/report.html"
+    assert "devices 1" in (tmp_path / "sweep" / "report.html").read_text()
 
 
 def test_slurm_launcher_composes() -> None:

@@ -1,0 +1,231 @@
+"""A run as its folder tells it: configuration, rows of metrics, videos."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ppo1_lightning.errors import ConfigurationError
+
+SCORE = "episode_return_mean"
+"""The column that runs are compared by: mean return of the last 100 training episodes."""
+
+_BUDGETS = {
+    "total_steps": "env_steps",
+    "total_episodes": "episodes",
+    "total_iterations": "iteration",
+    "total_seconds": "seconds",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        folder: where it is.
+        name: its folder, as short as tells it from the other runs of the report.
+        config: the resolved configuration, empty where it was not saved.
+        choices: the option of each config group, such as ``{"env": "cartpole"}``.
+        overrides: what the command line set, as text.
+        metrics: columns ``[rows]``, NaN where a row has no value; ``env_steps`` never decreases.
+        videos: the MP4 and GIF files, in the order of their names.
+    """
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    videos: tuple[Path, ...] = ()
+
+    @property
+    def env(self) -> str:
+        """Id of the environment."""
+        return str((self.config.get("env") or {}).get("id", "unknown environment"))
+
+    @property
+    def seed(self) -> str:
+        """The seed, as text."""
+        return str(self.config.get("seed", "?"))
+
+    @cached_property
+    def steps(self) -> NDArray[np.float64]:
+        """Environment steps ``[rows]``."""
+        return self.metrics.get("env_steps", np.empty(0))
+
+    @cached_property
+    def seconds(self) -> NDArray[np.float64]:
+        """Wall time of training ``[rows]``: the sum of each row's steps over its speed.
+
+        Pauses between an interrupted run and its continuation are not in it.
+        """
+        speed = self.column("steps_per_second")
+        known = speed[np.isfinite(speed) & (speed > 0)]
+        if not len(known):
+            return np.full(len(self.steps), np.nan)
+        speed = np.where(np.isfinite(speed) & (speed > 0), speed, np.median(known))
+        return np.cumsum(np.diff(self.steps, prepend=0.0) / speed)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a column ``[rows]``, NaN where the run does not have it."""
+        if name == "seconds":
+            return self.seconds
+        return self.metrics.get(name, np.full(len(self.steps), np.nan))
+
+    def last(self, name: str) -> float:
+        """Return the last value of a column, NaN without one."""
+        values = self.column(name)
+        values = values[np.isfinite(values)]
+        return float(values[-1]) if len(values) else float("nan")
+
+    @property
+    def score(self) -> float:
+        """The last mean return."""
+        return self.last(SCORE)
+
+    @property
+    def speed(self) -> float:
+        """Median of the rows' steps per second."""
+        speed = self.column("steps_per_second")
+        return float(np.nanmedian(speed)) if np.isfinite(speed).any() else float("nan")
+
+    @property
+    def share(self) -> float:
+        """Part of the budget that is spent, in [0, 1], NaN where it is not known."""
+        for key, column in _BUDGETS.items():
+            values = self.column(column)
+            if not isinstance(budget := self.config.get(key), int | float) or not len(values):
+                continue
+            between_rows = values[-1] - (values[-2] if len(values) > 1 else 0)
+            # a run ends with the last iteration, which need not be in a row of its own
+            is_over = values[-1] + between_rows > budget
+            return 1.0 if is_over else float(values[-1] / budget)
+        return float("nan")
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """Read all runs in ``folders`` and below.
+
+    Raises:
+        ConfigurationError: one is not a folder, there is no run, or none has metrics.
+    """
+    folders = [Path(folder) for folder in folders]
+    found: dict[Path, Path] = {}  # by its real path: folders may overlap
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigurationError(f"{folder} is not a folder, expected that of a run or a sweep")
+        markers = [*folder.rglob("csv/metrics.csv"), *folder.rglob(".hydra/resolved.yaml")]
+        for place in sorted({marker.parent.parent for marker in markers}, key=_in_order):
+            found.setdefault(place.resolve(), place)
+    if not found:
+        names = ", ".join(map(str, folders))
+        raise ConfigurationError(
+            f"no run in {names}, expected folders with csv/metrics.csv (logger=csv writes it)"
+        )
+    named = zip(found.values(), _short_names(list(found.values())), strict=True)
+    runs = [read_run(place, name) for place, name in named]
+    if not any(len(run.steps) for run in runs):
+        raise ConfigurationError(
+            f"no run in {', '.join(map(str, folders))} has a row of metrics yet, expected some in "
+            "csv/metrics.csv"
+        )
+    return runs
+
+
+def read_run(folder: Path, name: str = "") -> Run:
+    """Read one run; what its folder does not hold, or cannot be read, is left empty."""
+    hydra = _yaml(folder / ".hydra" / "hydra.yaml")
+    words = _yaml(folder / ".hydra" / "overrides.yaml")
+    overrides = [str(word).lstrip("+~").partition("=") for word in words or []]
+    choices = ((hydra or {}).get("hydra") or {}).get("runtime", {}).get("choices", {})
+    return Run(
+        folder=folder,
+        name=name or folder.name,
+        config=_yaml(folder / ".hydra" / "resolved.yaml")
+        or _yaml(folder / ".hydra/config.yaml")
+        or {},
+        choices={str(k): str(v) for k, v in choices.items() if v is not None},
+        overrides={key: value for key, _, value in overrides},
+        metrics=read_metrics(folder / "csv" / "metrics.csv"),
+        videos=_videos(folder / "videos"),
+    )
+
+
+def read_metrics(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Return the columns of a CSV file, one row for each value of ``env_steps``.
+
+    Where the steps go back, a run was continued from before: the earlier rows after that point are
+    left out. Rows of the same step are one. What is no number is NaN; a row cut short is skipped.
+    """
+    rows: list[dict[str, float]] = []
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for cells in csv.DictReader(file):
+            row = {str(name): _number(cell) for name, cell in cells.items()}
+            step = row.get("env_steps", np.nan)
+            if not np.isfinite(step) or None in cells.values():
+                continue
+            while rows and rows[-1]["env_steps"] > step:
+                rows.pop()
+            if rows and rows[-1]["env_steps"] == step:
+                rows[-1] |= {name: value for name, value in row.items() if np.isfinite(value)}
+            else:
+                rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+
+
+def _number(cell: object) -> float:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return float("nan")
+
+
+def _yaml(path: Path) -> Any:
+    """Return the content of a YAML file as plain containers, None where it cannot be read."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException):
+        return None
+
+
+def _videos(folder: Path) -> tuple[Path, ...]:
+    """Return the videos; a GIF beside an MP4 of the same name shows the same."""
+    files = sorted((f for f in folder.glob("*") if f.suffix in (".mp4", ".gif")), key=_in_order)
+    movies = {file.stem for file in files if file.suffix == ".mp4"}
+    return tuple(f for f in files if f.suffix == ".mp4" or f.stem not in movies)
+
+
+def _in_order(path: Path) -> list[Any]:
+    """Sort key of a path that puts job 2 before job 10."""
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in (*path.parts[:-1], path.stem)
+    ]
+
+
+def _short_names(places: list[Path]) -> list[str]:
+    """Return the paths without what all of them share."""
+    if len(places) == 1:
+        return [places[0].resolve().name]
+    parts = [place.resolve().parts for place in places]
+    shared = 0
+    while len({part[: shared + 1] for part in parts}) == 1 and all(
+        len(p) > shared + 1 for p in parts
+    ):
+        shared += 1
+    return [str(Path(*part[shared:])) for part in parts]

@@ -1,0 +1,124 @@
+"""What is read from folders, whatever state they are in, and how it is put into groups."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from written_runs import write_run, write_sweep
+
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.report.groups import differences, make_groups, shared, swept_keys
+from ppo1_lightning.report.runs import find_runs, read_metrics, read_run
+
+
+def test_a_run(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", seed=7, speed=50))
+    assert (run.env, run.seed, run.name, run.share) == ("CartPole-v1", "7", "run", 1.0)
+    assert run.steps.tolist() == list(range(100, 2001, 100))
+    assert run.seconds[-1] == pytest.approx(2000 / 50)
+    assert (run.score, run.speed) == (27, 50)
+    assert run.choices == {"algo": "classic"}
+
+
+def test_an_unfinished_run(tmp_path: Path) -> None:
+    assert read_run(write_run(tmp_path, rows=5, budget=20)).share == 0.25
+
+
+def test_budget_need_not_end_with_a_row(tmp_path: Path) -> None:
+    """With log_every=10, say, the last iterations have no row of their own."""
+    assert read_run(write_run(tmp_path, rows=19, budget=20)).share == pytest.approx(0.95)
+    text = "env_steps,iteration\n1000,10\n2000,20\n"
+    (tmp_path / "csv" / "metrics.csv").write_text(text)
+    (tmp_path / ".hydra" / "resolved.yaml").write_text("total_steps: 2900\n")
+    assert read_run(tmp_path).share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "returns"),
+    [
+        ("", [], []),
+        ("env_steps,episode_return_mean\n", [], []),
+        ("env_steps,episode_return_mean\n1,2.5\n2,3", [1, 2], [2.5, 3]),
+        ("env_steps,episode_return_mean\n1,2.5\n2", [1], [2.5]),  # cut short
+        ("env_steps,episode_return_mean\n1,nan\n,4\n2,?\n3,\n", [1, 2, 3], [math.nan] * 3),
+        # continued from step 2
+        ("env_steps,episode_return_mean\n1,1\n2,2\n3,3\n2,20\n3,30\n", [1, 2, 3], [1, 20, 30]),
+        # an evaluation has a row of its own at the same step
+        ("env_steps,episode_return_mean,e\n1,1,\n1,,9\n2,2,\n", [1, 2], [1, 2]),
+        ("env_steps,kl\n1,1\n", [1], [math.nan]),
+    ],
+)
+def test_rows_in_any_state(
+    tmp_path: Path, text: str, steps: list[float], returns: list[float]
+) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text(text)
+    run = read_run(tmp_path)
+    assert run.steps.tolist() == steps
+    np.testing.assert_equal(run.column("episode_return_mean"), returns)
+    assert np.isnan(run.seconds).all()
+    assert math.isnan(run.share)
+    assert run.env == "unknown environment"
+
+
+def test_evaluations_join_their_row(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("env_steps,a,evaluation/return_mean\n1,5,\n1,,9\n")
+    assert {k: v.tolist() for k, v in read_metrics(file).items()} == {
+        "env_steps": [1],
+        "a": [5],
+        "evaluation/return_mean": [9],
+    }
+
+
+def test_runs_are_found_once_and_in_order(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", seeds=6)
+    runs = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "3"])
+    assert [run.name for run in runs] == [str(job) for job in range(12)]
+    assert [run.name for run in find_runs([tmp_path / "sweep" / "3"])] == ["3"]
+
+
+def test_folders_without_runs_are_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is not a folder"):
+        find_runs([tmp_path / "nothing"])
+    with pytest.raises(ConfigurationError, match=r"no run in .*, expected folders with csv"):
+        find_runs([tmp_path])
+    write_run(tmp_path / "begun", rows=0)
+    with pytest.raises(ConfigurationError, match="has a row of metrics yet"):
+        find_runs([tmp_path])
+
+
+def test_seeds_share_a_group(tmp_path: Path) -> None:
+    runs = find_runs([write_sweep(tmp_path, clips=(0.2, 0.1, 0.05))])
+    assert swept_keys(runs) == ["algo.clip_coef"]
+    groups = make_groups(runs)
+    assert [group.label for group in groups] == [f"clip_coef {c}" for c in (0.05, 0.1, 0.2)]
+    assert [group.colour for group in groups] == [0, 1, 2]
+    assert [{run.seed for run in group.runs} for group in groups] == [{"1", "2", "3"}] * 3
+    assert differences(runs) == {"algo.clip_coef": ["0.2"] * 3 + ["0.1"] * 3 + ["0.05"] * 3}
+    assert shared(runs) == {"env.id": "CartPole-v1", "total_steps": "2000", "algo.gamma": "0.99"}
+
+
+def test_what_an_environment_asks_for_makes_no_group(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / f"a{seed}", env="A-v0", seed=seed, clip_coef=0.1)
+        write_run(tmp_path / f"b{seed}", env="B-v0", seed=seed, clip_coef=0.2)
+    (group,) = make_groups(find_runs([tmp_path]))
+    assert group.label == "all runs"
+    assert [run.name for run in group.of("B-v0")] == ["b1", "b2"]
+
+
+def test_only_the_best_of_many_groups_have_a_colour(tmp_path: Path) -> None:
+    clips = tuple(round(0.01 * i, 2) for i in range(1, 13))
+    groups = make_groups(find_runs([write_sweep(tmp_path, seeds=1, clips=clips)]))
+    assert [g.values for g in groups if g.colour is not None] == [f"{c:.10g}" for c in clips[-5:]]
+    assert {group.colour for group in groups} == {None, 0, 1, 2, 3, 4}
+
+
+def test_trials_without_a_command_line_differ_by_their_config(tmp_path: Path) -> None:
+    for file in write_sweep(tmp_path).rglob(".hydra/overrides.yaml"):
+        file.unlink()
+    assert swept_keys(find_runs([tmp_path])) == ["algo.clip_coef"]
