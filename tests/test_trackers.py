@@ -50,10 +50,13 @@ class _Logs(LightningModule):
 
 
 @pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quiet_and_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("COMET_LOGGING_CONSOLE", "error")
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("COMET_ERROR_TRACKING_ENABLE", "false")
 
 
 def make_logger(name: str, folder: Path) -> Logger:
