@@ -23,7 +23,8 @@ def test_wheel_carries_configs_and_types(tmp_path: Path) -> None:
     package = {f"{file.relative_to(ROOT)}" for file in ROOT.glob("ppo1_lightning/**/*.py")}
     configs = {f"ppo1_lightning/{file.relative_to(ROOT)}" for file in ROOT.glob("conf/**/*.yaml")}
     assert len(configs) > 40
-    assert package | configs | {"ppo1_lightning/py.typed"} <= names
+    other = {"ppo1_lightning/py.typed", "ppo1_lightning/report/page.html"}
+    assert package | configs | other <= names
     assert not [name for name in names if name.startswith(("tests/", "conf/", "outputs/"))]
 
 

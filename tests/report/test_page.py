@@ -256,7 +256,6 @@ def test_screenshot_dark_and_light(
     open_page(page, tmp_path, prefers, f"--screenshot={shot}")
     with Image.open(shot) as image:
         colours = {c: n for n, c in image.convert("RGB").getcolors(1 << 24) or []}
-    assert max(colours, key=lambda c: colours[c] if c == background else 0) == background
     assert colours[background] > 100_000
     line = ((90, 174, 234), (0, 103, 168))[scheme]  # the palette's first
     assert colours[line] > 1000
