@@ -45,7 +45,8 @@ def test_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
     status, errors = finish(start(tmp_path, *words))
     assert status == 0, errors
     assert {file.name for file in tmp_path.iterdir()} == {"sweep"}
-    assert {f.name for f in (tmp_path / "sweep").iterdir()} == {*"0123", "multirun.yaml"}
+    produced = {file.name for file in (tmp_path / "sweep").iterdir()}
+    assert produced == {*"0123", "multirun.yaml", "report.html"}
     one_1, one_2, two_1, two_2 = (rows(tmp_path / "sweep" / str(job)) for job in range(4))
     assert one_1 != one_2
     for one, two in ((one_1, two_1), (one_2, two_2)):
