@@ -17,6 +17,10 @@ VALUE_BATCH = 4096
 """Rows that the value function evaluates at once, where it is a network of its own."""
 
 Outputs = tuple[Tensor, Tensor, Tensor]
+"""Actions ``[N, ...]``, distribution parameters ``[N, P]`` and values ``[N]``."""
+
+RolloutOutputs = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Observations ``[T + 1, N, ...]``, actions, parameters ``[T, N, ...]``, values ``[T + 1, N]``."""
 
 
 def choose_actions(
@@ -29,31 +33,63 @@ def choose_actions(
 
 
 class ModuleActing:
-    """One rollout of a policy as the module it is; see `rollout.Acting`.
+    """One rollout of a policy as the module it is, on its own device; see `rollout.Acting`.
+
+    Each observation goes to the device once, when it is acted on, and stays there for the update.
 
     Args:
         act: from ``[N, *observation_shape]`` and noise ``[N, noise_size]`` to what
-            `choose_actions` returns, on the CPU.
+            `choose_actions` returns, all on the device.
         observations: ``[T + 1, N, *observation_shape]``, of which a step reads its own.
         noise: ``[T, N, noise_size]``.
+        device: of the policy.
     """
 
     def __init__(
-        self, act: Callable[[Tensor, Tensor], Outputs], observations: Tensor, noise: Tensor
+        self,
+        act: Callable[[Tensor, Tensor], Outputs],
+        observations: Tensor,
+        noise: Tensor,
+        device: torch.device,
     ) -> None:
-        self._act, self._observations, self._noise = act, observations, noise
+        self._act, self._arriving, self._noise = act, observations, noise.to(device)
+        here = observations.device == device
+        self._observations = observations if here else torch.empty_like(observations, device=device)
         self._acted: list[Outputs] = []
 
     def act(self, step: int) -> NDArray[Any]:
         """Return the actions ``[N, *action_shape]`` of a step."""
-        self._acted.append(self._act(self._observations[step], self._noise[step]))
-        return self._acted[-1][0].numpy()
+        self._acted.append(self._act(self._observed(step), self._noise[step]))
+        return self._acted[-1][0].cpu().numpy()  # the one wait of a step
 
-    def outputs(self) -> Outputs:
-        """Return actions and parameters ``[T, N, ...]`` and values ``[T + 1, N]``."""
+    def outputs(self) -> RolloutOutputs:
+        """Return what the rollout is made of, on the device."""
         actions, parameters, values = map(torch.stack, zip(*self._acted, strict=True))
-        _, _, last = self._act(self._observations[-1], self._noise[-1])
-        return actions, parameters, torch.cat([values, last[None]])
+        _, _, last = self._act(self._observed(-1), self._noise[-1])
+        return self._observations, actions, parameters, torch.cat([values, last[None]])
+
+    def _observed(self, step: int) -> Tensor:
+        observation = self._observations[step]
+        if self._observations is not self._arriving:
+            observation.copy_(self._arriving[step], non_blocking=True)
+        return observation
+
+
+def acting_on_accelerator(
+    policy: nn.Module, distribution: Distribution, device: torch.device
+) -> Callable[[Tensor, Tensor], ModuleActing]:
+    """Return how a policy acts on an accelerator: as one launch a step (a CUDA graph).
+
+    Its authors have run it on the CPU only, where it is compiled and not captured.
+    """
+    choose = torch.compile(choose_actions, mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+    def act(observations: Tensor, noise: Tensor) -> Outputs:
+        chosen = choose(policy, distribution, observations, noise)
+        actions, parameters, values = (output.clone() for output in chosen)  # the next overwrites
+        return actions, parameters, values
+
+    return lambda observations, noise: ModuleActing(act, observations, noise, device)
 
 
 class ActingGraphs:
@@ -99,7 +135,7 @@ class ActingGraphs:
         assert acting is not None
         with torch.inference_mode():
             acting.act(0)
-        _, parameters, values = acting.outputs()
+        _, _, parameters, values = acting.outputs()
         torch.testing.assert_close((parameters[0], values[0]), self._example[1:])
 
     def __call__(self, observations: Tensor, noise: Tensor) -> GraphActing | None:
@@ -120,7 +156,8 @@ class ActingGraphs:
             ]
         if act is None or None in last:
             return None
-        return GraphActing(act, [run for run in last if run], (actions, parameters, values))
+        outputs = observations, actions, parameters, values
+        return GraphActing(act, [run for run in last if run], outputs)
 
 
 class GraphActing:
@@ -131,17 +168,17 @@ class GraphActing:
         last: whatever completes the outputs, each for one row.
     """
 
-    def __init__(self, act: Run, last: Sequence[Run], outputs: Outputs) -> None:
+    def __init__(self, act: Run, last: Sequence[Run], outputs: RolloutOutputs) -> None:
         self._act, self._last, self._outputs = act, last, outputs
-        self._actions = outputs[0].numpy()
+        self._actions = outputs[1].numpy()
 
     def act(self, step: int) -> NDArray[Any]:
         """Return the actions ``[N, *action_shape]`` of a step."""
         self._act(step, step + 1)
         return self._actions[step]
 
-    def outputs(self) -> Outputs:
-        """Return actions and parameters ``[T, N, ...]`` and values ``[T + 1, N]``."""
+    def outputs(self) -> RolloutOutputs:
+        """Return what the rollout is made of."""
         with torch.inference_mode():
             for run in self._last:
                 run(0, 1)

@@ -29,7 +29,6 @@ from omegaconf.errors import OmegaConfBaseException
 from ppo1_lightning import launch, resume
 from ppo1_lightning.errors import (
     ConfigurationError,
-    DivergenceError,
     RunError,
     check_choice,
     nearest,
@@ -113,7 +112,7 @@ def _guard(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except Exception as error:
             message, status = "", 1
             if isinstance(error, MISTAKES) or _is_full_disk(error):
-                told = isinstance(error, DivergenceError) and error.undone and process_rank()
+                told = getattr(error, "on_all_ranks", False) and process_rank()
                 message, status = "" if told else explain(error), EXIT_STATUS  # by rank zero
             elif _is_lost_peer(error):
                 print(f"rank {process_rank()} stopped, for another rank ended", file=sys.stderr)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ppo1_lightning.errors import RunError
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -37,6 +44,31 @@ def all_max(value: float, device: torch.device) -> float:
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor.item()
+
+
+def fail_together(work: Callable[[], T], device: torch.device) -> T:
+    """Return ``work()``; where it fails on one rank, raise its error on all of them.
+
+    So they end in the same place, where they can still save the run together. Each of them has to
+    call it.
+
+    Raises:
+        RunError: of the first rank that has one.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except RunError as its_error:
+        error = its_error
+    if not all_max(float(error is not None), device):
+        return cast(T, result)
+    if world_size() > 1:
+        errors: list[RunError | None] = [None] * world_size()
+        dist.all_gather_object(errors, error)
+        error = next(e for e in errors if e is not None)
+    assert error is not None
+    error.on_all_ranks = True
+    raise error
 
 
 def all_gather(tensor: Tensor, dim: int) -> Tensor:

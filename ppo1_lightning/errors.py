@@ -15,7 +15,13 @@ _NUMBERS = (int, float, np.integer, np.floating)
 
 
 class RunError(Exception):
-    """A run cannot start or go on, and one line says why: printed without a traceback."""
+    """A run cannot start or go on, and one line says why: printed without a traceback.
+
+    Attributes:
+        on_all_ranks: raised on all ranks alike, which then can still save the run together.
+    """
+
+    on_all_ranks = False
 
 
 class ConfigurationError(RunError, ValueError):
@@ -33,12 +39,12 @@ class DivergenceError(RunError, RuntimeError):
 
     Args:
         undone: raised on all ranks alike, after policy, optimizer and counters were put back as
-            they were before the iteration; False: only here, while it was acting.
+            they were before the iteration; False: while it was acting, with nothing to undo.
     """
 
     def __init__(self, message: str, *, undone: bool = True) -> None:
         super().__init__(message)
-        self.undone = undone
+        self.undone = self.on_all_ranks = undone
 
 
 class SimulationError(RunError, RuntimeError):

@@ -94,6 +94,11 @@ class Player(Protocol):
 
     distribution: Distribution
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the policy is."""
+        ...
+
     def act(self, observations: Tensor, noise: Tensor) -> Outputs:
         """Sample actions, see `PPO.act`."""
         ...
@@ -127,26 +132,27 @@ class EvaluationDataset(IterableDataset[Episodes]):
         """Play all episodes.
 
         Raises:
-            SimulationError: a reward or an observation is not finite.
-            DivergenceError: an action is not finite, for finite observations.
+            SimulationError: a reward or an observation is not finite, on whichever rank.
+            DivergenceError: an action is not finite, for finite observations, likewise.
         """
         shares = torch.tensor(self._evaluation.shares())
         own = torch.arange(len(shares))[distributed.rank() :: distributed.world_size()]
         table = torch.zeros(2, len(shares), int(shares.max()), dtype=torch.float64)
-        if len(own):
-            self._fill(table, own, shares)
-        device = getattr(self._player, "device", "cpu")
+        device = self._player.device
+        distributed.fail_together(lambda: self._fill(table, own, shares), device)
         returns, lengths = distributed.all_sum(table.to(device)).cpu()
         played = torch.arange(table.shape[-1]) < shares[:, None]
         return Episodes(returns[played], lengths[played])
 
     def _fill(self, table: Tensor, own: Tensor, shares: Tensor) -> None:
         """Write this rank's episodes to ``table [(return, length), environment, episode]``."""
+        if not len(own):
+            return
         seeds = environment_seeds(self._seed, len(shares), purpose="evaluation")
         simulator = simulators.make_simulator(self._env, [seeds[i] for i in own.tolist()])
         deterministic = self._evaluation.deterministic
         act = self._player.act_greedily if deterministic else self._player.act
-        acting = functools.partial(ModuleActing, act)
+        acting = functools.partial(ModuleActing, act, device=self._player.device)
         played = torch.zeros_like(shares)
         try:
             collector, block = Collector(simulator), 0

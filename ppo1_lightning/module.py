@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning import checkpoint as checkpoints
 from ppo1_lightning import distributed
-from ppo1_lightning.acting import ActingGraphs, ModuleActing, choose_actions
+from ppo1_lightning.acting import ActingGraphs, ModuleActing, acting_on_accelerator, choose_actions
 from ppo1_lightning.advantages import (
     explained_variance,
     generalized_advantages,
@@ -77,7 +77,7 @@ class PPO(LightningModule):
         policy: makes the policy from (observation_space, action_space); None only when a
             checkpoint names a built-in one. See `policies.base.ActorCritic` for what it must be.
         minibatch_size: rows of a minibatch, all devices together (``optim_batchsize`` times the
-            number of MPI workers).
+            number of MPI workers). None: all rows of a rollout.
         update_epochs: passes over a rollout (``optim_epochs``).
         num_workers: the original's MPI processes: each standardises its own advantages and gives
             the same number of rows to each minibatch. None: see `Plan.create`.
@@ -118,7 +118,7 @@ class PPO(LightningModule):
         self,
         policy: PolicyFactory | None = None,
         *,
-        minibatch_size: int = 64,
+        minibatch_size: int | None = 64,
         update_epochs: int = 10,
         num_workers: int | None = None,
         learning_rate: float = 3e-4,
@@ -147,7 +147,9 @@ class PPO(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["policy", "observation_space", "action_space"])
         self.automatic_optimization = False
-        self.minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
+        if minibatch_size is not None:
+            check_integer("minibatch_size", minibatch_size, at_least=1)
+        self.minibatch_size = minibatch_size
         self.update_epochs = check_integer("update_epochs", update_epochs, at_least=1)
         self.num_workers = num_workers  # checked with the other sizes, see `_plan`
         self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
@@ -189,7 +191,8 @@ class PPO(LightningModule):
         self._policy_factory = policy
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
-        self._acting: ActingGraphs | None = None  # None: the policy acts as the module it is
+        # None: the policy acts as the module it is
+        self._acting: Callable[[Tensor, Tensor], Acting | None] | None = None
         self.evaluated: Episodes | None = None  # of the last validation or test
         self._clock = 0.0
         self._logged = copy(self.counters)  # as of the last row of metrics
@@ -390,10 +393,15 @@ class PPO(LightningModule):
             self._acting = self._make_acting(rollout, self._update.compiled)
         self._clock += time.perf_counter() - started  # compiling is not training
 
-    def _make_acting(self, rollout: Rollout, compiled: bool) -> ActingGraphs | None:
+    def _make_acting(
+        self, rollout: Rollout, compiled: bool
+    ) -> Callable[[Tensor, Tensor], Acting | None] | None:
         """Return `act` as a graph, None where that is not the same."""
-        if self.device.type != "cpu" or type(self).act is not PPO.act:
+        if type(self).act is not PPO.act:
             return None
+        if self.device.type != "cpu":
+            on_device = acting_on_accelerator(self.policy, self.distribution, self.device)
+            return on_device if compiled else None
         observations = torch.cat([rollout.observations, rollout.observations[-1:]])
         noise = self.distribution.noise(*rollout.rewards.shape, generator=torch.Generator())
         arguments = (self.policy, self.distribution, observations, noise)
@@ -570,7 +578,7 @@ class PPO(LightningModule):
 
     @torch.inference_mode()
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample actions ``[N, ...]``; all results are on the CPU.
+        """Sample actions ``[N, ...]``; all results are on this module's device.
 
         Args:
             observations: ``[N, *observation_shape]``.
@@ -580,15 +588,14 @@ class PPO(LightningModule):
             Actions, distribution parameters ``[N, P]`` and values ``[N]``.
         """
         inputs = observations.to(self.device), noise.to(self.device)
-        actions, parameters, values = choose_actions(self.policy, self.distribution, *inputs)
-        return actions.cpu(), parameters.cpu(), values.cpu()
+        return choose_actions(self.policy, self.distribution, *inputs)
 
     @torch.inference_mode()
     def act_greedily(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the most likely actions, otherwise as `act`; the noise is not looked at."""
         parameters, values, _ = self.policy(observations.to(self.device), None)
         parameters = parameters.float()
-        return self.distribution.mode(parameters).cpu(), parameters.cpu(), values.float().cpu()
+        return self.distribution.mode(parameters), parameters, values.float()
 
     def acting(self, observations: Tensor, noise: Tensor) -> Acting:
         """Return `act`, or a graph of it where there is one for rollouts like this one.
@@ -598,7 +605,7 @@ class PPO(LightningModule):
             noise: ``[T, N, noise_size]``.
         """
         as_graph = self._acting(observations, noise) if self._acting is not None else None
-        return as_graph or ModuleActing(self.act, observations, noise)
+        return as_graph or ModuleActing(self.act, observations, noise, self.device)
 
     # ---------------------------------------------------------------- Lightning's hooks
 

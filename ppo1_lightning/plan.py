@@ -33,23 +33,26 @@ class Plan:
         *,
         num_envs: int,
         num_steps: int,
-        minibatch_size: int,
+        minibatch_size: int | None,
         num_workers: int | None = None,
         update_epochs: int = 1,
         devices: int = 1,
     ) -> Plan:
-        """Check the sizes and fill in ``num_workers``.
+        """Check the sizes and fill in what is None: ``minibatch_size`` with the whole rollout.
 
-        Its default is num_envs, or its largest divisor that divides
+        The default of ``num_workers`` is num_envs, or its largest divisor that divides
         minibatch_size; it does not depend on the devices, which only divide the experiment.
         """
         num_envs = check_integer("num_envs", num_envs, at_least=1)
+        num_steps = check_integer("num_steps", num_steps, at_least=1)
+        if minibatch_size is None:
+            minibatch_size = num_envs * num_steps
         minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
         if num_workers is None:
             num_workers = _default_num_workers(num_envs, minibatch_size)
         plan = cls(
             num_envs,
-            check_integer("num_steps", num_steps, at_least=1),
+            num_steps,
             minibatch_size,
             check_integer("num_workers", num_workers, at_least=1),
             check_integer("update_epochs", update_epochs, at_least=1),

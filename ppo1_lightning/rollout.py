@@ -51,11 +51,11 @@ class Acting(Protocol):
         """
         ...
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the policy computed, once all observations are there, on the CPU.
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the rollout is made of, once all observations are there.
 
-        That is actions ``[T, N, *action_shape]``, distribution parameters ``[T, N, P]`` and values
-        ``[T + 1, N]``.
+        That is observations ``[T + 1, N, *observation_shape]``, actions ``[T, N, *action_shape]``,
+        distribution parameters ``[T, N, P]`` and values ``[T + 1, N]``, where the policy is.
         """
         ...
 
@@ -66,11 +66,16 @@ class Actor(Protocol):
     distribution: Distribution
     counters: Counters
 
+    @property
+    def device(self) -> torch.device:
+        """Return where the policy is."""
+        ...
+
     def acting(self, observations: Tensor, noise: Tensor) -> Acting:
         """Return how the policy acts in the coming rollout.
 
         Args:
-            observations: ``[T + 1, N, *observation_shape]``, written step by step.
+            observations: ``[T + 1, N, *observation_shape]`` on the CPU, written step by step.
             noise: ``[T, N, noise_size]``.
         """
         ...
@@ -90,10 +95,14 @@ class Collector:
         acting: Callable[[Tensor, Tensor], Acting],
         noise: Tensor,
         *,
+        pin_memory: bool = False,
         policy_version: int,
         fraction_spent: float,
     ) -> Rollout:
         """Collect one step for each row of ``noise [T, N, noise_size]``; see `Actor.acting`.
+
+        Args:
+            pin_memory: whether observations arrive where a GPU can fetch them by itself.
 
         Raises:
             SimulationError: from the simulator, a reward or an observation is not finite.
@@ -102,10 +111,11 @@ class Collector:
         num_steps = len(noise)
         first = torch.from_numpy(self._observation)
         # the first observation and the one after each step
-        observations = torch.empty(num_steps + 1, *first.shape, dtype=first.dtype)
-        observations[0] = first
-        array = observations.numpy()
-        acting_now = acting(observations, noise)
+        shape = (num_steps + 1, *first.shape)
+        arriving = torch.empty(shape, dtype=first.dtype, pin_memory=pin_memory)
+        arriving[0] = first
+        array = arriving.numpy()
+        acting_now = acting(arriving, noise)
         act, advance, acted, steps_taken = acting_now.act, self.simulator.advance, [], []
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
@@ -114,7 +124,7 @@ class Collector:
                 for step in range(num_steps):
                     acted.append(act(step))
                     steps_taken.append(advance(acted[-1], array[step + 1]))
-            actions, parameters, values = acting_now.outputs()
+            observations, actions, parameters, values = acting_now.outputs()
         except ConfigurationError:  # an action that is no number may come from an observation
             self.simulator.check_observations(array[: len(acted)])
             if len(acted) > len(steps_taken):  # else the policy itself has refused
@@ -200,9 +210,12 @@ class RolloutDataset(IterableDataset[Rollout]):
         """Collect the next rollout.
 
         Raises:
-            SimulationError: a reward or an observation is not finite.
-            DivergenceError: an action is not finite, for finite observations.
+            SimulationError: a reward or an observation is not finite, on whichever rank.
+            DivergenceError: an action is not finite, for finite observations, likewise.
         """
+        return distributed.fail_together(self._collect, self._actor.device)
+
+    def _collect(self) -> Rollout:
         counters = self._actor.counters
         iteration = counters.iterations + 1
         try:
@@ -211,6 +224,7 @@ class RolloutDataset(IterableDataset[Rollout]):
             return self._collector.collect(
                 self._actor.acting,
                 self._noise(counters.iterations),
+                pin_memory=self._actor.device.type == "cuda",
                 policy_version=counters.iterations,
                 fraction_spent=self._budget.fraction_spent(counters),
             )

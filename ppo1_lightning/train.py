@@ -77,6 +77,8 @@ def train(config: DictConfig) -> float | None:
         raise ConfigurationError(cli.explain_missing(missing[0]))
     if config.get("hparams_search") is not None:
         raise ConfigurationError("hparams_search=... is for python -m ppo1_lightning.tune")
+    precisions = ("highest", "high", "medium")
+    check_choice("float32_matmul_precision", config.float32_matmul_precision, precisions)
     folder, checkpoint = Path(config.trainer.default_root_dir), None
     if not launch.is_rank():  # whose launcher has settled where to start
         cli.refuse_finished_run(folder, config)
@@ -118,8 +120,9 @@ def train(config: DictConfig) -> float | None:
         return launch.run_ranks(config, trainer)
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
-    refusals = _lightnings_refusals()
-    with few_threads(policy, speak=trainer.is_global_zero), exit_status_of_signals(), refusals:
+    threads = few_threads(policy, speak=trainer.is_global_zero)
+    products = matmul_precision(config.float32_matmul_precision)
+    with threads, products, exit_status_of_signals(), _lightnings_refusals():
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if trainer.is_global_zero:
         _tell_what_next(folder, config)
@@ -255,6 +258,17 @@ def few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Compute float32 matrix products as `torch.set_float32_matmul_precision` says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None:

@@ -65,8 +65,8 @@ def play(
         while episode != episodes:
             noise = player.distribution.noise(1, generator=generator(seed, "video actions", draws))
             draws += 1
-            action = act(torch.from_numpy(observation), noise)[0]
-            observation, _, _, _, (valid,), (reward,), (over,) = simulator.step(action.numpy())
+            action = act(torch.from_numpy(observation), noise)[0].cpu().numpy()
+            observation, _, _, _, (valid,), (reward,), (over,) = simulator.step(action)
             if valid or step == 0:  # else a life was lost, and the game goes on
                 step, total = step + int(valid), total + float(reward)
                 yield Frame(simulator.render(), episode, step, total, bool(over))

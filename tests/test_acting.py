@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ppo1_lightning.acting
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
-from ppo1_lightning.acting import ActingGraphs, ModuleActing
+from ppo1_lightning.acting import ActingGraphs, ModuleActing, acting_on_accelerator
 
 
 def made(policy: Any, observations: Box, actions: Any) -> PPO:
@@ -41,7 +41,8 @@ def test_graphs_act_as_the_policy_does(
     observations, noise = rollout_of(ppo, 5, 4, (5,))
     ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=compiled)
     for _ in range(2):
-        graphs, module = ppo.acting(observations, noise), ModuleActing(ppo.act, observations, noise)
+        graphs = ppo.acting(observations, noise)
+        module = ModuleActing(ppo.act, observations, noise, ppo.device)
         assert not isinstance(graphs, ModuleActing)
         with torch.inference_mode():
             for step in range(len(noise)):
@@ -71,4 +72,25 @@ def test_a_cnn_of_two_trunks_values_all_steps_at_once():
     for step in range(3):
         acting.act(step)
     expected = torch.stack([ppo.act(step, noise[0])[2] for step in observations])
-    torch.testing.assert_close(acting.outputs()[2], expected)
+    torch.testing.assert_close(acting.outputs()[3], expected)
+
+
+def test_observations_go_to_another_device_once():
+    """Here the other device is the CPU by another name: copies are made as to any other."""
+    ppo = made(MlpPolicy, Box(-1, 1, (5,)), Box(-1, 1, (2,)))
+    observations, noise = rollout_of(ppo, 3, 4, (5,))
+    arriving = torch.full_like(observations, torch.nan)
+    acting_there = acting_on_accelerator(ppo.policy, ppo.distribution, torch.device("cpu", 0))
+    for _ in range(2):
+        acting = acting_there(arriving, noise)
+        expected = ModuleActing(ppo.act, observations, noise, ppo.device)
+        with torch.inference_mode():
+            for step in range(3):
+                arriving[step] = observations[step]
+                assert np.allclose(acting.act(step), expected.act(step), atol=1e-6)
+                arriving[step] = torch.nan
+        arriving[3] = observations[3]
+        for ours, theirs in zip(acting.outputs(), expected.outputs(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        for parameter in ppo.policy.parameters():  # as an update does
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)

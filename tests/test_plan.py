@@ -48,6 +48,11 @@ def test_a_trailing_partial_minibatch_is_dropped_and_said_so():
     assert rows["optimizer steps"] == "12 per iteration, 120 in all"
 
 
+def test_one_minibatch_of_the_whole_rollout():
+    plan = Plan.create(**{**SIZES, "minibatch_size": None})
+    assert (plan.minibatch_size, plan.minibatches, plan.num_workers) == (1024, 1, 8)
+
+
 def test_description():
     rows = Plan.create(**SIZES, devices=2, update_epochs=3).describe(Budget(total_seconds=60))
     assert rows["environments"] == "8 (4 per device)"

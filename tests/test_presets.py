@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from ppo1_lightning import PPO, MlpPolicy, cli
+from ppo1_lightning.plan import Plan
 from ppo1_lightning.segment import Minibatch
 
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
@@ -85,9 +86,15 @@ def test_a2c_gradient_is_the_actor_critics() -> None:
 
 
 def test_a2c_takes_one_step_on_the_whole_rollout() -> None:
-    config = compose("env=hopper", "algo=a2c")
-    assert config.algo.minibatch_size == config.num_envs * config.num_steps
-    assert config.algo.update_epochs == 1
+    config = compose("env=hopper", "algo=a2c", "num_envs=4")
+    sizes = {key: config[key] for key in ("num_envs", "num_steps")}
+    plan = Plan.create(
+        **sizes,
+        minibatch_size=config.algo.minibatch_size,
+        update_epochs=config.algo.update_epochs,
+    )
+    assert plan.minibatch_size == 4 * 5
+    assert plan.minibatches * plan.update_epochs == 1
 
 
 @pytest.mark.parametrize("order", [1, -1])

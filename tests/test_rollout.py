@@ -467,12 +467,13 @@ class NoiseActor:
     def __init__(self, iterations: int = 0) -> None:
         self.distribution: Distribution = DiagonalGaussian(3)
         self.counters = Counters(iterations=iterations)
+        self.device = torch.device("cpu")
 
     def acting(self, observations: Tensor, noise: Tensor) -> Acting:
         def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return noise, torch.zeros(len(observations), 6), torch.zeros(len(observations))
 
-        return ModuleActing(act, observations, noise)
+        return ModuleActing(act, observations, noise, self.device)
 
 
 # -------------------------------------------------------------------- noise and orders
@@ -481,7 +482,12 @@ class NoiseActor:
 def noise_of(iteration: int, seed: int, rank: int = 0, ranks: int = 1) -> Tensor:
     """Return the action noise ``[T, N / ranks, 3]`` of one rank."""
     num_envs = 8
-    with patch.multiple(distributed, world_size=lambda: ranks, rank=lambda: rank):
+    here = {
+        "world_size": lambda: ranks,
+        "rank": lambda: rank,
+        "all_max": lambda value, device: value,
+    }
+    with patch.multiple(distributed, **here):
         dataset = RolloutDataset(
             lambda: StillSimulator(num_envs // ranks),
             NoiseActor(iteration),

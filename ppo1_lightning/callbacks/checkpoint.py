@@ -33,8 +33,9 @@ class RunCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, the one before it as ``previous.ckpt``, and ``best.ckpt`` in a folder.
 
     They are written every ``every_n_iterations`` iterations and at the end of the run, however
-    it ends: budget spent, Ctrl-C, SIGTERM or, on a single device, an error between two updates. An
-    update that diverged is undone, on any number of devices, and what it started from is saved.
+    it ends: budget spent, Ctrl-C, SIGTERM, a number that is not finite or, on a single device, any
+    other error between two updates. An update that diverged is undone, and what it started from is
+    saved.
     Signals let the iteration finish on all ranks and save it, see `StopSignals`; then rank zero
     exits with the status of the signal, 130 or 143. A checkpoint is always the state after a whole
     iteration, never one in the middle of an update, and replaces the previous one atomically; what
@@ -182,12 +183,12 @@ class RunCheckpoint(Checkpoint):
         """Save what the periodic saves missed, if the state is whole."""
         self._signals.release()
         running, self._start_step = self._start_step is not None, None
-        if isinstance(exception, DivergenceError) and exception.undone:
-            unsaved = True  # on all ranks alike, and perhaps of a run that saved nothing so far
-        else:  # saving takes all ranks, and where one failed the others wait elsewhere
-            whole = not self._updating and world_size() == 1
-            unsaved = whole and trainer.global_step != self._saved_step
-        if running and unsaved and not self.exact_resume:
+        undone = isinstance(exception, DivergenceError) and exception.undone
+        # Saving takes all ranks: where only one failed, the others wait elsewhere.
+        together = world_size() == 1 or getattr(exception, "on_all_ranks", False)
+        whole = together and (undone or not self._updating)
+        unsaved = undone or trainer.global_step != self._saved_step
+        if running and whole and unsaved and not self.exact_resume:
             self._save(trainer)
         if running and self.last_path.exists() and isinstance(exception, _NOT_FINITE):
             exception.add_note(f"the last good parameters are in {self.last_path}")

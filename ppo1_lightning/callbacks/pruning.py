@@ -70,7 +70,7 @@ class Pruning(Callback):
         """Tell the trial that it has diverged, which no exit status of a rank could."""
         if not isinstance(exception, DivergenceError):
             return
-        if trainer.is_global_zero or not exception.undone:  # undone: all ranks tell the same
+        if trainer.is_global_zero or not exception.on_all_ranks:
             self._find_trial().set_user_attr(DIVERGED, True)
 
     def on_train_batch_end(
