@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import warnings
@@ -22,7 +23,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -39,15 +40,10 @@ Run = Callable[[int, int], None]
 def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGraph:
     """Compile a graph that writes its results into its arguments, for CPU tensors like these."""
     package = cache_folder() / f"{_key(graph, examples)}.pt2"
-    library = _load(package) if package.exists() else None
+    library = _load(package)
     if library is None:
         with _one_at_a_time(package):  # the other ranks of this machine wait for the first
-            library = _load(package) if package.exists() else None
-            if library is None:
-                _compile(graph, examples, package)
-                library = _load(package)
-    if library is None:
-        raise RuntimeError(f"the compiled graph {package} cannot be loaded")
+            library = _load(package) or _compile(graph, examples, package)
     return CompiledGraph(library)
 
 
@@ -111,17 +107,29 @@ def _torch() -> ctypes.CDLL:
 @functools.cache
 def _loop() -> Callable[..., int]:
     """Return ``run_rows`` of ``loop.cpp``, compiled if need be."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     source = Path(__file__).with_name("loop.cpp")
-    with tempfile.TemporaryDirectory(prefix="ppo1_lightning_") as folder:
-        made = Path(folder) / "loop.so"
-        command = [get_cpp_compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True)
-        function = ctypes.CDLL(str(made)).run_rows
+    name = hashlib.sha256(source.read_bytes()).hexdigest()[:32]
+    library = cache_folder() / f"loop-{platform.machine()}-{name}.so"
+    try:
+        function = ctypes.CDLL(str(library)).run_rows
+    except OSError:  # not there yet, or damaged
+        _compile_loop(source, library)
+        function = ctypes.CDLL(str(library)).run_rows
     function.argtypes = [*[_Pointer] * 4, *[ctypes.c_int64] * 3]
     function.restype = ctypes.c_int32
     return function
+
+
+def _compile_loop(source: Path, library: Path) -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / "loop.so"
+        command = [get_cpp_compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+        os.replace(made, library)  # so that another process sees all of it or nothing
 
 
 def cache_folder() -> Path:
@@ -157,22 +165,40 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 @contextlib.contextmanager
 def _one_at_a_time(package: Path) -> Iterator[None]:
     """Hold a file of its own, which the system lets go of however this process ends."""
-    with package.with_suffix(".lock").open("w") as file:
-        with contextlib.suppress(OSError):  # not every file system can
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # no room for it, or a file system that cannot
+            file = stack.enter_context(package.with_suffix(".lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> None:
+def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> ctypes.CDLL:
+    """Compile a graph and, where the disk has room, keep it as ``package``."""
     from torch._inductor import aoti_compile_and_package
 
-    with tempfile.TemporaryDirectory(dir=package.parent) as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch's own code
         program = torch.export.export(graph, tuple(examples))
-        made = aoti_compile_and_package(
-            program, package_path=str(Path(folder) / "made.pt2"), inductor_configs=_options()
-        )
-        os.replace(made, package)  # so that another process sees all of it or nothing
+        # Not in the cache's folder: PyTorch ends the process where it cannot write all of it.
+        made = Path(folder) / "made.pt2"
+        aoti_compile_and_package(program, package_path=str(made), inductor_configs=_options())
+        library = _load(package) if _kept(made, package) else _extract(made)
+    if library is None:
+        raise RuntimeError(f"the compiled graph {package} cannot be loaded")
+    return library
+
+
+def _kept(made: Path, package: Path) -> bool:
+    """Copy a file so that another process sees all of it or nothing; tell whether that worked."""
+    part = package.with_suffix(f".{os.getpid()}")
+    try:
+        shutil.copyfile(made, part)
+        os.replace(part, package)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        _log.warning("a compiled graph is not kept for the next run: %s", error)
+        return False
+    return True
 
 
 _libraries: dict[Path, ctypes.CDLL] = {}
@@ -191,7 +217,7 @@ def _extract(package: Path) -> ctypes.CDLL | None:
         with tempfile.TemporaryDirectory(prefix="ppo1_lightning_") as folder, ZipFile(package) as z:
             (name,) = (name for name in z.namelist() if name.endswith(".so"))
             return ctypes.CDLL(z.extract(name, folder))  # which may be deleted once it is loaded
-    except (OSError, ValueError, BadZipFile):
+    except Exception:  # zipfile has many for a damaged file
         return None
 
 

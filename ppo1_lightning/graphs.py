@@ -25,11 +25,14 @@ class Graph:
     Args:
         function: takes tensors and returns nothing: results are written into its arguments. What
             it does must not depend on the numbers in them.
+        policy: that the function calls; None where it calls none.
         compiled: compile the graph, which takes some seconds and, on the CPU, a C++ compiler.
     """
 
-    def __init__(self, function: Callable[..., None], *, compiled: bool) -> None:
-        self._function, self._compiled = function, compiled
+    def __init__(
+        self, function: Callable[..., None], *, policy: PolicyCall | None = None, compiled: bool
+    ) -> None:
+        self._function, self._policy, self._compiled = function, policy, compiled
         self._layout: list[tuple[Any, ...]] | None = None
         self._bind: Callable[[Sequence[Tensor], Sequence[Tensor]], Run] | None = None
 
@@ -55,6 +58,8 @@ class Graph:
             graph = make_fx(lambda *inputs: self._call(*inputs))(*copies)
             graph.graph.eliminate_dead_code()
             graph.recompile()
+            if self._policy is not None:
+                self._policy.check_constants(graph)
             if not self._compiled:
                 return functools.partial(_in_python, graph)
             if all(tensor.device.type == "cpu" for tensor in tensors):
@@ -139,6 +144,21 @@ class PolicyCall:
         """Return the buffers as they are now: a policy may put new tensors in their place."""
         return [self.policy.get_buffer(name) for name in self._buffers]
 
+    def check_constants(self, graph: nn.Module) -> None:
+        """Refuse a graph that has frozen a tensor of the policy.
+
+        Raises:
+            ConfigurationError: the policy reads a tensor that is neither parameter nor buffer.
+        """
+        frozen = {constant.data_ptr() for constant in graph.state_dict().values()}
+        for module in self.policy.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and value.numel() and value.data_ptr() in frozen:
+                    raise ConfigurationError(
+                        f"the policy reads {type(module).__name__}.{name}, a tensor, expected a "
+                        "parameter or a buffer (register_buffer)"
+                    )
+
     def __call__(self, parameters: Any, buffers: Any, observations: Tensor) -> Any:
         """Evaluate the policy with the given tensors in the place of its own."""
         tensors = dict(zip(self.parameters, parameters, strict=True))
@@ -180,12 +200,13 @@ class PolicyGraph:
 
     def __init__(self, policy: nn.Module, function: Callable[..., None], *, compiled: bool) -> None:
         self._call, self._function = PolicyCall(policy), function
-        self._graph = Graph(self._run, compiled=compiled)
+        self._graph = Graph(self._run, policy=self._call, compiled=compiled)
 
     def bind(self, *rows: Tensor) -> Run | None:
         """Return the graph with the policy's tensors as they are now, see `Graph.bind`."""
         parameters = [parameter.detach() for parameter in self._call.policy.parameters()]
-        return self._graph.bind([*parameters, *self._call.buffers()], rows)
+        buffers = [buffer.detach() for buffer in self._call.buffers()]
+        return self._graph.bind([*parameters, *buffers], rows)
 
     def _run(self, *tensors: Tensor) -> None:
         first = len(self._call.parameters)

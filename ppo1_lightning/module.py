@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from typing import Any, Literal, Self, cast
 
@@ -588,14 +588,22 @@ class PPO(LightningModule):
             Actions, distribution parameters ``[N, P]`` and values ``[N]``.
         """
         inputs = observations.to(self.device), noise.to(self.device)
-        return choose_actions(self.policy, self.distribution, *inputs)
+        with self._in_precision():
+            return choose_actions(self.policy, self.distribution, *inputs)
 
     @torch.inference_mode()
     def act_greedily(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the most likely actions, otherwise as `act`; the noise is not looked at."""
-        parameters, values, _ = self.policy(observations.to(self.device), None)
-        parameters = parameters.float()
-        return self.distribution.mode(parameters), parameters, values.float()
+        with self._in_precision():
+            parameters, values, _ = self.policy(observations.to(self.device), None)
+            parameters = parameters.float()
+            return self.distribution.mode(parameters), parameters, values.float()
+
+    def _in_precision(self) -> AbstractContextManager[Any]:
+        """Return the context in which the policy learns, so that it acts as it learns."""
+        if self._trainer is None:
+            return nullcontext()
+        return self._trainer.precision_plugin.forward_context()
 
     def acting(self, observations: Tensor, noise: Tensor) -> Acting:
         """Return `act`, or a graph of it where there is one for rollouts like this one.
@@ -677,6 +685,10 @@ class PPO(LightningModule):
             parameter.data = parameter.data.clone()
             state = self._optimizer.state.get(parameter, {})
             state.update({name: tensor.clone() for name, tensor in state.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to one process, so that a copy can be made while training."""
+        return {**self.__dict__, "_update": None, "_acting": None, "_before": None}
 
     def on_train_end(self) -> None:
         """Let go of what only this fit could use."""

@@ -11,19 +11,21 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vjp
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.compiler import Run
 from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError, one_line
-from ppo1_lightning.graphs import Graph, PolicyCall, layout, separate_parameters
+from ppo1_lightning.graphs import Graph, PolicyCall, separate_parameters
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.segment import Minibatch
 
@@ -164,15 +166,20 @@ class GraphUpdate:
 
         Raises:
             ConfigurationError: the graph's gradient is not the eager one, as for a policy that
-                draws random numbers or depends on more than its arguments.
+                draws random numbers or depends on more than its arguments; or the policy changes
+                its buffers.
         """
+        with self._buffers_unchanged():
+            return self._prepare(minibatch, clip_coef)
+
+    def _prepare(self, minibatch: Minibatch, clip_coef: Tensor) -> float:
         started = time.perf_counter()
         self.parts = self._take_apart(minibatch, clip_coef)
         self._parameters = [self._policy.parameters[name] for part in self.parts for name in part]
         self._state = self._flatten()
         self._gradient_steps = self._graphs_of_parts(self._take_gradient_step)
         self._gradients = self._graphs_of_parts(self._take_gradient)
-        self._adam = Graph(self._take_adam_step, compiled=self.compiled)
+        self._adam = self._graph_of(self._take_adam_step)
         self.second_core = self._find_second_core()
 
         zeros = torch.zeros_like(self._state.flat)
@@ -187,31 +194,48 @@ class GraphUpdate:
         self._check_gradient(copies.mean, _flat(gradients[p] for p in self._parameters))
         return seconds
 
+    @contextmanager
+    def _buffers_unchanged(self) -> Iterator[None]:
+        """Refuse a policy that changes its buffers when it is called: a graph would not."""
+        before = [buffer.clone() for buffer in self._policy.buffers()]
+        changed = False
+        try:
+            yield
+        finally:
+            for buffer, as_it_was in zip(self._policy.buffers(), before, strict=True):
+                if not torch.equal(buffer, as_it_was):
+                    changed = True
+                    buffer.copy_(as_it_was)
+        if changed:
+            raise ConfigurationError(
+                "the policy changes its buffers when it is called, expected a pure function of its "
+                "arguments, parameters and buffers"
+            )
+
     def _take_apart(self, minibatch: Minibatch, clip_coef: Tensor) -> list[list[str]]:
         """Return names of the parameters that learn together: of one part, or of two."""
         everything = [list(self._policy.parameters)]
         if self.max_grad_norm is not None:  # the norm is that of all
             return everything
         apart = separate_parameters(self._policy.policy, minibatch.observations)
-        if apart is None or not self._loss_is_a_sum(minibatch, clip_coef):
+        if apart is None:
             return everything
-        return list(apart)
+        self.parts = list(apart)
+        rows = [clip_coef, *self._policy.buffers(), *minibatch]
+        return everything if any(self._reads_the_other(i, rows) for i in (0, 1)) else self.parts
 
-    def _loss_is_a_sum(self, minibatch: Minibatch, clip_coef: Tensor) -> bool:
-        """Tell whether no gradient for the actions depends on the values, nor the reverse."""
+    def _reads_the_other(self, part: int, rows: Sequence[Tensor]) -> bool:
+        """Tell whether a part's gradient depends on the other's parameters in any way.
+
+        Only its graph can tell: autograd does not see what is detached or compared.
+        """
+        parameters = self._policy.parameters
+        flats = [_flat(parameters[name].detach() for name in names) for names in self.parts]
         with torch.no_grad():
-            parameters, values, _ = self._policy.policy(minibatch.observations, None)
-        outputs = parameters.requires_grad_(), values.requires_grad_()
-        loss = self.loss(*outputs, minibatch, clip_coef)
-        gradients = torch.autograd.grad(loss, outputs, create_graph=True, materialize_grads=True)
-        for gradient, other in zip(gradients, reversed(outputs), strict=True):
-            if gradient.requires_grad:
-                mixed = torch.autograd.grad(
-                    gradient.sum(), other, allow_unused=True, retain_graph=True
-                )
-                if mixed != (None,):
-                    return False
-        return True
+            graph = make_fx(lambda *t: self._gradient_of(part, t[:2], t[2:]))(*flats, *rows).graph
+        graph.eliminate_dead_code()
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        return bool(inputs[1 - part].users)
 
     def _flatten(self) -> _FlatState:
         """Lay parameters and moments out in flat vectors, of which they become views."""
@@ -257,7 +281,7 @@ class GraphUpdate:
     def _constants(self, clip_coef: Tensor) -> list[Tensor]:
         """Return the clip range and the policy's buffers, in tensors that stay where they are."""
         now = [clip_coef, *self._policy.buffers()]
-        if layout(*now) != layout(*self._fixed):
+        if [(t.shape, t.dtype) for t in now] != [(t.shape, t.dtype) for t in self._fixed]:
             raise RuntimeError(_CHANGED)
         for own, given in zip(self._fixed, now, strict=True):
             own.copy_(given)
@@ -266,12 +290,19 @@ class GraphUpdate:
     def _check_in_place(self) -> None:
         """Raise an error where the policy's and the optimizer's tensors are not ours any more."""
         flats, means = self._split(self._state.flat), self._split(self._state.mean)
-        for parameter, flat, mean in zip(self._parameters, flats, means, strict=True):
-            its_mean = self.optimizer.state[parameter]["exp_avg"]
-            if (parameter.data_ptr(), its_mean.data_ptr()) != (flat.data_ptr(), mean.data_ptr()):
+        of_policy = dict(self._policy.policy.named_parameters())
+        names = (name for part in self.parts for name in part)
+        for name, flat, mean in zip(names, flats, means, strict=True):
+            parameter = of_policy[name]
+            its_mean = self.optimizer.state[parameter].get("exp_avg", flat)
+            in_place = (parameter.data_ptr(), its_mean.data_ptr()) == (
+                flat.data_ptr(),
+                mean.data_ptr(),
+            )
+            if not (in_place and parameter.requires_grad):
                 raise RuntimeError(
-                    "the policy's parameters or the optimizer's state were replaced in the middle "
-                    "of training, expected them changed in place; use compile=false"
+                    "the policy's parameters or the optimizer's state were replaced or frozen in "
+                    "the middle of training, expected them changed in place; use compile=false"
                 )
 
     def _check_gradient(self, mean: Tensor, gradient: Tensor) -> None:
@@ -348,7 +379,10 @@ class GraphUpdate:
 
     def _graphs_of_parts(self, function: Callable[..., None]) -> list[Graph]:
         parts = range(len(self.parts))
-        return [Graph(functools.partial(function, i), compiled=self.compiled) for i in parts]
+        return [self._graph_of(functools.partial(function, i)) for i in parts]
+
+    def _graph_of(self, function: Callable[..., None]) -> Graph:
+        return Graph(function, policy=self._policy, compiled=self.compiled)
 
     def _take_gradient_step(self, part: int, *tensors: Tensor) -> None:
         count = len(self.parts)

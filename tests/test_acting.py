@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from lightning import Trainer
 from torch import Tensor
 
 import ppo1_lightning.acting
@@ -94,3 +96,32 @@ def test_observations_go_to_another_device_once():
             torch.testing.assert_close(ours, theirs)
         for parameter in ppo.policy.parameters():  # as an update does
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_policy_acts_in_the_precision_in_which_it_learns(graphs: bool):
+    ppo = made(MlpPolicy, Box(-1, 1, (5,)), Discrete(3))
+    trainer = Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, barebones=True)
+    ppo._trainer = trainer
+    observations, noise = rollout_of(ppo, 2, 4, (5,))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = ppo.policy(observations[0], None)[1].float()
+        if graphs:  # made where the policy learns
+            ppo._acting = ActingGraphs(
+                ppo.policy, ppo.distribution, observations, noise, compiled=False
+            )
+    acting = ppo.acting(observations, noise)
+    assert isinstance(acting, ModuleActing) != graphs
+    for step in range(2):
+        acting.act(step)
+    torch.testing.assert_close(acting.outputs()[3][0], expected)
+    assert not torch.allclose(ppo.policy(observations[0], None)[1], expected, atol=1e-4)
+
+
+def test_a_module_can_be_copied_while_it_trains():
+    ppo = made(MlpPolicy, Box(-1, 1, (5,)), Discrete(3))
+    observations, noise = rollout_of(ppo, 2, 4, (5,))
+    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=True)
+    again = copy.deepcopy(ppo)
+    assert isinstance(again.acting(observations, noise), ModuleActing)
+    torch.testing.assert_close(again.state_dict(), ppo.state_dict())

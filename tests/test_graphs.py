@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,6 +235,24 @@ def test_a_damaged_package_is_compiled_again(compiled_once: Path, own_cache: Pat
     run_once(Graph(descend, compiled=True), x, torch.zeros(()), torch.ones(3))
     assert x.tolist() == pytest.approx([0.2] * 3)
     assert package.stat().st_size > 1000
+
+
+@torch.inference_mode()
+def test_a_full_disk_keeps_no_package(own_cache: Path, caplog: pytest.LogCaptureFixture):
+    """The disk is played: the copy stops in the middle."""
+    own_cache.mkdir()
+
+    def no_room(source: Any, target: Any) -> None:
+        Path(target).write_bytes(b"all that fits")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppo1_lightning.compiler.shutil", SimpleNamespace(copyfile=no_room))
+        x = torch.zeros(3)
+        run_once(Graph(descend, compiled=True), x, torch.zeros(()), torch.ones(3))
+    assert x.tolist() == pytest.approx([0.2] * 3)
+    assert not list(own_cache.glob("*.pt2"))
+    assert "is not kept for the next run" in caplog.text
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(

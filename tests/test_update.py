@@ -152,7 +152,7 @@ def test_parameters_that_were_replaced_are_noticed(path: str):
     run.steps(range(2))
     parameter = next(run.policy.parameters())
     parameter.data = parameter.data.clone()
-    with pytest.raises(RuntimeError, match="replaced in the middle of training"):
+    with pytest.raises(RuntimeError, match="replaced or frozen in the middle of training"):
         run.steps(range(2))
 
 
@@ -222,6 +222,52 @@ def test_a_value_function_of_its_own_learns_apart(path: str):
     assert len(coupled.take(path).parts) == 1
     eager.take("eager")
     assert_same(coupled.steps(range(5)), eager.steps(range(5)))
+
+
+class Gated(PPO):
+    """A loss in which the values choose what the actions learn: autograd sees nothing of it."""
+
+    def loss(
+        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
+    ) -> Tensor:
+        gated = minibatch._replace(advantages=minibatch.advantages * (values > 0))
+        return super().loss(parameters, values, gated, clip_coef)
+
+
+class Detached(PPO):
+    """A loss with advantages over the values as they are now."""
+
+    def loss(
+        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
+    ) -> Tensor:
+        current = minibatch._replace(advantages=minibatch.returns - values.detach())
+        return super().loss(parameters, values, current, clip_coef)
+
+
+class DetachedHead(nn.Module):
+    """A value head that learns from features which it does not shape."""
+
+    def __init__(self, observation_space: Any, action_space: Any) -> None:
+        super().__init__()
+        self.trunk, self.action, self.value = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        features = self.trunk(observation).tanh()
+        return self.action(features), self.value(features.detach()).squeeze(-1), state
+
+
+@pytest.mark.parametrize(
+    ("loss", "policy"), [(Gated, small_mlp), (Detached, small_mlp), (PPO, DetachedHead)]
+)
+def test_what_is_read_without_a_gradient_is_not_learned_apart(
+    loss: type[PPO], policy: PolicyFactory
+):
+    graph, eager = Run("torch", policy), Run("torch", policy)
+    for run, path in ((graph, "traced"), (eager, "eager")):
+        run.ppo.__class__ = loss
+        run.take(path)
+    assert len(graph.update.parts) == 1
+    assert_same(graph.steps(range(5)), eager.steps(range(5)))
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
@@ -387,6 +433,65 @@ def test_a_policy_that_is_no_pure_function_is_not_traced(
 ):
     assert isinstance(Run("torch", policy).take("auto", SHORT), EagerUpdate)
     assert "expected a pure function of its arguments" in caplog.text
+
+
+def spectral(observation_space: Any, action_space: Any) -> nn.Module:
+    """Return a policy whose normalisation keeps a power iteration in buffers."""
+    policy = Linear(observation_space, action_space)
+    nn.utils.parametrizations.spectral_norm(policy.head)
+    return policy
+
+
+def test_a_policy_that_changes_its_buffers_is_not_traced(caplog: pytest.LogCaptureFixture):
+    run, untouched = Run("torch", spectral), Run("torch", spectral)
+    untouched.policy.load_state_dict(run.policy.state_dict())
+    assert isinstance(run.take("auto", SHORT), EagerUpdate)
+    assert "the policy changes its buffers when it is called" in caplog.text
+    torch.testing.assert_close(
+        dict(run.policy.named_buffers()), dict(untouched.policy.named_buffers()), atol=0, rtol=0
+    )
+
+
+class Scaled(Linear):
+    """A policy that keeps a tensor which is no buffer."""
+
+    def __init__(self, *spaces: Any) -> None:
+        super().__init__(*spaces)
+        self.scale = torch.ones(6)
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        return super().forward(observation * self.scale, state)
+
+
+def test_a_tensor_that_is_no_buffer_is_not_frozen(caplog: pytest.LogCaptureFixture):
+    assert isinstance(Run("torch", Scaled).take("auto", SHORT), EagerUpdate)
+    assert "the policy reads Scaled.scale, a tensor" in caplog.text
+
+
+class Expanded(Linear):
+    """A policy with a buffer that repeats one number."""
+
+    def __init__(self, *spaces: Any) -> None:
+        super().__init__(*spaces)
+        self.register_buffer("scale", torch.full((1,), 0.5).expand(6))
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        return super().forward(observation * self.scale, state)
+
+
+def test_a_buffer_may_be_any_view():
+    graph, eager = Run("torch", Expanded), Run("torch", Expanded)
+    graph.take("traced")
+    eager.take("eager")
+    assert_same(graph.steps(range(3)), eager.steps(range(3)))
+
+
+def test_a_parameter_that_is_frozen_later_is_noticed():
+    run = Run("torch")
+    run.take("traced")
+    next(run.policy.parameters()).requires_grad_(False)
+    with pytest.raises(RuntimeError, match="replaced or frozen"):
+        run.steps(range(1))
 
 
 def test_without_a_compiler(caplog: pytest.LogCaptureFixture):
