@@ -172,7 +172,7 @@ def test_a_vector_joins_what_the_convolutions_make_of_the_image():
         assert weight.shape[1] == 3 + alone.state_dict()[f"{name}.linear.weight"].shape[1]
         weight[:, -3:] = 0  # the vector's, which comes last
     both.load_state_dict(weights)
-    image, vector = images(5, 40, 48, 3), torch.randn(5, 3)
+    image, vector = images(50, 40, 48, 3), torch.randn(50, 3)
     rows = torch.cat([vector, image.flatten(1).float()], 1)
     kept = {k: v for k, v in weights.items() if not k.startswith("observation_normalizer")}
     for name in ("trunk", "value_trunk"):
@@ -182,7 +182,7 @@ def test_a_vector_joins_what_the_convolutions_make_of_the_image():
     # the statistics are those of the vector alone
     both.observation_normalizer.update(rows)
     scores = (vector - vector.mean(0)) / vector.std(0, correction=0)
-    torch.testing.assert_close(both.preprocess(rows)[1], scores, atol=0.02, rtol=0)
+    torch.testing.assert_close(both.preprocess(rows)[1], scores, atol=0.05, rtol=0)
 
 
 def test_a_vector_alone_is_no_image():
