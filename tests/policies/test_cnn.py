@@ -87,8 +87,12 @@ def test_uint8_images_are_divided_by_255_and_flattened_height_width_channels():
     h = np.maximum(_affine(h.reshape(2, -1), dense), 0)
 
     parameters, values, _ = policy(batch, None)
-    np.testing.assert_allclose(parameters.detach(), _affine(h, policy.action_head), rtol=1e-4)
-    np.testing.assert_allclose(values.detach(), _affine(h, policy.value_head)[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(
+        parameters.detach(), _affine(h, policy.action_head), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        values.detach(), _affine(h, policy.value_head)[:, 0], rtol=1e-4, atol=1e-6
+    )
 
 
 def _affine(x: Any, layer: nn.Linear) -> Any:
