@@ -44,5 +44,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	rm -f $@
-	$(PIP) --editable ".[dev,sweep,video,play,report,wandb,mlflow,comet]"
+	$(PIP) --editable ".[dev,sweep,video,play,export,report,wandb,mlflow,comet]"
 	touch $@

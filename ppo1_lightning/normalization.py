@@ -17,14 +17,25 @@ class ObservationNormalizer(nn.Module):
     it. The sums are float64 on the CPU wherever the module lives; ``mean`` and ``std`` are float32
     buffers. As in the original, both moments are rounded to float32 *before* the square of the
     mean is subtracted, and counts start at ``epsilon``.
+
+    Args:
+        shape: of what is normalised.
+        columns: of the observations that it is, None where it is all of them.
     """
 
     mean: Tensor  # [*shape] float32
     std: Tensor  # [*shape] float32
 
-    def __init__(self, shape: tuple[int, ...], *, epsilon: float = 1e-2, clip: float = 5.0):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        columns: slice | None = None,
+        epsilon: float = 1e-2,
+        clip: float = 5.0,
+    ) -> None:
         super().__init__()
-        self.epsilon, self.clip = epsilon, clip
+        self.columns, self.epsilon, self.clip = columns, epsilon, clip
         self.sum = torch.zeros(shape, dtype=torch.float64)
         self.sum_squares = torch.full(shape, epsilon, dtype=torch.float64)
         self.count = torch.tensor(epsilon, dtype=torch.float64)
@@ -33,12 +44,16 @@ class ObservationNormalizer(nn.Module):
         self._refresh()
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Normalise observations ``[..., *shape]``."""
+        """Normalise observations ``[..., *shape]``, or their columns."""
+        if self.columns is not None:
+            observation = observation[..., self.columns]
         return ((observation - self.mean) / self.std).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
     def update(self, observations: Tensor) -> None:
         """Add the observations ``[B, *shape]`` of all ranks, B as each has it."""
+        if self.columns is not None:
+            observations = observations[:, self.columns]
         rows = observations.double()
         count = rows.new_tensor([len(rows)])
         local = torch.cat([rows.sum(0).flatten(), rows.square().sum(0).flatten(), count])

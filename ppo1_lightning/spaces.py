@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, flatdim, flatten_space
 
 from ppo1_lightning.distributions import (
     Bernoulli,
@@ -39,9 +39,50 @@ def distribution_for(action_space: Space[Any]) -> Distribution:
     )
 
 
+class Part(NamedTuple):
+    """One part of an observation."""
+
+    space: Box
+    columns: slice | None  # of a row; None: the part is the whole observation
+
+
+def parts_of(observation_space: Space[Any]) -> dict[str, Part]:
+    """Return what a policy observes, by name: ``vector``, ``image`` and ``action_mask``.
+
+    A Box is one of the first two. A Dict has several, and observations of it are rows ``[..., D]``
+    that hold them behind one another, as ``gymnasium.spaces.flatten`` lays them out. Any other
+    space has none of these.
+    """
+    if isinstance(observation_space, Box):
+        name = "vector" if len(observation_space.shape) == 1 else "image"
+        return {name: Part(observation_space, None)}
+    parts, end = dict[str, Part](), 0
+    if not isinstance(observation_space, Dict):
+        return parts
+    for name, space in observation_space.items():
+        if not isinstance(space, Box):
+            return {}
+        start, end = end, end + flatdim(space)
+        parts[name] = Part(space, slice(start, end))
+    return parts
+
+
+def row_space(observation_space: Space[Any]) -> Box:
+    """Return what one observation is as an array: a Box as it is, the row of a Dict."""
+    row = flatten_space(observation_space) if isinstance(observation_space, Dict) else None
+    box = observation_space if row is None else row
+    assert isinstance(box, Box)
+    return box
+
+
 def name_of(space: Space[Any]) -> str:
     """Return a space in one short line (``str`` of a Box spells out every bound)."""
-    return f"Box(shape={space.shape}, {space.dtype})" if isinstance(space, Box) else str(space)
+    match space:
+        case Box():
+            return f"Box(shape={space.shape}, {space.dtype})"
+        case Dict():
+            return f"Dict({', '.join(f'{k}: {name_of(part)}' for k, part in space.items())})"
+    return str(space)
 
 
 def describe(space: Space[Any]) -> dict[str, Any]:
@@ -56,6 +97,8 @@ def describe(space: Space[Any]) -> dict[str, Any]:
             return {"type": "MultiDiscrete", "nvec": space.nvec.flatten().tolist()}
         case MultiBinary():
             return {"type": "MultiBinary", "n": int(np.prod(space.shape))}
+        case Dict():
+            return {"type": "Dict", "parts": [[k, describe(part)] for k, part in space.items()]}
     raise ConfigurationError(f"space {name_of(space)} is not supported")
 
 
@@ -71,4 +114,6 @@ def restore(description: dict[str, Any]) -> Space[Any]:
             return MultiDiscrete(nvec)
         case {"type": "MultiBinary", "n": n}:
             return MultiBinary(n)
+        case {"type": "Dict", "parts": parts}:
+            return Dict([(name, restore(part)) for name, part in parts])
     raise ConfigurationError(f"space {description!r} in the checkpoint is not supported")

@@ -129,7 +129,7 @@ def test_env_defaults_are_the_spec_s() -> None:
     node = OmegaConf.load(CONF / "env" / "default.yaml")
     assert isinstance(node, DictConfig)
     expected = {
-        f.name: {} if f.name == "options" else f.default
+        f.name: {"options": {}, "wrappers": []}.get(f.name, f.default)
         for f in dataclasses.fields(EnvironmentSpec)
         if f.name != "id"
     }

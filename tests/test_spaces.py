@@ -58,6 +58,12 @@ def test_other_spaces_are_refused_in_one_line(space: Space[Any]):
 @pytest.mark.parametrize(
     "space",
     [
+        spaces.Dict(
+            [
+                ("vector", spaces.Box(-np.inf, np.inf, (3,))),
+                ("image", spaces.Box(0, 255, (8, 8, 3), np.uint8)),
+            ]
+        ),
         spaces.Box(0, 255, (84, 84, 4), np.uint8),
         spaces.Box(-np.inf, np.inf, (17,), np.float32),
         spaces.Discrete(np.int64(5)),

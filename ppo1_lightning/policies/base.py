@@ -10,12 +10,17 @@ from gymnasium import Space
 from torch import Tensor, nn
 
 from ppo1_lightning.distributions import DiagonalGaussian
+from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.normalization import ObservationNormalizer
 from ppo1_lightning.policies.initialization import linear
-from ppo1_lightning.spaces import distribution_for
+from ppo1_lightning.spaces import Part, distribution_for, name_of
 
 PolicyFactory = Callable[[Space[Any], Space[Any]], nn.Module]
 """Makes a policy from (observation_space, action_space): a class, or a partial of one."""
+
+
+FORBIDDEN = -1e9
+"""Logit of a choice that is not allowed: its probability is 0, and no entropy becomes NaN."""
 
 
 class PolicyOutput(NamedTuple):
@@ -39,6 +44,11 @@ class ActorCritic(nn.Module):
         value_trunk: the value function's own trunk; None shares ``trunk``.
         num_features: of each trunk.
         observation_normalizer: None where observations are taken as they are.
+        action_mask: the part of the observations that says, for each distribution parameter of a
+            discrete action space, whether it stands for an allowed choice (1) or not (0).
+
+    Raises:
+        ConfigurationError: a mask that does not fit the action space.
     """
 
     arguments: dict[str, Any]
@@ -51,10 +61,14 @@ class ActorCritic(nn.Module):
         value_trunk: nn.Module | None,
         num_features: int,
         observation_normalizer: ObservationNormalizer | None = None,
+        action_mask: Part | None = None,
     ) -> None:
         super().__init__()
         distribution = distribution_for(action_space)
         gaussian = isinstance(distribution, DiagonalGaussian)
+        if action_mask is not None:
+            _check_mask(action_mask, action_space)
+        self.action_mask = action_mask
         self.observation_normalizer = observation_normalizer
         self.trunk = trunk
         self.value_trunk = value_trunk
@@ -64,7 +78,7 @@ class ActorCritic(nn.Module):
         # One log std per action, whatever the observation (``gaussian_fixed_var`` in the original).
         self.log_std = nn.Parameter(torch.zeros(outputs)) if gaussian else None
 
-    def preprocess(self, observation: Tensor) -> Tensor:
+    def preprocess(self, observation: Tensor) -> Any:
         """Prepare observations ``[B, ...]`` for the trunks."""
         if self.observation_normalizer is None:
             return observation
@@ -78,4 +92,18 @@ class ActorCritic(nn.Module):
         parameters = self.action_head(features)
         if self.log_std is not None:
             parameters = torch.cat([parameters, self.log_std.expand_as(parameters)], -1)
+        if self.action_mask is not None:
+            forbidden = observation[:, self.action_mask.columns] == 0
+            parameters = parameters.float().masked_fill(forbidden, FORBIDDEN)
         return PolicyOutput(parameters, self.value_head(value_features).squeeze(-1), state)
+
+
+def _check_mask(mask: Part, action_space: Space[Any]) -> None:
+    distribution = distribution_for(action_space)
+    (size,) = mask.space.shape
+    if isinstance(distribution, DiagonalGaussian) or size != distribution.num_parameters:
+        raise ConfigurationError(
+            f"the observation's action_mask has {size} numbers and cannot mask "
+            f"{name_of(action_space)}, expected one for each choice; env.observation_keys can "
+            "leave it out"
+        )

@@ -6,21 +6,21 @@ from itertools import pairwise
 from typing import Any
 
 from gymnasium import Space
-from gymnasium.spaces import Box
-from torch import nn
+from torch import Tensor, nn
 
 from ppo1_lightning.errors import ConfigurationError, check_integer
 from ppo1_lightning.normalization import ObservationNormalizer
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import linear
-from ppo1_lightning.spaces import name_of
+from ppo1_lightning.spaces import name_of, parts_of
 
 
 class MlpPolicy(ActorCritic):
     """Tanh layers on normalised observations, separate for action and value as in the original.
 
     Args:
-        observation_space: a Box of floats ``[size]``.
+        observation_space: a Box of floats ``[size]``, or a Dict of it (``vector``) and an
+            ``action_mask``.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         hidden_size: units of each hidden layer (``hid_size``).
         num_layers: hidden layers (``num_hid_layers``).
@@ -41,29 +41,39 @@ class MlpPolicy(ActorCritic):
         shared_trunk: bool = False,
         normalize_observations: bool = True,
     ) -> None:
-        if not isinstance(observation_space, Box) or len(observation_space.shape) != 1:
+        parts = parts_of(observation_space)
+        if not {"vector"} <= parts.keys() <= {"vector", "action_mask"}:
             raise ConfigurationError(
                 f"MlpPolicy cannot read observations of {name_of(observation_space)}, "
                 "expected a one-dimensional Box; images need policy=cnn_small or cnn_large"
             )
         hidden_size = check_integer("policy.hidden_size", hidden_size, at_least=1)
         num_layers = check_integer("policy.num_layers", num_layers, at_least=1)
-        sizes = [observation_space.shape[0], *[hidden_size] * num_layers]
+        vector = parts["vector"]
+        sizes = [vector.space.shape[0], *[hidden_size] * num_layers]
         super().__init__(
             action_space,
             trunk=_tanh_layers(sizes),
             value_trunk=None if shared_trunk else _tanh_layers(sizes),
             num_features=hidden_size,
-            observation_normalizer=ObservationNormalizer(observation_space.shape)
+            observation_normalizer=ObservationNormalizer(vector.space.shape, columns=vector.columns)
             if normalize_observations
             else None,
+            action_mask=parts.get("action_mask"),
         )
+        self._columns = vector.columns
         self.arguments = {
             "hidden_size": hidden_size,
             "num_layers": num_layers,
             "shared_trunk": shared_trunk,
             "normalize_observations": normalize_observations,
         }
+
+    def preprocess(self, observation: Tensor) -> Tensor:
+        """Take the vector of observations ``[B, ...]``, normalised where that is asked for."""
+        if self.observation_normalizer is None and self._columns is not None:
+            return observation[:, self._columns]
+        return super().preprocess(observation)
 
 
 def _tanh_layers(sizes: list[int]) -> nn.Sequential:

@@ -11,17 +11,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from gymnasium import Space
-from gymnasium.spaces import Box
 
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 from ppo1_lightning.simulators.vector import VectorSimulator
 
-__all__ = ["EnvironmentSpec", "RawStep", "Simulator", "Step", "make_simulator", "spaces"]
+__all__ = [
+    "EnvironmentSpec",
+    "RawStep",
+    "Simulator",
+    "Step",
+    "make_adapters",
+    "make_simulator",
+    "spaces",
+]
 
 
-def spaces(spec: EnvironmentSpec) -> tuple[Box, Space[Any]]:
+def spaces(spec: EnvironmentSpec) -> tuple[Space[Any], Space[Any]]:
     """Return the (observation space, action space) that the simulator of ``spec`` will report.
 
     Cheap: asks EnvPool's specification, or one throw-away Gymnasium environment.
@@ -29,9 +36,18 @@ def spaces(spec: EnvironmentSpec) -> tuple[Box, Space[Any]]:
     Raises:
         ConfigurationError: an unknown id or option, or a space that is not supported.
     """
+    observation, action = make_adapters(spec)
+    return observation.space, action.space
+
+
+def make_adapters(spec: EnvironmentSpec) -> tuple[ObservationAdapter, ActionAdapter]:
+    """Return what stands between the environment's own spaces and those of `spaces`; cheap too.
+
+    Raises:
+        ConfigurationError: an unknown id or option, or a space that is not supported.
+    """
     observation, action = _backend(spec).native_spaces(spec)
-    adapters = ObservationAdapter(spec, observation), ActionAdapter(spec, action, num_envs=1)
-    return adapters[0].space, adapters[1].space
+    return ObservationAdapter(spec, observation), ActionAdapter(spec, action, num_envs=1)
 
 
 def make_simulator(
@@ -65,8 +81,10 @@ def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:
 def _candidates(spec: EnvironmentSpec) -> list[type[VectorSimulator]]:
     """Return the classes that may simulate ``spec``, in order of preference."""
     candidates: list[type[VectorSimulator]] = []
-    # Only Gymnasium imports the module of an id with a colon: that spares EnvPool's import.
-    if spec.backend == "envpool" or (spec.backend == "auto" and ":" not in spec.id):
+    # Only Gymnasium wraps, and imports the module of an id with a colon: that spares EnvPool's
+    # import.
+    only_gymnasium = bool(spec.wrappers) or ":" in spec.id
+    if spec.backend == "envpool" or (spec.backend == "auto" and not only_gymnasium):
         from ppo1_lightning.simulators.envpool import EnvPoolSimulator
 
         candidates.append(EnvPoolSimulator)

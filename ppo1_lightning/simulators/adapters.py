@@ -17,44 +17,102 @@ from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.base import EnvironmentSpec
 from ppo1_lightning.spaces import name_of
 
+_PARTS = ("vector", "image", "action_mask")
+
 
 class ObservationAdapter:
     """Writes batches of a simulator's observations into arrays [N, *space.shape].
 
-    Images (uint8, two dimensions or more) stay as they are; every other Box becomes float32; the
-    Box vectors of a Dict are concatenated.
+    What an `Entry` becomes. The entries of a Dict come behind one another: vectors, then the
+    image, then the entry ``action_mask``.
 
     Attributes:
-        space: what one converted observation is.
+        keys: of a Dict, the entries that are used, in order; None where it is no Dict.
+        entries: those entries, or the one that there is.
+        space: what one converted observation is: a Box, or a Dict where there is more than one
+            of ``vector``, ``image`` and ``action_mask`` (see `spaces.parts_of`).
 
     Raises:
         ConfigurationError: an unsupported space, or an unknown entry in ``observation_keys``.
     """
 
     def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any]) -> None:
-        self._keys: list[str] | None = None
+        self.keys: list[str] | None = None
         if isinstance(space, Dict):
-            self._keys = _observation_keys(spec, space)
-            boxes = [_observation_box(spec, space[key], key) for key in self._keys]
-            self.space = boxes[0] if len(boxes) == 1 else _concatenated(spec, space, boxes)
-            return
-        if spec.observation_keys is not None:
+            chosen = [Entry(spec, space[key], key) for key in _observation_keys(spec, space)]
+            self.entries = sorted(chosen, key=lambda entry: _PARTS.index(entry.part))
+            self.keys = [entry.key for entry in self.entries]
+        elif spec.observation_keys is None:
+            self.entries = [Entry(spec, space)]
+        else:
             raise ConfigurationError(
                 f"observation_keys={list(spec.observation_keys)} does not apply to {spec.id!r}, "
                 f"whose observation is {name_of(space)} and not a Dict; expected null"
             )
-        self.space = _observation_box(spec, space)
-        self._same_shape = self.space.shape == space.shape
+        self.space = _space_of(spec, self.entries)
+        sizes = [int(np.prod(entry.space.shape)) for entry in self.entries]
+        ends = np.cumsum(sizes).tolist()
+        self._slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
     def __call__(self, observation: Any, out: NDArray[Any]) -> None:
         """Write a batch to ``out``: an array [N, ...], or of a Dict space a mapping of them."""
-        if self._keys is None:
-            out[...] = observation if self._same_shape else np.reshape(observation, out.shape)
-        elif len(self._keys) == 1:
-            out[...] = np.reshape(observation[self._keys[0]], out.shape)
+        if self.keys is None:
+            self.entries[0].write(observation, out)
+        elif len(self.keys) == 1:
+            self.entries[0].write(observation[self.keys[0]], out)
         else:
-            flat = [np.reshape(observation[key], (len(out), -1)) for key in self._keys]
-            np.concatenate(flat, axis=1, out=out, casting="unsafe")
+            for key, entry, part in zip(self.keys, self.entries, self._slices, strict=True):
+                entry.write(observation[key], out[:, part])
+
+
+class Entry:
+    """An observation, or one entry of a Dict.
+
+    Images (uint8, two dimensions or more) stay as they are. All else becomes float32, as
+    ``gymnasium.spaces.flatten`` has it: Discrete and MultiDiscrete one-hot, MultiBinary 0 and 1.
+
+    Attributes:
+        key: of the entry, ``""`` where there is no Dict.
+        native: the simulator's own space.
+        space: what it becomes.
+        part: ``"vector"``, ``"image"`` or ``"action_mask"``, the name of its part of the whole.
+        one_hot: two int64 arrays of the converted size, None for numbers that are taken as they
+            are: the i-th converted number is whether number ``one_hot[0][i]`` equals
+            ``one_hot[1][i]``.
+
+    Raises:
+        ConfigurationError: an unsupported space.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, native: gymnasium.Space[Any], key: str = "") -> None:
+        self.key, self.native = key, native
+        self.one_hot: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        if isinstance(native, Discrete | MultiDiscrete):
+            self.one_hot = _one_hot(native)
+            self.space = Box(0, 1, self.one_hot[0].shape, np.float32)
+        elif isinstance(native, MultiBinary):
+            self.space = Box(0, 1, (int(np.prod(native.shape)),), np.float32)
+        elif isinstance(native, Box):
+            is_image = native.dtype == np.uint8 and len(native.shape) >= 2
+            self.space = native if is_image else _float_box(native, native.shape or (1,))
+        else:
+            raise ConfigurationError(
+                f"environment {spec.id!r} observes {' '.join(str(native).split())}"
+                f"{f' as {key!r}' if key else ''}, expected a Box, Discrete, MultiDiscrete or "
+                "MultiBinary, or a Dict of these, whose entries observation_keys picks"
+            )
+        is_mask = key == "action_mask" and isinstance(native, MultiBinary | Box)
+        is_image = len(self.space.shape) >= 2 and self.space.dtype == np.uint8
+        self.part = "action_mask" if is_mask else "image" if is_image else "vector"
+
+    def write(self, observation: NDArray[Any], out: NDArray[Any]) -> None:
+        """Write a batch [N, *native.shape] to ``out`` [N, *space.shape], or [N, size]."""
+        if self.one_hot is not None:
+            columns, values = self.one_hot
+            out[...] = np.reshape(observation, (len(out), -1))[:, columns] == values
+        else:
+            same = observation.shape == out.shape
+            out[...] = observation if same else np.reshape(observation, out.shape)
 
 
 class ActionAdapter:
@@ -64,21 +122,25 @@ class ActionAdapter:
     at 0, an integer Box is a MultiDiscrete, a float Box is float32, and all have one dimension.
 
     Attributes:
+        native: the simulator's own space.
         space: the space that policies act in.
+        offset: what is added to the policy's action, None where nothing is.
+        bounds: (lowest, highest) to which actions are clipped, None where they are not.
 
     Raises:
         ConfigurationError: an unsupported space.
     """
 
     def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any], num_envs: int) -> None:
-        self._offset: NDArray[np.int64] | None = None  # our action 0 is the simulator's offset
+        self.native = space
+        self.offset: NDArray[np.int64] | None = None
         self.space: Box | Discrete | MultiDiscrete | MultiBinary
         if isinstance(space, Discrete):
             self.space = Discrete(int(space.n))
-            self._offset = np.asarray(space.start, np.int64)
+            self.offset = np.asarray(space.start, np.int64)
         elif isinstance(space, MultiDiscrete):
             self.space = MultiDiscrete(space.nvec.ravel())
-            self._offset = space.start.astype(np.int64).ravel()
+            self.offset = space.start.astype(np.int64).ravel()
         elif isinstance(space, MultiBinary):
             self.space = MultiBinary(int(np.prod(space.shape)))
         elif isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
@@ -86,7 +148,7 @@ class ActionAdapter:
         elif isinstance(space, Box) and np.issubdtype(space.dtype, np.integer):
             low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
             self.space = MultiDiscrete(high - low + 1)
-            self._offset = low
+            self.offset = low
         else:
             raise ConfigurationError(
                 f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
@@ -97,7 +159,7 @@ class ActionAdapter:
         self._shape = (num_envs, *(self.space.shape or ()))
         self._kinds = "f" if box else "iub" if isinstance(self.space, MultiBinary) else "iu"
         self._counts = None if isinstance(self.space, Box) else _counts(self.space)
-        self._bounds = (box.low, box.high) if box and spec.clip_actions else None
+        self.bounds = (box.low, box.high) if box and spec.clip_actions else None
         self._native_shape = (num_envs, *(space.shape or ()))
         self._native_dtype = space.dtype
 
@@ -115,10 +177,10 @@ class ActionAdapter:
         good = self._good(action)
         if not good.all():
             raise self._out_of_range(action, good)
-        if self._bounds is not None:
-            action = np.clip(action, *self._bounds)
-        if self._offset is not None:
-            action = action + self._offset
+        if self.bounds is not None:
+            action = np.clip(action, *self.bounds)
+        if self.offset is not None:
+            action = action + self.offset
         # A copy always: an environment may keep or change the array that it is given.
         native = action.astype(self._native_dtype)
         return native if self._native_shape == self._shape else native.reshape(self._native_shape)
@@ -179,30 +241,40 @@ def _observation_keys(spec: EnvironmentSpec, space: Dict) -> list[str]:
     return list(keys)
 
 
-def _observation_box(spec: EnvironmentSpec, space: gymnasium.Space[Any], key: str = "") -> Box:
-    """Return the Box of one observation, or of entry ``key`` of a Dict, after conversion."""
-    if not isinstance(space, Box):
+def _one_hot(space: Discrete | MultiDiscrete) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tables of `Entry.one_hot`."""
+    counts = np.atleast_1d(space.n if isinstance(space, Discrete) else space.nvec.ravel())
+    starts = np.broadcast_to(np.ravel(space.start), counts.shape)
+    values = [np.arange(first, first + n) for first, n in zip(starts, counts, strict=True)]
+    return np.repeat(np.arange(len(counts)), counts), np.concatenate(values).astype(np.int64)
+
+
+def _space_of(spec: EnvironmentSpec, entries: Sequence[Entry]) -> Box | Dict:
+    """Return the space of several entries, those of each part behind one another."""
+    if len(entries) == 1:
+        return entries[0].space
+    parts: dict[str, list[Entry]] = {}
+    for entry in entries:
+        parts.setdefault(entry.part, []).append(entry)
+    if len(parts.get("image", [])) > 1:
+        images = [entry.key for entry in parts["image"]]
         raise ConfigurationError(
-            f"environment {spec.id!r} observes {' '.join(str(space).split())}"
-            f"{f' as {key!r}' if key else ''}, expected a Box or a Dict of Box vectors (of a Dict, "
-            "observation_keys picks the entries to use; Discrete observations are not supported "
-            "yet)"
+            f"environment {spec.id!r} observes the images {' and '.join(images)}, expected one; "
+            "env.observation_keys picks the entries to use"
         )
-    if space.dtype == np.uint8 and len(space.shape) >= 2:
-        return space
-    return _float_box(space, space.shape or (1,))
+    boxes = [(part, _concatenated(its_entries)) for part, its_entries in parts.items()]
+    return boxes[0][1] if len(boxes) == 1 else Dict(boxes)
 
 
-def _concatenated(spec: EnvironmentSpec, space: Dict, boxes: Sequence[Box]) -> Box:
+def _concatenated(entries: Sequence[Entry]) -> Box:
     """Return the Box of several vectors behind one another."""
-    if any(len(box.shape) > 1 for box in boxes):
-        shapes = {key: getattr(entry, "shape", None) for key, entry in space.spaces.items()}
-        raise ConfigurationError(
-            f"environment {spec.id!r} observes a Dict of shapes {shapes}, expected vectors only; "
-            "observation_keys picks the entries to use, of which one alone may be an image"
-        )
-    low, high = ([getattr(box, bound) for box in boxes] for bound in ("low", "high"))
-    return Box(np.concatenate(low), np.concatenate(high), dtype=np.float32)
+    if len(entries) == 1 and entries[0].part == "image":
+        return entries[0].space
+    low, high = (
+        np.concatenate([getattr(entry.space, bound).ravel() for entry in entries])
+        for bound in ("low", "high")
+    )
+    return Box(low, high, dtype=np.float32)
 
 
 def _float_box(space: Box, shape: tuple[int, ...]) -> Box:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium
@@ -19,6 +20,7 @@ from ppo1_lightning.errors import (
     check_integer,
     check_number,
 )
+from ppo1_lightning.spaces import row_space
 
 Backend = Literal["auto", "envpool", "gymnasium"]
 
@@ -32,8 +34,11 @@ class EnvironmentSpec:
 
     Attributes:
         id: name of the environment, such as ``"Pong-v5"`` or ``"mypackage:MyEnv-v0"``.
-        backend: ``"envpool"``, ``"gymnasium"`` or ``"auto"`` (EnvPool where it has the id).
+        backend: ``"envpool"``, ``"gymnasium"`` or ``"auto"`` (EnvPool where it has the id and
+            there are no wrappers).
         options: further arguments of the simulator's own constructor.
+        wrappers: of Gymnasium's environments, the innermost first: functions from an environment
+            to a wrapped one, such as ``partial(FrameStackObservation, stack_size=4)``.
         reward_scale: factor on the rewards that are learned from; reported returns are unscaled.
         clip_actions: clip Box actions to the space's bounds before the simulator sees them; the
             stored action stays unclipped.
@@ -47,6 +52,7 @@ class EnvironmentSpec:
     id: str
     backend: Backend = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]] = ()
     reward_scale: float = 1.0
     clip_actions: bool = False
     observation_keys: Sequence[str] | None = None
@@ -63,6 +69,7 @@ class EnvironmentSpec:
             raise ConfigurationError(
                 f"env.options={self.options!r} is not a mapping from names to values"
             )
+        _check_wrappers(self.wrappers, self.backend)
         check_number("env.reward_scale", self.reward_scale, above=0)
         check_flag("env.clip_actions", self.clip_actions)
         keys = self.observation_keys
@@ -71,6 +78,20 @@ class EnvironmentSpec:
         if self.num_threads is not None:
             check_integer("env.num_threads", self.num_threads, at_least=1)
         check_flag("env.pin_threads", self.pin_threads)
+
+
+def _check_wrappers(wrappers: object, backend: Backend) -> None:
+    if not isinstance(wrappers, Sequence) or not all(map(callable, wrappers)):
+        raise ConfigurationError(
+            f"env.wrappers={wrappers!r} is not a list of functions from an environment to a "
+            "wrapped one, expected [{_target_: gymnasium.wrappers.FrameStackObservation, "
+            "_partial_: true, stack_size: 4}] or its like"
+        )
+    if wrappers and backend == "envpool":
+        raise ConfigurationError(
+            "env.wrappers cannot wrap EnvPool's environments, expected env.backend=gymnasium, or "
+            "EnvPool's own env.options (of Atari stack_num, img_height, ...)"
+        )
 
 
 RawStep = Sequence[NDArray[Any]]
@@ -100,14 +121,21 @@ class Simulator(ABC):
 
     Attributes:
         num_envs: N.
-        observation_space: of one environment, after float32 conversion and flattening.
+        observation_space: of one environment: an image of uint8 or a vector of float32, Discrete
+            ones being one-hot and those of a Dict flattened; or a Dict with more than one of
+            ``vector``, ``image`` and ``action_mask``, see `spaces.parts_of`.
         action_space: of one environment: Box (float32), Discrete, MultiDiscrete or MultiBinary,
             of one dimension and, where discrete, from 0.
     """
 
     num_envs: int
-    observation_space: gymnasium.spaces.Box
+    observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
+
+    @cached_property
+    def row_space(self) -> gymnasium.spaces.Box:
+        """What one observation is as an array."""
+        return row_space(self.observation_space)
 
     @abstractmethod
     def reset(self) -> NDArray[Any]:
@@ -156,7 +184,7 @@ class Simulator(ABC):
             SimulationError: a reward or an observation that is not finite.
             RuntimeError: not reset yet, or closed.
         """
-        space = self.observation_space
+        space = self.row_space
         observations = np.empty((1, self.num_envs, *space.shape), space.dtype)
         settled = self.settle([self.advance(np.asarray(action), observations[0])], observations)
         return Step(*(field[0] for field in settled))

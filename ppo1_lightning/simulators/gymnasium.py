@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -112,9 +112,8 @@ class GymnasiumSimulator(VectorSimulator):
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             cls.check_names(spec, options, parameters.keys() | _MAKE_ARGUMENTS)
         # Gymnasium's checker looks at every step; what matters is checked here for all at once.
-        return partial(
-            gymnasium.make, spec.id, **{"disable_env_checker": True, **options}
-        ), _VECTOR_ENVS[mode]
+        arguments = {"disable_env_checker": True, **options}
+        return partial(_make, spec.id, spec.wrappers, **arguments), _VECTOR_ENVS[mode]
 
     @classmethod
     def _parameters(cls, spec: EnvironmentSpec) -> dict[str, inspect.Parameter]:
@@ -130,3 +129,15 @@ class GymnasiumSimulator(VectorSimulator):
         except Exception as error:  # such as a package that is not installed
             raise cls.refused(spec, error) from error
         return dict(inspect.signature(creator).parameters)
+
+
+def _make(
+    env_id: str, wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]], **arguments: Any
+) -> gymnasium.Env:
+    """Return a wrapped environment."""
+    env = gymnasium.make(env_id, **arguments)
+    for wrap in wrappers:
+        env = wrap(env)
+        if not isinstance(env, gymnasium.Env):
+            raise TypeError(f"the wrapper {wrap} returned {env!r}, expected an environment")
+    return env

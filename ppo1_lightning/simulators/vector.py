@@ -105,9 +105,7 @@ class VectorSimulator(Simulator):
         """Tell what the fields that `_step` returned mean, ``[T, N]`` each."""
 
     def reset(self) -> NDArray[Any]:
-        observation = np.empty(
-            (self.num_envs, *self.observation_space.shape), self.observation_space.dtype
-        )
+        observation = np.empty((self.num_envs, *self.row_space.shape), self.row_space.dtype)
         self._observations(self._reset(), observation)
         self._ended = np.zeros(self.num_envs, np.bool_)
         self.check_observations(observation[None])

@@ -87,8 +87,12 @@ def test_uint8_images_are_divided_by_255_and_flattened_height_width_channels():
     h = np.maximum(_affine(h.reshape(2, -1), dense), 0)
 
     parameters, values, _ = policy(batch, None)
-    np.testing.assert_allclose(parameters.detach(), _affine(h, policy.action_head), rtol=1e-4)
-    np.testing.assert_allclose(values.detach(), _affine(h, policy.value_head)[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(
+        parameters.detach(), _affine(h, policy.action_head), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        values.detach(), _affine(h, policy.value_head)[:, 0], rtol=1e-4, atol=1e-6
+    )
 
 
 def _affine(x: Any, layer: nn.Linear) -> Any:
@@ -157,3 +161,37 @@ def test_errors_are_one_line(space: Space[Any], options: dict[str, Any], message
     with pytest.raises(ConfigurationError, match=message) as error:
         CnnPolicy(space, ACTIONS, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_vector_joins_what_the_convolutions_make_of_the_image():
+    space = spaces.Dict(
+        [("vector", spaces.Box(-1, 1, (3,))), ("image", spaces.Box(0, 255, (40, 48, 3), np.uint8))]
+    )
+    both = CnnPolicy(space, ACTIONS, shared_trunk=False)
+    alone = CnnPolicy(space["image"], ACTIONS, shared_trunk=False)
+    assert both.observation_normalizer is not None
+    weights = both.state_dict()
+    for name in ("trunk", "value_trunk"):
+        weight = weights[f"{name}.linear.weight"]
+        assert weight.shape[1] == 3 + alone.state_dict()[f"{name}.linear.weight"].shape[1]
+        weight[:, -3:] = 0  # the vector's, which comes last
+    both.load_state_dict(weights)
+    image, vector = images(50, 40, 48, 3), torch.randn(50, 3)
+    rows = torch.cat([vector, image.flatten(1).float()], 1)
+    kept = {k: v for k, v in weights.items() if not k.startswith("observation_normalizer")}
+    for name in ("trunk", "value_trunk"):
+        kept[f"{name}.linear.weight"] = kept[f"{name}.linear.weight"][:, :-3]
+    alone.load_state_dict(kept)
+    torch.testing.assert_close(both(rows)[:2], alone(image)[:2])
+    # the statistics are those of the vector alone
+    both.observation_normalizer.update(rows)
+    scores = (vector - vector.mean(0)) / vector.std(0, correction=0)
+    torch.testing.assert_close(both.preprocess(rows)[1], scores, atol=0.05, rtol=0)
+
+
+def test_a_vector_alone_is_no_image():
+    space = spaces.Dict(
+        [("vector", spaces.Box(-1, 1, (3,))), ("action_mask", spaces.Box(0, 1, (6,)))]
+    )
+    with pytest.raises(ConfigurationError, match="vectors need policy=mlp"):
+        CnnPolicy(space, ACTIONS)

@@ -11,6 +11,7 @@ from gymnasium import Space, spaces
 from torch import nn
 
 from ppo1_lightning import ConfigurationError, MlpPolicy
+from ppo1_lightning.spaces import distribution_for
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (11,), np.float32)
 BOX = spaces.Box(-1, 1, (3,))
@@ -135,3 +136,62 @@ def test_errors_are_one_line(space: Space[Any], options: dict[str, Any], message
     with pytest.raises(ConfigurationError, match=message) as error:
         MlpPolicy(space, BOX, **options)
     assert "\n" not in str(error.value)
+
+
+MASKED = spaces.Dict([("vector", OBSERVATIONS), ("action_mask", spaces.Box(0, 1, (5,)))])
+
+
+def masked_rows(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows of `MASKED` and what they allow, at least one choice each."""
+    stream = torch.Generator().manual_seed(0)
+    mask = torch.rand(count, 5, generator=stream) < 0.5
+    mask[torch.arange(count), torch.randint(5, (count,), generator=stream)] = True
+    return torch.cat([torch.randn(count, 11, generator=stream), mask.float()], 1), mask
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_masked_choices_are_those_of_the_allowed_ones_alone(normalize: bool):
+    """As torch's own distribution over the allowed ones has it, renormalised."""
+    policy = MlpPolicy(MASKED, spaces.Discrete(5), normalize_observations=normalize)
+    plain = MlpPolicy(OBSERVATIONS, spaces.Discrete(5), normalize_observations=normalize)
+    with torch.no_grad():
+        policy.action_head.weight.mul_(100)
+    rows, mask = masked_rows(200)
+    if policy.observation_normalizer is not None:
+        policy.observation_normalizer.update(rows)
+    plain.load_state_dict(policy.state_dict())
+    parameters, values, _ = policy(rows)
+    logits, plain_values, _ = plain(rows[:, :11])
+    torch.testing.assert_close(values, plain_values)
+    ours = distribution_for(spaces.Discrete(5))
+    actions = ours.sample(parameters, ours.noise(200))
+    modes = ours.mode(parameters)
+    entropies, log_probs = ours.entropy(parameters), ours.log_prob(parameters, actions)
+    kl = ours.kl(parameters, 0.5 * parameters.where(mask, 2 * parameters))
+    for i in range(200):
+        allowed = mask[i].nonzero().flatten()
+        reference = torch.distributions.Categorical(logits=logits[i, allowed])
+        halved = torch.distributions.Categorical(logits=0.5 * logits[i, allowed])
+        assert mask[i, actions[i]]
+        assert modes[i] == allowed[logits[i, allowed].argmax()]
+        chosen = (allowed == actions[i]).nonzero().squeeze()
+        torch.testing.assert_close(log_probs[i], reference.log_prob(chosen), atol=1e-5, rtol=0)
+        torch.testing.assert_close(entropies[i], reference.entropy(), atol=1e-5, rtol=0)
+        expected = torch.distributions.kl_divergence(reference, halved)
+        torch.testing.assert_close(kl[i], expected, atol=1e-5, rtol=0)
+
+
+def test_where_nothing_is_allowed_no_number_is_lost():
+    """As in some environments after an episode's last step; the action there is not taken."""
+    policy = MlpPolicy(MASKED, spaces.Discrete(5))
+    parameters, _, _ = policy(torch.zeros(1, 16))
+    ours = distribution_for(spaces.Discrete(5))
+    assert ours.entropy(parameters).item() == pytest.approx(np.log(5))
+    ours.entropy(parameters).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
+
+
+@pytest.mark.parametrize("action_space", [BOX, spaces.Discrete(4), spaces.MultiDiscrete([2, 4])])
+def test_a_mask_that_does_not_fit_is_refused(action_space: Space[Any]):
+    with pytest.raises(ConfigurationError, match="action_mask has 5 numbers and cannot mask"):
+        MlpPolicy(MASKED, action_space)

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, flatten, unflatten
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.simulators import EnvironmentSpec, Simulator, Step, make_simulator, spaces
@@ -114,6 +114,34 @@ def test_dict_observations_are_concatenated_in_the_given_order():
     assert step.observation.shape == (2, 13)
 
 
+FLATTENED = ["FrozenLake-v1", "Taxi-v3", "FetchReach-v4", "Jumanji/CVRP-v1"]
+
+
+@pytest.mark.parametrize("env_id", FLATTENED)
+def test_discrete_and_dict_observations_are_flattened_as_gymnasium_does(env_id):
+    import envpool
+
+    simulator = make_simulator(EnvironmentSpec(env_id, "envpool"), [3, 4])
+    pool = envpool.make_gymnasium(env_id, num_envs=2, seed=[3, 4])
+    space = pool.observation_space
+    rng = np.random.default_rng(0)
+    for t in range(20):
+        if t == 0:
+            observation, native = simulator.reset(), pool.reset()[0]
+        else:
+            is_box = isinstance(simulator.action_space, Box)
+            action = (
+                rng.normal(size=(2, 4)).astype(np.float32) if is_box else rng.integers(4, size=2)
+            )
+            observation, native = simulator.step(action).observation, pool.step(action)[0]
+        rows = [
+            {k: v[i] for k, v in native.items()} if isinstance(native, dict) else native[i]
+            for i in range(2)
+        ]
+        expected = [flatten(space, row) for row in rows]
+        np.testing.assert_array_equal(observation, np.array(expected, np.float32))
+
+
 def test_float64_becomes_float32_in_values_and_spaces():
     import envpool
 
@@ -133,6 +161,7 @@ def test_float64_becomes_float32_in_values_and_spaces():
 
 def test_missing_bounds_are_infinite():
     space, _ = spaces(EnvironmentSpec("LunarLander-v3", "envpool"))
+    assert isinstance(space, Box)
     assert np.isinf(space.low).all()
     assert np.isinf(space.high).all()
     space, _ = spaces(EnvironmentSpec("CheetahRun-v1", "envpool"))
@@ -307,11 +336,6 @@ REFUSED = [
     ),
     (lambda: EnvironmentSpec("FetchReach-v4", observation_keys=[]), "is not a list of names"),
     (lambda: EnvironmentSpec("FetchReach-v4", observation_keys=["observation"] * 2), "name twice"),
-    (lambda: EnvironmentSpec("FrozenLake-v1", "envpool"), "observes Discrete(16), expected a Box"),
-    (
-        lambda: EnvironmentSpec("MiniGrid-Empty-5x5-v0"),
-        "observes Discrete(4) as 'direction', expected",
-    ),
     (lambda: EnvironmentSpec("TicTacToe-v1"), "several players"),
 ]
 
@@ -337,6 +361,22 @@ def test_an_image_may_be_picked_from_a_dict():
     observation = simulator.reset()
     assert observation.shape == (2, 7, 7, 3)
     assert observation.dtype == np.uint8
+
+
+def test_an_image_and_numbers_share_a_row():
+    import envpool
+
+    env_id, keys = "MiniGrid-Empty-5x5-v0", ["image", "direction"]
+    simulator = make_simulator(EnvironmentSpec(env_id, observation_keys=keys), [5, 6])
+    pool = envpool.make_gymnasium(env_id, num_envs=2, seed=[5, 6])
+    for t in range(10):
+        action = np.full(2, t % 3)
+        native = pool.step(action)[0] if t else pool.reset()[0]
+        rows = simulator.step(action).observation if t else simulator.reset()
+        for i, row in enumerate(rows):
+            parts = unflatten(simulator.observation_space, row)
+            np.testing.assert_array_equal(parts["image"], native["image"][i])
+            np.testing.assert_array_equal(parts["vector"], np.eye(4)[native["direction"][i]])
 
 
 def test_envpool_is_imported_only_when_it_is_needed():

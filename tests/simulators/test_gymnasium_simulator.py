@@ -1,12 +1,26 @@
 """The Gymnasium simulator: spaces of every kind, options, and what it refuses."""
 
-from typing import cast
+from copy import deepcopy
+from functools import partial
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.envs import registration
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
+from gymnasium.spaces import (
+    Box,
+    Dict,
+    Discrete,
+    MultiBinary,
+    MultiDiscrete,
+    Text,
+    Tuple,
+    flatten,
+    flatten_space,
+    unflatten,
+)
+from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, TimeLimit
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
@@ -21,7 +35,7 @@ class Echo(gymnasium.Env):
         if breaks:
             raise ValueError("this environment\nnever starts")
         self.action_space = action or Discrete(2)
-        self.observation_space = observation or UNIT
+        self.observation_space = deepcopy(observation or UNIT)  # it has a state: its seed
         self._rewards = rewards
         self.seeds = []
 
@@ -43,10 +57,12 @@ class Echo(gymnasium.Env):
 
 @pytest.fixture(autouse=True)
 def _echo(monkeypatch):
-    make = cast(registration.EnvCreator, Echo)
-    registry = {"Echo-v0": registration.EnvSpec("Echo-v0", entry_point=make)}
-    monkeypatch.setattr(registration, "registry", gymnasium.registry | registry)
-    monkeypatch.setattr(gymnasium, "registry", gymnasium.registry | registry)
+    registry = dict(gymnasium.registry)
+    for name, environment in (("Echo-v0", Echo), ("Colours-v0", Colours)):
+        make = cast(registration.EnvCreator, environment)
+        registry[name] = registration.EnvSpec(name, entry_point=make)
+    monkeypatch.setattr(registration, "registry", registry)
+    monkeypatch.setattr(gymnasium, "registry", registry)
 
 
 def echo(num_envs=2, clip_actions=False, observation_keys=None, **options):
@@ -145,6 +161,12 @@ OBSERVATION_SPACES = [
     (Dict(b=UNIT, a=Box(0, 1, ())), ["b"], Box(-1, 1, (2,), np.float32)),
     (Dict(b=UNIT, text=Text(4)), ["b"], Box(-1, 1, (2,), np.float32)),
     (Dict(image=Box(0, 255, (2, 2), np.uint8)), None, Box(0, 255, (2, 2), np.uint8)),
+    (
+        Dict(image=Box(0, 255, (2, 2), np.uint8), b=UNIT),
+        ["image"],
+        Box(0, 255, (2, 2), np.uint8),
+    ),
+    (Discrete(3), None, Box(0, 1, (3,), np.float32)),
 ]
 
 
@@ -160,13 +182,82 @@ def test_observations_become_one_array(native, keys, ours):
         assert all(ours.contains(row) for row in observation)
 
 
+FLAT = [
+    Discrete(4),
+    Discrete(3, start=-1),
+    MultiDiscrete([3, 2, 4]),
+    MultiDiscrete([3, 2], start=[5, -2]),
+    MultiDiscrete(np.array([[2, 3], [4, 1]])),
+    MultiBinary(4),
+    MultiBinary((2, 3)),
+    Dict(
+        a=UNIT, n=Discrete(3), m=MultiDiscrete([2, 3]), grid=Box(-1, 1, (2, 2)), bits=MultiBinary(2)
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("native", "mode"), [*((space, "sync") for space in FLAT), (FLAT[-1], "async")], ids=str
+)
+def test_discrete_observations_are_flattened_as_gymnasium_does(native, mode):
+    simulator = echo(observation=native, vectorization_mode=mode, num_envs=3)
+    flat = flatten_space(native)
+    assert simulator.observation_space.shape == flat.shape
+    assert simulator.observation_space.dtype == np.float32
+    references = [deepcopy(native) for _ in range(3)]
+    for seed, reference in enumerate(references):
+        reference.seed(seed)
+    for t in range(20):
+        observation = simulator.step(np.zeros(3, np.int64)).observation if t else simulator.reset()
+        expected = [flatten(reference, reference.sample()) for reference in references]
+        np.testing.assert_allclose(observation, np.array(expected), rtol=1e-6)
+    simulator.close()
+
+
+IMAGE = Box(0, 255, (4, 3, 2), np.uint8)
+SEVERAL = Dict(action_mask=MultiBinary((2, 1)), a=UNIT, image=IMAGE, n=Discrete(3, start=1))
+
+
+def test_images_vectors_and_masks_are_the_parts_of_a_row():
+    """Gymnasium itself takes the rows apart again."""
+    simulator = echo(observation=SEVERAL, num_envs=3)
+    space = simulator.observation_space
+    assert isinstance(space, Dict)
+    assert {name: part.shape for name, part in space.items()} == {
+        "vector": (5,),
+        "image": (4, 3, 2),
+        "action_mask": (2,),
+    }
+    references = [deepcopy(SEVERAL) for _ in range(3)]
+    for seed, reference in enumerate(references):
+        reference.seed(seed)
+    for t in range(5):
+        rows = simulator.step(np.zeros(3, np.int64)).observation if t else simulator.reset()
+        assert (rows.dtype, rows.shape) == (np.float32, (3, 5 + 24 + 2))
+        for row, reference in zip(rows, references, strict=True):
+            native, parts = reference.sample(), unflatten(space, row)
+            np.testing.assert_array_equal(parts["image"], native["image"])
+            np.testing.assert_array_equal(parts["action_mask"], native["action_mask"].ravel())
+            vector = [*native["a"], *np.eye(3)[native["n"] - 1]]
+            np.testing.assert_allclose(parts["vector"], vector, rtol=1e-6)
+
+
+def test_parts_that_are_left_out_leave_a_plain_array():
+    image = echo(observation=SEVERAL, observation_keys=["image"])
+    vector = echo(observation=SEVERAL, observation_keys=["n", "a"])
+    assert image.observation_space == IMAGE
+    expected = Box(np.array([0, 0, 0, -1, -1], np.float32), np.ones(5, np.float32))
+    assert vector.observation_space == expected
+
+
 UNSUPPORTED = [
-    ({"observation": Discrete(4)}, "observes Discrete(4), expected a Box"),
-    ({"observation": MultiBinary(4)}, "observes MultiBinary(4), expected a Box"),
     ({"observation": Tuple((UNIT, UNIT))}, "observes Tuple("),
     ({"observation": Text(5)}, "observes Text("),
-    ({"observation": Dict(a=UNIT, n=Discrete(3))}, "observes Discrete(3) as 'n', expected"),
-    ({"observation": Dict(a=UNIT, n=Box(0, 1, (2, 2)))}, "expected vectors only"),
+    ({"observation": Dict(a=UNIT, t=Text(3))}, "observes Text(1, 3, charset="),
+    (
+        {"observation": Dict(i=IMAGE, j=IMAGE, v=UNIT)},
+        "observes the images i and j, expected one; env.observation_keys picks",
+    ),
     ({"observation": Dict(a=Dict(b=UNIT))}, "observes Dict("),
     ({"action": Text(5)}, "action space Text("),
     ({"action": Tuple((Discrete(2), Discrete(2)))}, "expected a Box, Discrete, MultiDiscrete or"),
@@ -257,3 +348,71 @@ def test_a_later_step_changes_no_earlier_array():
         simulator.step(np.array([1, 0]))
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+class Colours(Echo):
+    """Its pictures: every pixel of frame t of an episode is 10 t + 1, its three colours equal."""
+
+    def __init__(self, length=5):
+        super().__init__(observation=Box(0, 255, (6, 4, 3), np.uint8))
+        self._length = length
+
+    def _picture(self):
+        return np.full((6, 4, 3), 10 * self.t + 1, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        _, info = super().reset(seed=seed)
+        return self._picture(), info
+
+    def step(self, action) -> Any:
+        super().step(action)
+        return self._picture(), 1.0, False, self.t == self._length, {}
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_frames_are_stacked_by_gymnasium_s_own_wrappers(mode):
+    """And a new episode does not see the frames of the one before."""
+    grey, stack = GrayscaleObservation, partial(FrameStackObservation, stack_size=3)
+    spec = EnvironmentSpec(
+        "Colours-v0", options={"vectorization_mode": mode}, wrappers=[grey, stack]
+    )
+    simulator = make_simulator(spec, [0, 1])
+    assert spaces(spec) == (simulator.observation_space, Discrete(2))
+    assert simulator.observation_space == Box(0, 255, (3, 6, 4), np.uint8)
+    # without padding by zeros a first frame counts as its own past; the sixth row is a reset
+    frames = [[1, 1, 1], [1, 1, 11], [1, 11, 21], [11, 21, 31], [21, 31, 41], [31, 41, 51]]
+    for t, expected in enumerate([*frames, frames[0], frames[1]]):
+        step = simulator.step(np.zeros(2, np.int64)) if t else None
+        observation = step.observation if step else simulator.reset()
+        assert observation.dtype == np.uint8
+        np.testing.assert_array_equal(
+            observation, np.broadcast_to(np.reshape(expected, (3, 1, 1)), (2, 3, 6, 4))
+        )
+        assert step is None or step.valid.all() == (t != 6)
+    simulator.close()
+
+
+BAD_WRAPPERS = [
+    ({"wrappers": [{"stack_size": 4}]}, "is not a list of functions from an environment"),
+    ({"wrappers": "FrameStackObservation"}, "is not a list of functions from an environment"),
+    ({"wrappers": [lambda env: None]}, "returned None, expected an environment"),
+    ({"wrappers": [FrameStackObservation]}, "missing 1 required positional argument: 'stack_size'"),
+    ({"wrappers": [GrayscaleObservation], "backend": "envpool"}, "expected env.backend=gymnasium"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_WRAPPERS)
+def test_bad_wrappers_are_refused_in_one_line(arguments, message):
+    with pytest.raises(ConfigurationError) as caught:
+        spaces(EnvironmentSpec("Echo-v0", **arguments))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrappers_choose_gymnasium():
+    wrapped = EnvironmentSpec("CartPole-v1", wrappers=[partial(TimeLimit, max_episode_steps=2)])
+    simulator = make_simulator(wrapped, [0])
+    assert type(simulator).__name__ == "GymnasiumSimulator"
+    simulator.reset()
+    flags = [bool(simulator.step(np.zeros(1, np.int64)).truncated[0]) for _ in range(6)]
+    assert flags == [False, True, False, False, True, False]
