@@ -471,6 +471,8 @@ def test_a_tensor_that_is_no_buffer_is_not_frozen(caplog: pytest.LogCaptureFixtu
 class Expanded(Linear):
     """A policy with a buffer that repeats one number."""
 
+    scale: Tensor
+
     def __init__(self, *spaces: Any) -> None:
         super().__init__(*spaces)
         self.register_buffer("scale", torch.full((1,), 0.5).expand(6))
