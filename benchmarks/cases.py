@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 CASES: dict[str, list[str]] = {
-    "halfcheetah_8x256": ["env=halfcheetah", "num_envs=8", "num_steps=256", "num_workers=1"],
-    "halfcheetah_1x2048": ["env=halfcheetah"],
+    "halfcheetah_8x256": ["env=halfcheetah"],
+    "halfcheetah_1x2048": ["env=halfcheetah", "algo=ppo1_mujoco"],
     "cartpole": [
         "env=cartpole",
         "num_envs=8",

@@ -25,7 +25,7 @@ CLASSIC = ["envpool", "gymnasium", "cartpole", "acrobot", "mountaincar", "pendul
 CLASSIC += ["bipedalwalker"]
 PRESETS = (
     dict.fromkeys(ATARI, "paper_atari")
-    | dict.fromkeys(MUJOCO, "ppo1_mujoco")
+    | dict.fromkeys(MUJOCO, "ppo1_mujoco_vectorized")
     | dict.fromkeys(CLASSIC, "classic")
     | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
 )
