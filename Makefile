@@ -7,21 +7,25 @@ PIP := $(BIN)/python -m pip install --constraint constraints.txt
 # A file's tests stay together: they share what is expensive to make.
 WORKERS := --numprocesses 2 --dist loadfile
 
-.PHONY: train test test-all lint bench bench-check clean
+.PHONY: train test test-all lint docs bench bench-check clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m ppo1_lightning $(ARGS)
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
-test-all: lint
+test-all: lint docs
 	$(BIN)/python -m pytest $(WORKERS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# site/index.html; a broken link is an error
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Side by side with Stable-Baselines3 and SheepRL; one case: make bench ARGS=cartpole
 bench: ARGS =
@@ -33,7 +37,7 @@ bench-check: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.check
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache
 
 # The last line of each recipe marks its install as finished: without the mark it starts afresh.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -44,5 +48,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	rm -f $@
-	$(PIP) --editable ".[dev,sweep,video,play,export,report,wandb,mlflow,comet]"
+	$(PIP) --editable ".[dev,docs,sweep,video,play,export,report,wandb,mlflow,comet]"
 	touch $@
