@@ -182,7 +182,7 @@ class KeepRuns(Callback):
         try:
             resume.check(config)
             run, folder = config.get("run"), Path(config.hydra.run.dir)
-            if run is not None and folder.absolute() != Path(run).absolute():
+            if run is not None and folder.absolute() != Path(str(run)).absolute():
                 raise ConfigurationError(
                     f"run={run} and hydra.run.dir={folder} are two folders, expected one of them"
                 )

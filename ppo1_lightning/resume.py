@@ -27,7 +27,7 @@ def check(config: DictConfig) -> None:
     """Raise `ConfigurationError` where ``config`` asks for two starts at once, or for none."""
     check_choice("resume", config.get("resume"), (None, "auto"))
     run = config.get("run")
-    if run is not None and not Path(run).is_dir():
+    if run is not None and not Path(str(run)).is_dir():
         raise ConfigurationError(f"run={run} is not a folder, expected that of a run to continue")
     for own, other in (
         ("ckpt_path", "resume"),

@@ -124,7 +124,8 @@ class CometLogger(LightningCometLogger):
         **options: of Lightning's logger: ``project``, ``workspace``, ``name``, ``online``...
 
     Raises:
-        ConfigurationError: the package is missing.
+        ConfigurationError: the package is missing or, with the first row, the service is out of
+            reach.
     """
 
     _is_made = False
@@ -144,7 +145,13 @@ class CometLogger(LightningCometLogger):
         """Create it with the first row, not with the logger: its process may only launch others."""
         if self._is_made:
             self._folder.joinpath("comet").mkdir(parents=True, exist_ok=True)
-            super()._create_experiment()
+            try:
+                super()._create_experiment()
+            except OSError as error:  # whatever keeps its service out of reach
+                raise ConfigurationError(
+                    f"logger.comet: {one_line(error)[:200]}; without the service: "
+                    "logger.comet.online=false"
+                ) from error
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace) -> None:  # type: ignore[override]

@@ -92,7 +92,7 @@ def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None)
 
 def _folder_of_run(run: str | Path | None, ckpt_path: str | Path | None) -> Path:
     if run is not None:
-        folder = Path(run)
+        folder = Path(str(run))
         if not folder.is_dir():
             raise ConfigurationError(f"run={run} is not a folder, expected that of a run")
         if not (folder / CONFIG).is_file():

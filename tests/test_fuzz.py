@@ -144,6 +144,7 @@ def find_problems(worker: Worker, max_examples: int, derandomize: bool) -> dict[
     @example([*TINY, "env=cartpole", "num_envs=1", "trainer.devices=2"])
     @example([*TINY, "env=cartpole", "trainer.devices=2", "algo.clip_coef=x"])
     @example([*TINY, "env=cartpole", "trainer.devices=7"])
+    @example([*TINY, "env=cartpole", "run=64"])
     @example([*TINY, "env=cartpole", "hydra.verbose=x"])
     @example([*TINY, "env=cartpole", "hydra.job.chdir=7"])
     @example([*TINY, "env=cartpole", "hydra.run.dir=null"])
