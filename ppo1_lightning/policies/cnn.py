@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.normalization import ObservationNormalizer
 from ppo1_lightning.policies.base import ActorCritic
-from ppo1_lightning.policies.initialization import convolution, linear
+from ppo1_lightning.policies.initialization import convolution, linear, orthogonal
 from ppo1_lightning.spaces import name_of, parts_of
 
 
@@ -52,9 +52,10 @@ class CnnPolicy(ActorCritic):
         size: ``"small"`` (A3C), ``"large"`` (Nature DQN) or ``"tiny"``.
         shared_trunk: one trunk for action and value; False with size ``"tiny"`` is the original's
             ``nosharing_cnn_policy``.
+        initialization: of the trunks: ``"original"`` or, as in ppo2, ``"orthogonal"``.
 
     Raises:
-        ConfigurationError: a space or size that does not fit.
+        ConfigurationError: a space, size or initialization that does not fit.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class CnnPolicy(ActorCritic):
         *,
         size: str = "small",
         shared_trunk: bool = True,
+        initialization: str = "original",
     ) -> None:
         parts = parts_of(observation_space)
         image = parts.get("image")
@@ -73,6 +75,7 @@ class CnnPolicy(ActorCritic):
                 "expected images [channels, height, width]; vectors need policy=mlp"
             )
         check_choice("policy.size", size, ARCHITECTURES)
+        check_choice("policy.initialization", initialization, ("original", "orthogonal"))
         shape, vector = image.space.shape, parts.get("vector")
         architecture = ARCHITECTURES[size]
         channels_last = shape[-1] < shape[0]
@@ -90,7 +93,12 @@ class CnnPolicy(ActorCritic):
         )
         self.image = image
         self.channels_last = channels_last
+        # without the initialization, which says nothing about weights that are loaded
         self.arguments = {"size": size, "shared_trunk": shared_trunk}
+        if initialization == "orthogonal":
+            for trunk in (self.trunk, self.value_trunk):
+                if trunk is not None:
+                    orthogonal(trunk)
 
     def preprocess(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return images as float32 ``[B, C, H, W]``, stored with channels last, and vectors."""

@@ -1,7 +1,8 @@
-"""The original's initialisation."""
+"""How weights start: as in the original, or orthogonal as in ppo2."""
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -25,3 +26,15 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -
     nn.init.xavier_uniform_(layer.weight)
     cast(Tensor, layer.bias).zero_()
     return layer
+
+
+def orthogonal(trunk: nn.Module) -> None:
+    """Start the layers of ``trunk`` anew: orthogonal weights times √2, bias 0.
+
+    As baselines' ``a2c/utils.py`` (``ortho_init``) does for ppo2. Features are several times larger
+    than with the original's weights.
+    """
+    for layer in trunk.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.zeros_(cast(Tensor, layer.bias))

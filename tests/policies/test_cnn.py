@@ -59,6 +59,23 @@ def test_initialisation():
         assert (module.bias == 0).all()  # type: ignore[union-attr, operator]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_orthogonal_initialisation(shared: bool):
+    """Rows of each layer of the trunks are orthogonal, of norm √2; the heads stay as they are."""
+    policy = CnnPolicy(FRAMES, ACTIONS, shared_trunk=shared, initialization="orthogonal")
+    layers = [m for m in policy.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == (5 if shared else 8)
+    for layer in layers:
+        rows = layer.weight.flatten(1)
+        norm = {6: None, 1: 1.0}.get(len(rows), math.sqrt(2))  # of the action head: 0.01 each
+        if norm is not None:
+            torch.testing.assert_close(rows @ rows.T, norm**2 * torch.eye(len(rows)))
+        assert layer.bias is not None
+        assert (layer.bias == 0).all()
+    with pytest.raises(ConfigurationError, match=r"policy.initialization='orth'.*'orthogonal'"):
+        CnnPolicy(FRAMES, ACTIONS, initialization="orth")
+
+
 @pytest.mark.parametrize("size", ["small", "large", "tiny"])
 def test_channels_first_and_last_give_the_same(size: str):
     first = CnnPolicy(FRAMES, ACTIONS, size=size)
