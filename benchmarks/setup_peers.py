@@ -1,4 +1,4 @@
-"""Create the peers' virtual environments: ``python -m benchmarks.setup_peers [sb3 sheeprl]``.
+"""Create the peers' virtual environments: ``python -m benchmarks.setup_peers [sb3 ...]``.
 
 They take PyTorch from PyPI, on Linux a build for CUDA of several GB; the CPU's is smaller:
 ``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu python -m benchmarks.setup_peers``
@@ -18,13 +18,18 @@ def create(peer: str) -> None:
     """Create the environment of one peer from its pinned requirements, unless it is there."""
     folder = HERE / ".venvs" / peer
     requirements = HERE / "peers" / f"requirements-{peer}.txt"
-    installed = folder / "installed.txt"  # the requirements of a finished installation
-    if installed.exists() and installed.read_text() == requirements.read_text():
+    no_deps = HERE / "peers" / f"no-deps-{peer}.txt"  # what would refuse those requirements
+    wanted = requirements.read_text() + (no_deps.read_text() if no_deps.exists() else "")
+    installed = folder / "installed.txt"  # what a finished installation holds
+    if installed.exists() and installed.read_text() == wanted:
         return
     venv.create(folder, clear=True, with_pip=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--requirement", requirements]
-    subprocess.run(pip, check=True)
-    installed.write_text(requirements.read_text())
+    pip = [folder / "bin" / "python", "-m", "pip", "install"]
+    subprocess.run([*pip, "--requirement", requirements], check=True)
+    if no_deps.exists():
+        alone = ["--no-deps", "--ignore-requires-python"]
+        subprocess.run([*pip, *alone, "--requirement", no_deps], check=True)
+    installed.write_text(wanted)
 
 
 def main() -> None:

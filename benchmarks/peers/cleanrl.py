@@ -1,0 +1,80 @@
+# pyright: reportMissingImports=false
+"""CleanRL's PPO: ``python -m benchmarks.peers.cleanrl CASE`` in its virtual environment.
+
+Its scripts as they are in its last package (1.2.0), with the sizes of the case as arguments.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+import tempfile
+from contextlib import chdir, suppress
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.utils import tensorboard
+
+from benchmarks.measure import Measurement, emit, parse_case
+
+CASES = {
+    "halfcheetah_8x256": ["ppo_continuous_action", "--num-envs=8", "--num-steps=256"],
+    "halfcheetah_1x2048": ["ppo_continuous_action"],
+    "cartpole": [
+        "ppo",
+        "--num-envs=8",
+        "--num-steps=32",
+        "--num-minibatches=1",
+        "--update-epochs=20",
+    ],
+    "atari": ["ppo_atari_envpool", "--env-id=Pong-v5", "--num-envs=8"],
+}
+"""A script and its arguments; of the defaults, only what other systems do differently."""
+
+
+class Enough(SystemExit):
+    """Ends the script."""
+
+
+def watch(measurement: Measurement) -> None:
+    """Hook into the row that a script writes at the end of an iteration."""
+
+    class Clock(tensorboard.SummaryWriter):
+        def add_scalar(self, tag: str, value: Any, global_step: int, *rest: Any) -> None:
+            super().add_scalar(tag, value, global_step, *rest)
+            if tag == "charts/SPS" and measurement.tick(global_step):
+                raise Enough
+
+    tensorboard.SummaryWriter = Clock
+
+
+def script_file(name: str) -> str:
+    """Return where a script is installed, without importing the package."""
+    spec = find_spec("cleanrl")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return f"{spec.submodule_search_locations[0]}/{name}.py"
+
+
+def main() -> None:
+    parser = parse_case(list(CASES), __doc__)
+    parser.add_argument("--threads", type=int, help="of PyTorch")
+    arguments = parser.parse_args()
+    # One thread is faster for the MLPs; the CNN keeps PyTorch's default.
+    threads = arguments.threads or (None if arguments.case == "atari" else 1)
+    if threads:
+        torch.set_num_threads(threads)
+    measurement = Measurement(arguments.seconds)
+    watch(measurement)
+    script, *options = CASES[arguments.case]
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), suppress(Enough):
+        sys.argv[1:] = [*options, "--cuda=false", "--total-timesteps=1000000000"]
+        runpy.run_path(script_file(script), run_name="__main__")
+    versions = {name: metadata.version(name) for name in ("torch", "cleanrl")}
+    emit(measurement.result(torch_threads=torch.get_num_threads(), versions=versions))
+
+
+if __name__ == "__main__":
+    main()
