@@ -50,12 +50,10 @@ def export(config: DictConfig) -> None:
     """
     _check_installed()
     trained = load_run(config.run, config.ckpt_path)
-    module, steps = trained.module, trained.module.counters.env_steps
-    name = f"{trained.checkpoint_path.stem}_{steps}"
-    stem = Path(config.output) if config.output is not None else trained.folder / "exports" / name
-    policy = GreedyPolicy(module, *simulators.make_adapters(trained.environment))
+    stem = trained.output_stem(config.output, "exports", list(_WRITERS))
+    policy = GreedyPolicy(trained.module, *simulators.make_adapters(trained.environment))
     origin = {"environment": trained.environment.id, "checkpoint": trained.checkpoint_path.name}
-    paths = write(policy, stem, {**origin, "env_steps": steps})
+    paths = write(policy, stem, {**origin, "env_steps": trained.module.counters.env_steps})
     for name, space in policy.inputs.items():
         log.info("input %s: batch of %s", name, name_of(space))
     log.info("output action: batch of %s", name_of(policy.output))

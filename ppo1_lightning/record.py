@@ -6,7 +6,6 @@ Videos are drawn by the simulator, as people would see the game, not as the poli
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -16,6 +15,8 @@ from ppo1_lightning.train import few_threads
 from ppo1_lightning.trained import load_run
 
 log = logging.getLogger("ppo1_lightning")
+
+ENDINGS = ("mp4", "gif")
 
 
 def main() -> None:
@@ -44,9 +45,8 @@ def record(config: DictConfig) -> float:
         options["max_steps"] = check_integer("max_steps", config.max_steps, at_least=1)
     video.check_installed()
     trained = load_run(config.run, config.ckpt_path)
-    name = f"{trained.checkpoint_path.stem}_{trained.module.counters.env_steps}"
-    stem = Path(config.output) if config.output is not None else trained.folder / "videos" / name
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("mp4", "gif")]
+    stem = trained.output_stem(config.output, "videos", ENDINGS)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ENDINGS]
     seed = trained.module.seed if config.seed is None else config.seed
     with few_threads(type(trained.module.policy), speak=False):
         ends = video.record(trained.module, trained.environment, *paths, seed=seed, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,26 @@ class TrainedRun:
     module: PPO
     environment: EnvironmentSpec
     checkpoint_path: Path
+
+    def output_stem(self, output: str | None, folder: str, endings: Sequence[str]) -> Path:
+        """Return where to write files, without their ``endings``.
+
+        Args:
+            output: what the user asks for, with or without an ending; by default the name of the
+                checkpoint and its steps, in ``folder`` of the run.
+
+        Raises:
+            ConfigurationError: it is a folder.
+        """
+        name = f"{self.checkpoint_path.stem}_{self.module.counters.env_steps}"
+        if output is None:
+            return self.folder / folder / name
+        stem = Path(output)
+        if stem.is_dir():
+            raise ConfigurationError(
+                f"output={output} is a folder, expected the name of files: output={stem / name}"
+            )
+        return stem.with_suffix("") if stem.suffix[1:] in endings else stem
 
 
 def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None) -> TrainedRun:

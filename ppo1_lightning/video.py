@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,6 +144,9 @@ class _Writer:
         import imageio_ffmpeg
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary.write_bytes(
+            b""
+        )  # says why where it cannot be written: FFmpeg's pipe only breaks
         kind: dict[str, Any] = {"codec": "libx264", "output_params": _H264}
         if self._is_gif:
             kind = {
@@ -176,7 +179,8 @@ class _Writer:
     def abandon(self) -> None:
         if self._process is not None:
             self._process.close()
-        self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none where its folder could not be made
+            self._temporary.unlink()
 
     def _failure(self, error: OSError) -> StorageError:
         reason = error.strerror or str(error).strip().splitlines()[0]

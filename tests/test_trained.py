@@ -48,6 +48,17 @@ def test_checkpoint_finds_its_run_and_a_moved_run_its_checkpoint(run: Path, tmp_
     assert load_run(moved, alone).module.counters.env_steps > 0
 
 
+def test_outputs_are_files_of_the_run_or_as_the_user_names_them(run: Path, tmp_path: Path) -> None:
+    trained = load_run(run)
+    endings = ("mp4", "gif")
+    assert trained.output_stem(None, "videos", endings) == run / "videos" / "last_192"
+    for output in (f"{tmp_path}/seed.1", f"{tmp_path}/seed.1.gif"):
+        assert trained.output_stem(output, "videos", endings) == tmp_path / "seed.1"
+    for output in ("", ".", str(tmp_path)):
+        with pytest.raises(ConfigurationError, match=r"is a folder.* output=.*last_192$"):
+            trained.output_stem(output, "videos", endings)
+
+
 def test_what_is_no_run_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="expected run=FOLDER or ckpt_path=FILE"):
         load_run()

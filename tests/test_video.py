@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import train_tiny
 
 from ppo1_lightning import PPO, ConfigurationError, EnvironmentSpec, MlpPolicy, play, record, video
+from ppo1_lightning.errors import StorageError
 from ppo1_lightning.evaluation import Evaluation, EvaluationDataset
 from ppo1_lightning.simulators import make_simulator, spaces
 
@@ -129,6 +130,16 @@ def test_record_command(
     assert printed[2:] == [str(run / "videos" / f"last_192.{kind}") for kind in ("mp4", "gif")]
     steps = [int(line.split()[3]) for line in printed[:2]]
     assert len(read(Path(printed[2]))) == sum(steps) + 2
+
+
+def test_a_file_that_cannot_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    pictures = [np.zeros((16, 16, 3), np.uint8)]
+    with pytest.raises(StorageError, match=r"a\.mp4 could not be written \(.*xists\)"):
+        video.write_videos(pictures, tmp_path / "file" / "a.mp4")
+    (tmp_path / ".tmp_b.mp4").mkdir()
+    with pytest.raises(StorageError, match=r"b\.mp4 could not be written \(Is a directory\)"):
+        video.write_videos(pictures, tmp_path / "b.mp4")
 
 
 def test_what_cannot_be_drawn_is_told_in_one_line() -> None:

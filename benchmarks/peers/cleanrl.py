@@ -42,8 +42,9 @@ def watch(measurement: Measurement) -> None:
     """Hook into the row that a script writes at the end of an iteration."""
 
     class Clock(tensorboard.SummaryWriter):
-        def add_scalar(self, tag: str, value: Any, global_step: int, *rest: Any) -> None:
-            super().add_scalar(tag, value, global_step, *rest)
+        def add_scalar(self, *row: Any, **options: Any) -> None:
+            super().add_scalar(*row, **options)
+            tag, _, global_step = row
             if tag == "charts/SPS" and measurement.tick(global_step):
                 raise Enough
 

@@ -69,11 +69,14 @@ def make_report(folders: Sequence[Path], format: str = "", output: str = "") -> 
         output: the file; by default ``report.FORMAT`` in the folder that all ``folders`` are in.
 
     Raises:
-        ConfigurationError: there is no run, no such format, the file cannot be written, or the
-            extra ``report`` is missing.
+        ConfigurationError: there is no run, no such format, ``output`` ends in another, the file
+            cannot be written, or the extra ``report`` is missing.
     """
-    format = format or Path(output).suffix[1:] or FORMATS[0]
+    ending = Path(output).suffix[1:]
+    format = format or ending or FORMATS[0]
     check_choice("format", format, FORMATS)
+    if output and ending != format:
+        raise ConfigurationError(f"output={output} does not end in the format, expected .{format}")
     runs = find_runs(folders)
     common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
     near = common.is_relative_to(Path.cwd())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ppo1_lightning.report.runs import Run
+from ppo1_lightning.report.runs import Run, select
 
 COLOURS = 8
 """Colours of the palette."""
@@ -52,11 +52,10 @@ def environments(runs: Sequence[Run]) -> list[str]:
 def swept_keys(runs: Sequence[Run]) -> list[str]:
     """Return the keys that make the groups: overrides whose values differ between the runs.
 
-    Where no command line was saved (trials of a search), every configured value that differs.
+    Of runs without a saved command line (trials of a search), every configured value that differs.
     """
     keys = dict.fromkeys(key for run in runs for key in run.overrides)
-    if not keys:
-        keys = dict.fromkeys(differences(runs))
+    keys |= dict.fromkeys(differences([run for run in runs if not run.overrides]))
     return [key for key in keys if not _NOT_SWEPT.match(key) and _varies(runs, key)]
 
 
@@ -70,10 +69,7 @@ def value_of(run: Run, key: str) -> str:
     """Return what a run has for a key: an option of a group, or a value of the configuration."""
     if key in run.choices:
         return run.choices[key]
-    value: Any = run.config
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return plain(value)
+    return plain(select(run.config, key))
 
 
 def plain(value: Any) -> str:

@@ -116,8 +116,11 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
         is_finite=math.isfinite,
     )
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _title(runs: Sequence[Run], envs: Sequence[str]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,9 @@ _BUDGETS = {
     "total_iterations": "iteration",
     "total_seconds": "seconds",
 }
+
+
+_Container = TypeVar("_Container", dict, list)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Run:
     @property
     def env(self) -> str:
         """Id of the environment."""
-        return str((self.config.get("env") or {}).get("id", "unknown environment"))
+        return str(select(self.config, "env.id") or "unknown environment")
 
     @property
     def seed(self) -> str:
@@ -108,10 +112,10 @@ class Run:
             values = self.column(column)
             if not isinstance(budget := self.config.get(key), int | float) or not len(values):
                 continue
-            between_rows = values[-1] - (values[-2] if len(values) > 1 else 0)
-            # a run ends with the last iteration, which need not be in a row of its own
-            is_over = values[-1] + between_rows > budget
-            return 1.0 if is_over else float(values[-1] / budget)
+            # a run's last iteration always has a row; its seconds are those of training alone
+            before = values[-2] if len(values) > 1 else 0
+            slack = values[-1] - before if key == "total_seconds" else 0
+            return 1.0 if values[-1] + slack >= budget else float(values[-1] / budget)
         return float("nan")
 
 
@@ -146,16 +150,15 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 def read_run(folder: Path, name: str = "") -> Run:
     """Read one run; what its folder does not hold, or cannot be read, is left empty."""
-    hydra = _yaml(folder / ".hydra" / "hydra.yaml")
-    words = _yaml(folder / ".hydra" / "overrides.yaml")
-    overrides = [str(word).lstrip("+~").partition("=") for word in words or []]
-    choices = ((hydra or {}).get("hydra") or {}).get("runtime", {}).get("choices", {})
+    hydra = folder / ".hydra"
+    words = _yaml(hydra / "overrides.yaml", list)
+    overrides = [str(word).lstrip("+~").partition("=") for word in words]
+    choices = select(_yaml(hydra / "hydra.yaml", dict), "hydra.runtime.choices")
+    choices = choices if isinstance(choices, dict) else {}
     return Run(
         folder=folder,
         name=name or folder.name,
-        config=_yaml(folder / ".hydra" / "resolved.yaml")
-        or _yaml(folder / ".hydra/config.yaml")
-        or {},
+        config=_yaml(hydra / "resolved.yaml", dict) or _yaml(hydra / "config.yaml", dict),
         choices={str(k): str(v) for k, v in choices.items() if v is not None},
         overrides={key: value for key, _, value in overrides},
         metrics=read_metrics(folder / "csv" / "metrics.csv"),
@@ -170,9 +173,7 @@ def read_metrics(path: Path) -> dict[str, NDArray[np.float64]]:
     left out. Rows of the same step are one. What is no number is NaN; a row cut short is skipped.
     """
     rows: list[dict[str, float]] = []
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with suppress(OSError), path.open(newline="", encoding="utf-8", errors="replace") as file:
         for cells in csv.DictReader(file):
             row = {str(name): _number(cell) for name, cell in cells.items()}
             step = row.get("env_steps", np.nan)
@@ -195,17 +196,26 @@ def _number(cell: object) -> float:
         return float("nan")
 
 
-def _yaml(path: Path) -> Any:
-    """Return the content of a YAML file as plain containers, None where it cannot be read."""
+def select(config: Any, key: str) -> Any:
+    """Return the value of a dotted key, None where there is none."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def _yaml(path: Path, kind: type[_Container]) -> _Container:
+    """Return the content of a YAML file, empty where it cannot be read or is of another kind."""
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
+        content = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException):
-        return None
+        return kind()
+    return content if isinstance(content, kind) else kind()
 
 
 def _videos(folder: Path) -> tuple[Path, ...]:
     """Return the videos; a GIF beside an MP4 of the same name shows the same."""
-    files = sorted((f for f in folder.glob("*") if f.suffix in (".mp4", ".gif")), key=_in_order)
+    files = [f for f in folder.glob("*") if f.suffix in (".mp4", ".gif") and f.is_file()]
+    files.sort(key=_in_order)
     movies = {file.stem for file in files if file.suffix == ".mp4"}
     return tuple(f for f in files if f.suffix == ".mp4" or f.stem not in movies)
 

@@ -138,6 +138,15 @@ def test_runs_in_any_state_together(tmp_path: Path) -> None:
     assert "NaN" not in json.dumps(page.charts)
 
 
+def test_a_run_of_which_only_the_metrics_are_there(tmp_path: Path) -> None:
+    """As with a logger of one's own Trainer."""
+    run = write_run(tmp_path)
+    shutil.rmtree(run / ".hydra")
+    page = _Content(make(run))
+    assert page.charts
+    assert "unknown environment" in page.words
+
+
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     write_run(tmp_path / "a", env="</script><b>X-v0</b>")
     write_run(tmp_path / "b", env="</script><b>X-v0</b>", clip_coef=0.3)
@@ -179,10 +188,15 @@ def test_command_line(
     assert run("seed=1") == (0, "seed=1/report.html\n")
     assert run("seed=1", "format=svg", "output=x.svg") == (0, "x.svg\n")
     assert run("--help")[0] == 0
+    Path("folder.html").mkdir()
     for words, told in [
         (("nothing",), "error: nothing is not a folder"),
         (("seed=1", "formt=svg"), "did you mean 'format'"),
         (("seed=1", "format=gif"), "expected one of html, png, svg, pdf"),
+        (("seed=1", "format=png", "output=x.html"), "does not end in the format, expected .png"),
+        (("seed=1", "format=png", "output=x"), "does not end in the format, expected .png"),
+        (("seed=1", "output=seed=1/csv/metrics.csv"), "expected one of html, png, svg, pdf"),
+        (("seed=1", "output=folder.html"), "folder.html cannot be written (Is a directory)"),
         (("seed=1", "output=no/x.svg"), "no/x.svg cannot be written (No such file or directory)"),
         (("format=svg",), "there is no folder"),
     ]:
@@ -190,6 +204,7 @@ def test_command_line(
         assert status == 2
         assert told in text
         assert text.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"seed=1", "x.svg", "folder.html"}
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     assert run("seed=1") == (
         2,

@@ -27,13 +27,22 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     assert read_run(write_run(tmp_path, rows=5, budget=20)).share == 0.25
 
 
-def test_budget_need_not_end_with_a_row(tmp_path: Path) -> None:
-    """With log_every=10, say, the last iterations have no row of their own."""
-    assert read_run(write_run(tmp_path, rows=19, budget=20)).share == pytest.approx(0.95)
-    text = "env_steps,iteration\n1000,10\n2000,20\n"
+@pytest.mark.parametrize(
+    ("budget", "share"),
+    [
+        ("total_steps: 2000", 1),
+        ("total_steps: 1900", 1),  # the last iteration went beyond it
+        ("total_steps: 2900", 2000 / 2900),  # killed in its last iteration
+        ("total_seconds: 10.4", 1),  # the clock runs between iterations too
+        ("total_seconds: 15.1", 10 / 15.1),
+    ],
+)
+def test_a_run_ends_with_its_budget(tmp_path: Path, budget: str, share: float) -> None:
+    write_run(tmp_path)
+    text = "env_steps,iteration,steps_per_second\n1000,10,200\n2000,20,200\n"
     (tmp_path / "csv" / "metrics.csv").write_text(text)
-    (tmp_path / ".hydra" / "resolved.yaml").write_text("total_steps: 2900\n")
-    assert read_run(tmp_path).share == 1.0
+    (tmp_path / ".hydra" / "resolved.yaml").write_text(budget)
+    assert read_run(tmp_path).share == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +128,19 @@ def test_only_the_best_of_many_groups_have_a_colour(tmp_path: Path) -> None:
 
 
 def test_trials_without_a_command_line_differ_by_their_config(tmp_path: Path) -> None:
-    for file in write_sweep(tmp_path).rglob(".hydra/overrides.yaml"):
+    for file in write_sweep(tmp_path / "study").rglob(".hydra/overrides.yaml"):
         file.unlink()
     assert swept_keys(find_runs([tmp_path])) == ["algo.clip_coef"]
+    write_run(tmp_path / "with_a_command_line", clip_coef=0.1)
+    assert swept_keys(find_runs([tmp_path])) == ["algo.clip_coef"]
+
+
+@pytest.mark.parametrize("text", ["- a", "env: text", "hydra: {runtime: null}", "[", "\x00"])
+def test_files_of_any_content(tmp_path: Path, text: str) -> None:
+    run = write_run(tmp_path / "a")
+    for file in (run / ".hydra").iterdir():
+        file.write_text(text)
+    (run / "videos").mkdir()
+    (run / "videos" / "a.mp4").symlink_to("nothing")
+    (found,) = find_runs([tmp_path])
+    assert (found.env, found.videos, found.score) == ("unknown environment", (), 21)
