@@ -151,10 +151,12 @@ def _tell_what_next(folder: Path, config: DictConfig) -> None:
         return
     near = Path.cwd() in folder.absolute().parents
     place = shlex.quote(os.path.relpath(folder) if near else str(folder))
+    report = f"; .report {place}" if (folder / "csv" / "metrics.csv").is_file() else ""
     log.info(
         "everything is in %s; next: python -m ppo1_lightning.evaluate run=%s "
-        "(or .record, .play run=%s; .report %s)",
-        *[place] * 4,
+        "(or .record, .play run=%s%s)",
+        *[place] * 3,
+        report,
     )
 
 

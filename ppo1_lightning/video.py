@@ -238,10 +238,10 @@ def record(
     last: dict[int, Frame] = {}
 
     def pictures() -> Iterator[Picture]:
-        for count, frame in enumerate(frames):
+        for frame in frames:
             last[frame.episode] = frame
             yield with_text(frame) if text else frame.picture
-            if count == max_steps:
+            if sum(end.step for end in last.values()) == max_steps:
                 break
 
     with closing(frames):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,10 @@ HIGHLIGHTED = 5
 
 _NOT_SWEPT = re.compile(
     r"^(seed|env|env\.(id|num_threads|pin_threads)|total_\w+|run|resume|ckpt_path|init_from|"
-    r"task_name|tags|(logger|callbacks|hydra)([./].*)?)$"
+    r"task_name|tags|optimized_metric|algo\.log_every|trainer\.enable_\w+|"
+    r"(logger|callbacks|hydra|evaluation)([./].*)?)$"
 )
-"""Keys that do not make another group: environments have charts of their own."""
+"""Keys that do not make another group: they change no update; environments have own charts."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,11 @@ def _label(keys: Sequence[str], values: Sequence[str], runs: Sequence[Run]) -> s
     if not keys:
         return runs[0].name if len(runs) == 1 else "all runs"
     choices = runs[0].choices  # an option's name says enough
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    names = [name if last[name := key.rpartition(".")[2]] == 1 else key for key in keys]
     return ", ".join(
-        value if key in choices else f"{key.rpartition('.')[2]} {value}"
-        for key, value in zip(keys, values, strict=True)
+        value if key in choices else f"{name} {value}"
+        for key, name, value in zip(keys, names, values, strict=True)
     )
 
 

@@ -27,7 +27,7 @@ from ppo1_lightning.report.groups import (
     swept_keys,
     value_of,
 )
-from ppo1_lightning.report.runs import Run
+from ppo1_lightning.report.runs import UNKNOWN_SEED, Run
 from ppo1_lightning.report.statistics import bootstrap_interval, interquartile_mean
 
 VIDEO_BYTES = 40 * 2**20
@@ -107,6 +107,7 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
         envs=envs,
         sections=sections,
         tables=_score_tables(groups, envs),
+        caveats=_caveats(groups, envs),
         repeated=any(len(g.of(env)) > 1 for g in groups for env in envs),
         few=max(len(g.of(env)) for g in groups for env in envs) < 5,
         differences=_differences(runs, groups),
@@ -204,6 +205,26 @@ def _score_tables(groups: Sequence[Group], envs: Sequence[str]) -> list[ScoreTab
         note = "each environment scaled: 0 is the lowest final score of these runs, 1 the highest"
         tables.insert(0, ScoreTable(f"All {len(envs)} environments", note, _ranked(scaled)))
     return tables
+
+
+def _caveats(groups: Sequence[Group], envs: Sequence[str]) -> list[str]:
+    """Return what the scores of these runs should not be taken for, in whole sentences."""
+    together = [[r for r in g.of(env) if math.isfinite(r.score)] for g in groups for env in envs]
+    scored = [run for runs in together for run in runs]
+    unfinished = sum(run.share < 1 for run in scored)
+    sentences = []
+    if unfinished:
+        sentences.append(
+            f"Not finished: {unfinished} of {len(scored)} runs, whose last value so far counts."
+        )
+    if any(len({run.budget for run in runs}) > 1 for runs in together):
+        sentences.append("Some runs of one configuration had other budgets than the others.")
+    seeds = [[run.seed for run in runs if run.seed != UNKNOWN_SEED] for runs in together]
+    if any(len(set(of_group)) < len(of_group) for of_group in seeds):
+        sentences.append(
+            "Some runs of one configuration have the same seed: they are no repetitions."
+        )
+    return sentences
 
 
 def _known(runs: Iterable[Run]) -> np.ndarray:

@@ -21,6 +21,8 @@ from ppo1_lightning.errors import ConfigurationError
 SCORE = "episode_return_mean"
 """The column that runs are compared by: mean return of the last 100 training episodes."""
 
+UNKNOWN_SEED = "?"
+
 _BUDGETS = {
     "total_steps": "env_steps",
     "total_episodes": "episodes",
@@ -62,7 +64,7 @@ class Run:
     @property
     def seed(self) -> str:
         """The seed, as text."""
-        return str(self.config.get("seed", "?"))
+        return str(self.config.get("seed", UNKNOWN_SEED))
 
     @cached_property
     def steps(self) -> NDArray[np.float64]:
@@ -106,17 +108,25 @@ class Run:
         return float(np.nanmedian(speed)) if np.isfinite(speed).any() else float("nan")
 
     @property
+    def budget(self) -> tuple[str, float] | None:
+        """The limit that is set: its key in the configuration, and its value."""
+        given = ((key, self.config.get(key)) for key in _BUDGETS)
+        limits = ((key, limit) for key, limit in given if isinstance(limit, int | float))
+        return next(limits, None)
+
+    @property
     def share(self) -> float:
         """Part of the budget that is spent, in [0, 1], NaN where it is not known."""
-        for key, column in _BUDGETS.items():
-            values = self.column(column)
-            if not isinstance(budget := self.config.get(key), int | float) or not len(values):
-                continue
-            # a run's last iteration always has a row; its seconds are those of training alone
-            before = values[-2] if len(values) > 1 else 0
-            slack = values[-1] - before if key == "total_seconds" else 0
-            return 1.0 if values[-1] + slack >= budget else float(values[-1] / budget)
-        return float("nan")
+        if self.budget is None:
+            return float("nan")
+        key, limit = self.budget
+        values = self.column(_BUDGETS[key])
+        if not len(values):
+            return float("nan")
+        # a run's last iteration always has a row; its seconds are those of training alone
+        before = values[-2] if len(values) > 1 else 0
+        slack = values[-1] - before if key == "total_seconds" else 0
+        return 1.0 if values[-1] + slack >= limit else float(values[-1] / limit)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
@@ -143,7 +153,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     if not any(len(run.steps) for run in runs):
         raise ConfigurationError(
             f"no run in {', '.join(map(str, folders))} has a row of metrics yet, expected some in "
-            "csv/metrics.csv"
+            "csv/metrics.csv (logger=csv writes it)"
         )
     return runs
 

@@ -99,6 +99,26 @@ def test_several_environments(tmp_path: Path) -> None:
     assert f"clip_coef 0.2 6 {expected:.3g} " in page.words
 
 
+@pytest.mark.parametrize(
+    ("other", "caveat"),
+    [
+        ({}, None),
+        ({"rows": 10}, "Not finished: 1 of 2 runs, whose last value so far counts."),
+        ({"rows": 10, "budget": 10}, "one configuration had other budgets"),
+        ({"seed": 1}, "one configuration have the same seed"),
+    ],
+)
+def test_scores_say_what_they_are_not(
+    tmp_path: Path, other: dict[str, int], caveat: str | None
+) -> None:
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", **({"seed": 2} | other))  # type: ignore[arg-type]
+    words = _Content(make(tmp_path)).words
+    told = ["Not finished:", "had other budgets", "have the same seed"]
+    assert [t for t in told if t in words] == [t for t in told if caveat and t in caveat]
+    assert caveat is None or caveat in words
+
+
 def test_single_unfinished_run_and_videos(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", rows=5, columns={"evaluation/return_mean": lambda row: row})
     frames = [Image.new("RGB", (16, 16), (50 * i, 80, 90)) for i in range(3)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from written_runs import write_run, write_sweep
 
 from ppo1_lightning.errors import ConfigurationError
@@ -118,6 +119,17 @@ def test_what_an_environment_asks_for_makes_no_group(tmp_path: Path) -> None:
     (group,) = make_groups(find_runs([tmp_path]))
     assert group.label == "all runs"
     assert [run.name for run in group.of("B-v0")] == ["b1", "b2"]
+
+
+def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
+    for number, folder in enumerate(("a", "b")):
+        run = write_run(tmp_path / folder)
+        words = [f"algo.num={number}", f"policy.num={number}"]
+        OmegaConf.save(OmegaConf.create(words), run / ".hydra" / "overrides.yaml")
+        values = {"algo": {"num": number}, "policy": {"num": number}}
+        OmegaConf.save(OmegaConf.create(values), run / ".hydra" / "resolved.yaml")
+    labels = [group.label for group in make_groups(find_runs([tmp_path]))]
+    assert labels == ["algo.num 0, policy.num 0", "algo.num 1, policy.num 1"]
 
 
 def test_only_the_best_of_many_groups_have_a_colour(tmp_path: Path) -> None:
