@@ -279,6 +279,9 @@ def explain_call(function: Callable[..., Any], error: BaseException) -> str:
     if isinstance(error, TypeError) and unexpected:
         arguments = inspect.signature(function).parameters
         return f"{name} has no argument {unexpected[1]!r}{nearest(unexpected[1], arguments)}"
+    if isinstance(error, TypeError) and "missing" in str(error) and "required" in str(error):
+        missing = " and ".join(re.findall(r"'(\w+)'", str(error)))
+        return f"{name} needs {missing}, expected a value, or _partial_: true to call it later"
     return f"{name} failed: {type(error).__name__}: {_one_line(str(error))}"
 
 

@@ -18,6 +18,7 @@ from lightning import Callback
 
 from ppo1_lightning import train
 
+WRAPPER = "gymnasium.wrappers.TimeAwareObservation"
 TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv"]
 
 
@@ -186,6 +187,10 @@ BAD_INPUT = {
     "word for a flag": (["algo.anneal_clip=maybe"], "anneal_clip='maybe'"),
     "neither flag nor auto": (["compile=maybe"], "compile='maybe'"),
     "no layers": (["policy.num_layers=0"], "num_layers"),
+    "wrapper made at once": (
+        ["env=gymnasium", "env.id=CartPole-v1", f"env.wrappers=[{{_target_: {WRAPPER}}}]"],
+        "TimeAwareObservation needs env, expected a value, or _partial_: true",
+    ),
     # Lightning
     "accelerator": (["trainer.accelerator=gpux"], "gpux"),
     "precision": (["trainer.precision=7"], "7"),
