@@ -84,8 +84,8 @@ class RewardNormalizer(nn.Module):
     """Divide rewards by the running std of the discounted return (``normalize_returns``).
 
     The counterpart of ``ret_rms`` in baselines' ``common/vec_env/vec_normalize.py`` (used by ppo2,
-    not by ppo1). Here the statistics start from nothing, and are updated once a rollout, over all
-    ranks, before it is scaled: so the result does not depend on the number of devices.
+    not by ppo1): a step's rewards are divided by the std of the returns up to that step, over the
+    environments of all ranks.
     """
 
     moments: Tensor  # [3] float64: count, sum, sum of squares of the discounted returns
@@ -93,7 +93,7 @@ class RewardNormalizer(nn.Module):
     def __init__(self, gamma: float, *, epsilon: float = 1e-8, clip: float = 10.0):
         super().__init__()
         self.gamma, self.epsilon, self.clip = gamma, epsilon, clip
-        self.moments = torch.zeros(3, dtype=torch.float64)
+        self.moments = torch.tensor([1e-4, 0.0, 1e-4], dtype=torch.float64)  # a bit of variance 1
         self._return: Tensor | None = None  # [N] of this rank's environments, carried on
 
     def restart(self) -> None:
@@ -113,13 +113,14 @@ class RewardNormalizer(nn.Module):
             returns[t] = carry
             carry = torch.where(done[t], 0.0, carry)
         self._return = carry
-        kept = returns[valid]
-        count = kept.new_tensor([kept.numel()])
-        self.moments += all_sum(torch.cat([count, kept.sum()[None], (kept**2).sum()[None]])).cpu()
-        total, first, second = self.moments.unbind()
-        variance = (second / total - (first / total) ** 2).clamp(min=0.0)
+        kept = torch.where(valid, returns, 0.0)
+        sums = torch.stack([valid.double().sum(1), kept.sum(1), kept.square().sum(1)])  # [3, T]
+        moments = self.moments[:, None] + all_sum(sums).cpu().cumsum(1)
+        self.moments = moments[:, -1].clone()
+        count, first, second = moments
+        variance = (second / count - (first / count) ** 2).clamp(min=0.0)
         scale = 1.0 / (variance + self.epsilon).sqrt().float().to(rewards.device)
-        return (rewards * scale).clamp(-self.clip, self.clip)
+        return (rewards * scale[:, None]).clamp(-self.clip, self.clip)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return {"moments": self.moments}
