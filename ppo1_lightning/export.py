@@ -56,7 +56,7 @@ def export(config: DictConfig) -> None:
     paths = write(policy, stem, {**origin, "env_steps": trained.module.counters.env_steps})
     for name, space in policy.inputs.items():
         log.info("input %s: batch of %s", name, name_of(space))
-    log.info("output action: batch of %s", name_of(policy.output))
+    log.info("output %s: batch of %s", policy.output_name, name_of(policy.output))
     for path in paths:
         log.info("%s", path)
 
@@ -72,6 +72,7 @@ class GreedyPolicy(nn.Module):
     Attributes:
         inputs: of `forward`, in order: name -> space of one.
         output: space of an action.
+        output_name: ``"action"``, or another where an input is called so.
     """
 
     def __init__(self, module: PPO, observation: ObservationAdapter, action: ActionAdapter) -> None:
@@ -80,6 +81,7 @@ class GreedyPolicy(nn.Module):
         self._mode = module.distribution.mode
         self.inputs = {entry.key or "observation": entry.native for entry in observation.entries}
         self.output: Space[Any] = action.native
+        self.output_name = "greedy_action" if "action" in self.inputs else "action"
         self._entries = nn.ModuleList(_Entry(entry) for entry in observation.entries)
         self._action = _Action(action)
 
@@ -181,7 +183,7 @@ def write(policy: GreedyPolicy, stem: Path, metadata: Mapping[str, Any]) -> list
         temporary = path.with_name(f".tmp_{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save(program, list(policy.inputs), text, temporary)
+            save(program, policy, text, temporary)
             os.replace(temporary, path)
         except OSError as error:
             reason = error.strerror or one_line(error)
@@ -191,17 +193,20 @@ def write(policy: GreedyPolicy, stem: Path, metadata: Mapping[str, Any]) -> list
     return paths
 
 
-def _save_torch(program: ExportedProgram, inputs: list[str], metadata: str, path: Path) -> None:
+def _save_torch(program: ExportedProgram, policy: GreedyPolicy, metadata: str, path: Path) -> None:
     torch.export.save(program, path, extra_files={METADATA: metadata})
 
 
-def _save_onnx(program: ExportedProgram, inputs: list[str], metadata: str, path: Path) -> None:
+def _save_onnx(program: ExportedProgram, policy: GreedyPolicy, metadata: str, path: Path) -> None:
     import onnx
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         written = torch.onnx.export(
-            program, input_names=inputs, output_names=["action"], verbose=False
+            program,
+            input_names=list(policy.inputs),
+            output_names=[policy.output_name],
+            verbose=False,
         )
     assert written is not None
     model = written.model_proto

@@ -85,7 +85,7 @@ CASES = {
     "binary": (spec(MultiBinary(4), MultiBinary((1, 2))), MlpPolicy),
     "several": (
         spec(
-            Dict(n=Discrete(3, start=1), m=MultiDiscrete([2, 3])),
+            Dict(action=Discrete(3, start=1), m=MultiDiscrete([2, 3])),
             MultiDiscrete([2, 3], start=[4, -1]),
         ),
         partial(MlpPolicy, normalize_observations=False),
@@ -170,7 +170,7 @@ def test_both_files_act_as_the_policy(case: str, tmp_path: Path) -> None:
             for part, space in zip(native, greedy.inputs.values(), strict=True)
         ]
         acted.append(expected_actions(environment, module, native))
-        (ours,) = session.run(["action"], dict(zip(greedy.inputs, native, strict=True)))
+        (ours,) = session.run([greedy.output_name], dict(zip(greedy.inputs, native, strict=True)))
         theirs = program(*map(torch.from_numpy, native)).numpy()
         for actions in (ours, theirs):
             assert (actions.dtype, actions.shape) == (acted[-1].dtype, acted[-1].shape)

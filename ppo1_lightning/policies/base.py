@@ -19,8 +19,12 @@ PolicyFactory = Callable[[Space[Any], Space[Any]], nn.Module]
 """Makes a policy from (observation_space, action_space): a class, or a partial of one."""
 
 
-FORBIDDEN = -1e9
-"""Logit of a choice that is not allowed: its probability is 0, and no entropy becomes NaN."""
+FORBIDDEN = -1e5
+"""Logit of a choice that is not allowed: its probability is 0, and no entropy becomes NaN.
+
+Beside a lower one, float32 would lose the noise of sampling where nothing is allowed, and all
+choices are equally likely.
+"""
 
 
 class PolicyOutput(NamedTuple):

@@ -13,9 +13,11 @@ import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
-from ppo1_lightning.errors import ConfigurationError, nearest
+from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest
 from ppo1_lightning.simulators.base import EnvironmentSpec
 from ppo1_lightning.spaces import name_of
+
+_MOST_OUTPUTS = 2**24
 
 _PARTS = ("vector", "image", "action_mask")
 
@@ -68,8 +70,9 @@ class ObservationAdapter:
 class Entry:
     """An observation, or one entry of a Dict.
 
-    Images (uint8, two dimensions or more) stay as they are. All else becomes float32, as
-    ``gymnasium.spaces.flatten`` has it: Discrete and MultiDiscrete one-hot, MultiBinary 0 and 1.
+    Images (uint8, two dimensions or more) stay as they are. All else becomes float32, in a Dict a
+    vector, as ``gymnasium.spaces.flatten`` has it: Discrete and MultiDiscrete one-hot, MultiBinary
+    0 and 1.
 
     Attributes:
         key: of the entry, ``""`` where there is no Dict.
@@ -85,7 +88,7 @@ class Entry:
     """
 
     def __init__(self, spec: EnvironmentSpec, native: gymnasium.Space[Any], key: str = "") -> None:
-        self.key, self.native = key, native
+        self.key, self.native, self._id = key, native, spec.id
         self.one_hot: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         if isinstance(native, Discrete | MultiDiscrete):
             self.one_hot = _one_hot(native)
@@ -94,25 +97,47 @@ class Entry:
             self.space = Box(0, 1, (int(np.prod(native.shape)),), np.float32)
         elif isinstance(native, Box):
             is_image = native.dtype == np.uint8 and len(native.shape) >= 2
-            self.space = native if is_image else _float_box(native, native.shape or (1,))
+            shape = (int(np.prod(native.shape)),) if key else native.shape or (1,)
+            self.space = native if is_image else _float_box(native, shape)
         else:
             raise ConfigurationError(
                 f"environment {spec.id!r} observes {' '.join(str(native).split())}"
                 f"{f' as {key!r}' if key else ''}, expected a Box, Discrete, MultiDiscrete or "
                 "MultiBinary, or a Dict of these, whose entries observation_keys picks"
             )
-        is_mask = key == "action_mask" and isinstance(native, MultiBinary | Box)
+        is_mask = key == "action_mask"
+        if is_mask and self.one_hot is not None:
+            raise ConfigurationError(
+                f"environment {spec.id!r} has the action_mask {name_of(native)}, expected a "
+                "MultiBinary or Box of one number for each choice"
+            )
         is_image = len(self.space.shape) >= 2 and self.space.dtype == np.uint8
         self.part = "action_mask" if is_mask else "image" if is_image else "vector"
 
     def write(self, observation: NDArray[Any], out: NDArray[Any]) -> None:
-        """Write a batch [N, *native.shape] to ``out`` [N, *space.shape], or [N, size]."""
-        if self.one_hot is not None:
-            columns, values = self.one_hot
-            out[...] = np.reshape(observation, (len(out), -1))[:, columns] == values
-        else:
+        """Write a batch [N, *native.shape] to ``out`` [N, *space.shape], or [N, size].
+
+        Raises:
+            SimulationError: a value that a Discrete, MultiDiscrete or MultiBinary does not have.
+        """
+        if isinstance(self.native, Box):
             same = observation.shape == out.shape
             out[...] = observation if same else np.reshape(observation, out.shape)
+            return
+        numbers = np.reshape(observation, (len(out), -1))
+        if self.one_hot is None:
+            out[...], good = numbers, (numbers == 0) | (numbers == 1)
+        else:
+            columns, values = self.one_hot
+            hot = numbers[:, columns] == values
+            out[...], good = hot, hot.sum(1) == numbers.shape[1]
+        if not good.all():
+            wrong = int(np.argwhere(~good)[0][0])
+            raise SimulationError(
+                f"of {self._id!r} returned the observation {np.asarray(observation[wrong])}"
+                f"{f' as {self.key!r}' if self.key else ''}, expected one of {self.native}",
+                environment=wrong,
+            )
 
 
 class ActionAdapter:
@@ -147,19 +172,22 @@ class ActionAdapter:
             self.space = _float_box(space, (int(np.prod(space.shape)),))
         elif isinstance(space, Box) and np.issubdtype(space.dtype, np.integer):
             low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
-            self.space = MultiDiscrete(high - low + 1)
+            counts = [int(b) - int(a) + 1 for a, b in zip(low, high, strict=True)]
+            # more than int64 has would wrap around; they are refused below
+            self.space = MultiDiscrete(np.minimum(counts, 2**31).astype(np.int64))
             self.offset = low
         else:
             raise ConfigurationError(
                 f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
                 "Discrete, MultiDiscrete or MultiBinary"
             )
+        _check_size(spec, space, self.space)
         # What never changes is looked up here: a call costs as much as a third of the simulation.
         box = self.space if isinstance(self.space, Box) else None
         self._shape = (num_envs, *(self.space.shape or ()))
         self._kinds = "f" if box else "iub" if isinstance(self.space, MultiBinary) else "iu"
         self._counts = None if isinstance(self.space, Box) else _counts(self.space)
-        self.bounds = (box.low, box.high) if box and spec.clip_actions else None
+        self.bounds = _inner_bounds(space) if isinstance(space, Box) and spec.clip_actions else None
         self._native_shape = (num_envs, *(space.shape or ()))
         self._native_dtype = space.dtype
 
@@ -211,11 +239,33 @@ class ActionAdapter:
         )
 
 
+def _check_size(spec: EnvironmentSpec, native: gymnasium.Space[Any], space: Any) -> None:
+    """Raise `ConfigurationError` where a policy would have no output, or too many for a network."""
+    size = int(np.prod(space.shape)) if isinstance(space, Box) else int(np.sum(_counts(space)))
+    if not 1 <= size <= _MOST_OUTPUTS:
+        raise ConfigurationError(
+            f"environment {spec.id!r} has the action space {name_of(native)} of {size} choices or "
+            f"numbers, expected 1 to {_MOST_OUTPUTS}: the policy has an output for each"
+        )
+
+
 def _counts(space: Discrete | MultiDiscrete | MultiBinary) -> NDArray[np.int64]:
     """Return how many values each part of an action has: [] or [*space.shape]."""
     if isinstance(space, MultiDiscrete):
         return space.nvec
     return np.asarray(space.n if isinstance(space, Discrete) else 2, np.int64)
+
+
+def _inner_bounds(space: Box) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Return the bounds of a float Box as float32 [size] that lie within, None for integers."""
+    if not np.issubdtype(space.dtype, np.floating):
+        return None
+    ours = _float_box(space, (int(np.prod(space.shape)),))
+    low, high = space.low.ravel(), space.high.ravel()
+    return (
+        np.where(ours.low < low, np.nextafter(ours.low, np.float32(np.inf)), ours.low),
+        np.where(ours.high > high, np.nextafter(ours.high, np.float32(-np.inf)), ours.high),
+    )
 
 
 def _observation_keys(spec: EnvironmentSpec, space: Dict) -> list[str]:
@@ -251,7 +301,11 @@ def _one_hot(space: Discrete | MultiDiscrete) -> tuple[NDArray[np.int64], NDArra
 
 def _space_of(spec: EnvironmentSpec, entries: Sequence[Entry]) -> Box | Dict:
     """Return the space of several entries, those of each part behind one another."""
-    if len(entries) == 1:
+    if not any(entry.part != "action_mask" and 0 not in entry.space.shape for entry in entries):
+        masked = any(entry.part == "action_mask" for entry in entries)
+        found = "nothing but an action mask" if masked else "nothing"
+        raise ConfigurationError(f"environment {spec.id!r} observes {found}, expected some numbers")
+    if len(entries) == 1 and not entries[0].key:
         return entries[0].space
     parts: dict[str, list[Entry]] = {}
     for entry in entries:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import space_utils
 from numpy.typing import NDArray
 
-from ppo1_lightning.errors import ConfigurationError, check_choice
+from ppo1_lightning.errors import ConfigurationError, check_choice, one_line
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 
@@ -79,13 +82,30 @@ class GymnasiumSimulator(VectorSimulator):
         self._envs = make_vector([make] * len(seeds), autoreset_mode=AutoresetMode.NEXT_STEP)
 
     def _reset(self) -> Any:
-        observation, _ = self._opened().reset(seed=self._seeds)
+        with self._observations_in_their_space():
+            observation, _ = self._opened().reset(seed=self._seeds)
         self._seeds = None  # later resets go on with each environment's own generator
         return observation
 
     def _step(self, action: NDArray[Any]) -> tuple[Any, RawStep]:
-        observation, reward, terminated, truncated, _ = self._opened().step(action)
+        with self._observations_in_their_space():
+            observation, reward, terminated, truncated, _ = self._opened().step(action)
         return observation, (reward, terminated, truncated)
+
+    @contextmanager
+    def _observations_in_their_space(self) -> Iterator[None]:
+        """Tell it in one line where observations cannot be put together."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            frames = traceback.walk_tb(error.__traceback__)
+            if not any(frame.f_code.co_filename == space_utils.__file__ for frame, _ in frames):
+                raise  # the environment's own
+            space = self._opened().single_observation_space
+            raise ConfigurationError(
+                f"environment {self._id!r} returns an observation that is not in its space {space} "
+                f"({type(error).__name__}: {one_line(error)})"
+            ) from error
 
     def _outcome(self, *fields: NDArray[Any]) -> Outcome:
         reward, terminated, truncated = fields

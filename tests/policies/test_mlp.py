@@ -124,7 +124,7 @@ def test_arguments_rebuild_the_policy():
 @pytest.mark.parametrize(
     ("space", "options", "message"),
     [
-        (spaces.Box(0, 255, (84, 84, 4), np.uint8), {}, "images need policy=cnn"),
+        (spaces.Box(0, 255, (84, 84, 4), np.uint8), {}, r"images .* need policy=cnn"),
         (spaces.Box(-np.eye(2, dtype=np.float32), 1), {}, "expected a one-dimensional Box"),
         (spaces.Discrete(16), {}, "expected a one-dimensional Box"),
         (OBSERVATIONS, {"hidden_size": 0}, "hidden_size=0 .*at least 1"),
@@ -187,6 +187,9 @@ def test_where_nothing_is_allowed_no_number_is_lost():
     parameters, _, _ = policy(torch.zeros(1, 16))
     ours = distribution_for(spaces.Discrete(5))
     assert ours.entropy(parameters).item() == pytest.approx(np.log(5))
+    rows = parameters.detach().expand(5000, -1)
+    counts = ours.sample(rows, ours.noise(5000)).bincount(minlength=5)
+    assert counts.min() > 900
     ours.entropy(parameters).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
 

@@ -35,7 +35,9 @@ class Echo(gymnasium.Env):
         if breaks:
             raise ValueError("this environment\nnever starts")
         self.action_space = action or Discrete(2)
-        self.observation_space = deepcopy(observation or UNIT)  # it has a state: its seed
+        self.observation_space = deepcopy(
+            UNIT if observation is None else observation
+        )  # it has a state: its seed
         self._rewards = rewards
         self.seeds = []
 
@@ -58,7 +60,7 @@ class Echo(gymnasium.Env):
 @pytest.fixture(autouse=True)
 def _echo(monkeypatch):
     registry = dict(gymnasium.registry)
-    for name, environment in (("Echo-v0", Echo), ("Colours-v0", Colours)):
+    for name, environment in (("Echo-v0", Echo), ("Colours-v0", Colours), ("Liar-v0", Liar)):
         make = cast(registration.EnvCreator, environment)
         registry[name] = registration.EnvSpec(name, entry_point=make)
     monkeypatch.setattr(registration, "registry", registry)
@@ -125,6 +127,70 @@ def test_clipping_is_to_the_bounds_of_the_box():
     np.testing.assert_array_equal(unwrapped(simulator)[0].last_action, [-1, 0])
 
 
+def test_clipped_actions_lie_within_bounds_that_float32_has_not():
+    native = Box(-0.1, 0.1, (2,), np.float64)
+    simulator = echo(action=native, clip_actions=True, num_envs=1)
+    simulator.reset()
+    simulator.step(np.array([[-5, 5]], np.float32))
+    (env,) = unwrapped(simulator)
+    assert native.contains(env.last_action)
+    np.testing.assert_allclose(env.last_action, [-0.1, 0.1], rtol=1e-7)
+
+
+class Liar(gymnasium.Env):
+    """Observes what is not in its space from its second step on."""
+
+    action_space = Discrete(2)
+
+    def __init__(self, space=UNIT, lie=None):
+        self.observation_space, self._lie = deepcopy(space), lie
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.t += 1
+        told = self.observation_space.sample() if self.t < 2 else self._lie
+        return told() if callable(told) else told, 1.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("space", "lie", "message"),
+    [
+        (Discrete(3), 7, "the observation 7, expected one of Discrete(3)"),
+        (Discrete(3, start=-1), 2, "the observation 2, expected one of Discrete(3, start=-1)"),
+        (MultiDiscrete([2, 3]), [0, 3], "the observation [0 3], expected one of MultiDiscrete"),
+        (MultiBinary(2), [0, 5], "the observation [0 5], expected one of MultiBinary(2)"),
+        (Dict(n=Discrete(3)), {"n": 4}, "the observation 4 as 'n', expected one of Discrete(3)"),
+        (UNIT, np.zeros(4), "not in its space Box(-1.0, 1.0, (2,), float64) (ValueError"),
+        (Box(0, 9, (2, 2), np.uint8), np.full((2, 2), 0.5), "not in its space Box(0, 9, (2, 2)"),
+        (Dict(a=UNIT, b=UNIT), {"a": np.zeros(2)}, "not in its space Dict("),
+    ],
+)
+def test_observations_outside_of_their_space_are_told_in_one_line(space, lie, message):
+    simulator = make_simulator(
+        EnvironmentSpec("Liar-v0", options={"space": space, "lie": lie}), [0]
+    )
+    simulator.reset()
+    simulator.step(np.array([0]))
+    with pytest.raises((SimulationError, ConfigurationError)) as caught:
+        simulator.step(np.array([0]))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_of_the_environment_itself_are_its_own():
+    def fail():
+        raise ValueError("mine")
+
+    simulator = make_simulator(EnvironmentSpec("Liar-v0", options={"lie": fail}), [0])
+    simulator.reset()
+    simulator.step(np.array([0]))
+    with pytest.raises(ValueError, match=r"^mine$"):
+        simulator.step(np.array([0]))
+
+
 BAD_ACTIONS = [
     (MultiDiscrete([2, 3]), [[0, 3], [0, 0]], "expected 0 to [1, 2]"),
     (MultiDiscrete([2, 3]), [[0, 0], [-1, 0]], "action [-1, 0] of environment 1"),
@@ -160,6 +226,7 @@ OBSERVATION_SPACES = [
     ),
     (Dict(b=UNIT, a=Box(0, 1, ())), ["b"], Box(-1, 1, (2,), np.float32)),
     (Dict(b=UNIT, text=Text(4)), ["b"], Box(-1, 1, (2,), np.float32)),
+    (Dict(a=Box(0, 1, (4, 5))), None, Box(0, 1, (20,), np.float32)),
     (Dict(image=Box(0, 255, (2, 2), np.uint8)), None, Box(0, 255, (2, 2), np.uint8)),
     (
         Dict(image=Box(0, 255, (2, 2), np.uint8), b=UNIT),
@@ -259,6 +326,16 @@ UNSUPPORTED = [
         "observes the images i and j, expected one; env.observation_keys picks",
     ),
     ({"observation": Dict(a=Dict(b=UNIT))}, "observes Dict("),
+    ({"observation": Dict()}, "observes nothing, expected some numbers"),
+    ({"observation": Dict(action_mask=MultiBinary(3))}, "observes nothing but an action mask"),
+    (
+        {"observation": Dict(a=UNIT, action_mask=MultiDiscrete([2, 2]))},
+        "has the action_mask MultiDiscrete([2 2]), expected a MultiBinary or Box",
+    ),
+    ({"observation": Box(0, 1, (0,))}, "observes nothing, expected some numbers"),
+    ({"action": Box(0, 1, (0,))}, "of 0 choices or numbers, expected 1 to"),
+    ({"action": Discrete(10**12)}, "of 1000000000000 choices or numbers, expected 1 to"),
+    ({"action": Box(-(2**63), 2**63 - 1, (2,), np.int64)}, "choices or numbers, expected 1 to"),
     ({"action": Text(5)}, "action space Text("),
     ({"action": Tuple((Discrete(2), Discrete(2)))}, "expected a Box, Discrete, MultiDiscrete or"),
     ({"action": Dict(a=Discrete(2))}, "action space Dict("),
