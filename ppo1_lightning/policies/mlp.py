@@ -45,7 +45,7 @@ class MlpPolicy(ActorCritic):
         if not {"vector"} <= parts.keys() <= {"vector", "action_mask"}:
             raise ConfigurationError(
                 f"MlpPolicy cannot read observations of {name_of(observation_space)}, "
-                "expected a one-dimensional Box; images of three dimensions need policy=cnn_small or "
+                "expected a one-dimensional Box; images [C, H, W] need policy=cnn_small or "
                 "cnn_large, others the wrapper gymnasium.wrappers.FlattenObservation"
             )
         hidden_size = check_integer("policy.hidden_size", hidden_size, at_least=1)
