@@ -29,6 +29,7 @@ except ImportError as error:
 from ppo1_lightning import cli, launch
 from ppo1_lightning.callbacks.pruning import DIVERGED, PRUNED
 from ppo1_lightning.errors import ConfigurationError, DivergenceError
+from ppo1_lightning.report import sweep
 from ppo1_lightning.train import train
 
 log = logging.getLogger("ppo1_lightning")
@@ -44,7 +45,7 @@ def tune(config: DictConfig) -> float | None:
 
     The study is kept in ``hydra.run.dir``: the same command with the same folder goes on with it,
     and repeats the trial in which it was interrupted. A trial's score is the mean of
-    ``optimized_metric`` over ``hparams_search.seeds``.
+    ``optimized_metric`` over ``hparams_search.seeds``. At the end a report of all is written.
 
     Returns:
         The best score, None where every trial was pruned.
@@ -79,6 +80,7 @@ def tune(config: DictConfig) -> float | None:
             else:
                 study.tell(trial, score)
             log.info("trial %d: %s with %s", trial.number, _shown(score), trial.params)
+    sweep.note(folder)
     return _save_best(study, folder / "best.yaml")
 
 

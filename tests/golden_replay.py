@@ -182,6 +182,10 @@ class ReplayedPPO(PPO):
         order = self.recording.order(self.counters.iterations)
         return order[:, first : first + plan.workers_per_device]
 
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Not called, for rollouts are recorded; without it no graph of `act` is compiled."""
+        raise NotImplementedError
+
     def _estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         self.estimates = super()._estimate_advantages(rollout)
         return self.estimates

@@ -100,8 +100,15 @@ def check_a_run(folder: Path, warm_up: float, seconds: float, at_most: float) ->
 
 def in_own_process(function: Callable[..., None], *arguments: Any) -> None:
     """Call ``function`` where nothing that other tests have left behind moves the memory."""
+    method = multiprocessing.get_start_method()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(function, *arguments).result()
+        pool.submit(_call, method, function, *arguments).result()
+
+
+def _call(method: str, function: Callable[..., None], *arguments: Any) -> None:
+    """Call ``function``; its own processes start as usual, which spawned ones' would not."""
+    multiprocessing.set_start_method(method, force=True)
+    function(*arguments)
 
 
 def test_a_run_keeps_its_size(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
 from ppo1_lightning import tune
+from ppo1_lightning.report import groups
 
 SEARCH = """# @package _global_
 defaults: [optuna, _self_]
@@ -94,7 +95,13 @@ def test_score_is_the_mean_over_seeds(command: Command, capsys: pytest.CaptureFi
             assert config.algo.update_epochs == trial.params["algo.update_epochs"]
     best = OmegaConf.load("study/best.yaml")
     assert best.score == max(trial.value or 0 for trial in trials())
-    assert f"best: {best.score:.2f} by trial {best.trial}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"best: {best.score:.2f} by trial {best.trial}" in printed
+    report = Path("study/report.html")
+    assert str(report) in printed
+    page = report.read_text()
+    for trial in trials():
+        assert f"learning_rate {groups.plain(trial.params['algo.learning_rate'])}" in page
 
     command("hparams_search=mine", "algo.update_epochs=1", *pruner)  # is finished
     assert len(trials()) == 2

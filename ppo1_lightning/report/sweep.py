@@ -22,12 +22,17 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the folder."""
-        global _folder
-        _folder = Path(config.hydra.sweep.dir)
+        note(Path(config.hydra.sweep.dir))
+
+
+def note(folder: Path) -> None:
+    """Have `write` report on a folder."""
+    global _folder
+    _folder = folder
 
 
 def write() -> None:
-    """Write the report of the sweep that has ended, and say in one line where it is."""
+    """Write the report of the sweep, if one has ended, and say in one line where it is."""
     global _folder
     folder, _folder = _folder, None
     if folder is None or not folder.is_dir():

@@ -257,6 +257,7 @@ def open_page(path: Path, folder: Path, *options: str) -> str:
         "--disable-component-update",
         "--disable-sync",
         "--hide-scrollbars",
+        "--run-all-compositor-stages-before-draw",  # a screenshot waits for all charts
         "--host-resolver-rules=MAP * ~NOTFOUND",
         f"--user-data-dir={folder / 'profile'}",
         "--virtual-time-budget=10000",
