@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from written_runs import write_run, write_sweep
 
 from ppo1_lightning.report import __main__ as report
@@ -235,63 +236,74 @@ def test_command_line(
 # ---------------------------------------------------------------- in a browser
 
 
-def browser() -> str:
-    """Return a Chromium, or skip."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Yield the Chromium of this machine, or skip."""
     named = [os.environ.get("CHROMIUM", ""), *BROWSERS]
     found = next((path for name in named if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium here: apt-get install chromium, or CHROMIUM=/path/to/it")
-    return found
+    with sync_playwright() as playwright:
+        # root, as in containers, has no sandbox
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
-def open_page(path: Path, folder: Path, *options: str) -> str:
-    """Open a page from disk, without network and with a profile of its own; return its output."""
-    command = [
-        browser(),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--hide-scrollbars",
-        "--run-all-compositor-stages-before-draw",  # a screenshot waits for all charts
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={folder / 'profile'}",
-        "--virtual-time-budget=10000",
-        "--window-size=1200,4200",  # all charts are near the window
-        *options,
-        path.absolute().as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
-    return done.stdout
+def opened(browser: Browser, path: Path, scheme: Literal["dark", "light"]) -> Page:
+    """Open a page from disk, without network; return it with all of its charts drawn.
+
+    Raises
+    ------
+    AssertionError
+        The page reports an error, or asks for anything but itself.
+    """
+    context = browser.new_context(
+        offline=True, color_scheme=scheme, viewport={"width": 1200, "height": 4200}
+    )
+    page = context.new_page()
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.absolute().as_uri())
+    expect(page.locator(".plot:visible:not(:has(.main-svg))")).to_have_count(0)
+    assert not errors
+    assert [url for url in requests if not url.startswith("data:")] == [path.absolute().as_uri()]
+    return page
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(write_sweep(tmp_path_factory.mktemp("sweep")))
 
 
-def test_browser_draws_curves_and_tables(page: Path, tmp_path: Path) -> None:
-    document = open_page(page, tmp_path, "--dump-dom")
-    assert document.count('class="main-svg"') >= 9
-    assert document.count('class="js-line"') >= 9 * 2  # a line for each group
-    assert "clip_coef 0.1</text>" in document  # labelled at its end
-    assert re.search(r'<table class="scores">.*clip_coef 0\.2.*41 to 43', document, re.DOTALL)
+def test_browser_draws_curves_and_tables(browser: Browser, sweep: Path) -> None:
+    page = opened(browser, sweep, "light")
+    charts = page.locator(".plot").count()
+    assert charts >= 9
+    assert page.locator(".js-line").count() >= charts * 2  # a line for each group
+    label = page.locator("svg text", has_text="clip_coef 0.1")  # at its line's end
+    expect(label.first).to_be_visible()
+    row = page.locator("table.scores tr", has_text="clip_coef 0.2")
+    expect(row).to_contain_text("41 to 43")
 
 
-@pytest.mark.parametrize(("scheme", "background"), [(0, (17, 19, 21)), (1, (247, 247, 245))])
+@pytest.mark.parametrize(
+    ("scheme", "background", "line"),
+    [("dark", (17, 19, 21), (90, 174, 234)), ("light", (247, 247, 245), (0, 103, 168))],
+)
 def test_screenshot_dark_and_light(
-    page: Path, tmp_path: Path, scheme: int, background: tuple[int, int, int]
+    browser: Browser,
+    sweep: Path,
+    scheme: Literal["dark", "light"],
+    background: tuple[int, int, int],
+    line: tuple[int, int, int],  # the palette's first
 ) -> None:
     """The page and its lines have the colours of the theme that the reader's system asks for."""
-    shot = tmp_path / "shot.png"
-    prefers = f"--blink-settings=preferredColorScheme={scheme}"
-    open_page(page, tmp_path, prefers, f"--screenshot={shot}")
-    with Image.open(shot) as image:
+    shot = opened(browser, sweep, scheme).screenshot()
+    with Image.open(io.BytesIO(shot)) as image:
         colours = {c: n for n, c in image.convert("RGB").getcolors(1 << 24) or []}
     assert colours[background] > 100_000
-    line = ((90, 174, 234), (0, 103, 168))[scheme]  # the palette's first
     assert colours[line] > 1000
