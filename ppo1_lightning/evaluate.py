@@ -73,10 +73,11 @@ def _result(
 
 def _tell(result: dict[str, Any]) -> None:
     log.info(
-        "%s after %s steps: %d episodes, %s",
+        "%s after %s steps: %d %s, %s",
         result["environment"],
         f"{result['env_steps']:,}",
         result["episodes"],
+        "episode" if result["episodes"] == 1 else "episodes",
         "most likely actions" if result["deterministic"] else "sampled actions",
     )
     line = f"return {result['return_mean']:,.2f}"
