@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch.plugins.precision import Precision
 from omegaconf import DictConfig
 
 from benchmarks.cases import CASES, COMMON
@@ -27,6 +28,7 @@ class BareTrainer:
     def __init__(self, module: BarePPO, data: RolloutDataModule) -> None:
         self.lightning_module, self.datamodule = module, data
         self.loggers: list[Any] = []
+        self.precision_plugin = Precision()
 
 
 class BarePPO(PPO):

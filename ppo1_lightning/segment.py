@@ -44,16 +44,12 @@ class Segment(NamedTuple):
 
     def minibatches(self, rows: Tensor, weights: Tensor) -> Minibatch:
         """Gather the minibatches of one epoch: ``rows [M, B]``, ``weights [M, B]``."""
-        return Minibatch(
-            observations=self.observations[rows],
-            actions=self.actions[rows],
-            advantages=self.advantages[rows],
-            returns=self.returns[rows],
-            old_values=self.old_values[rows],
-            old_parameters=self.old_parameters[rows],
-            old_log_probs=self.old_log_probs[rows],
-            weights=weights,
-        )
+
+        def gather(field: Tensor) -> Tensor:
+            # Copies whole rows, which takes a quarter of the time of `field[rows]`.
+            return field.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+
+        return Minibatch(*map(gather, self[:-1]), weights)
 
 
 def in_worker_order(rows: Tensor, num_workers: int) -> Tensor:

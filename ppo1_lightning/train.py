@@ -44,6 +44,7 @@ from ppo1_lightning.errors import (
 )
 from ppo1_lightning.evaluation import Evaluation
 from ppo1_lightning.instantiation import make
+from ppo1_lightning.memory import keep_freed_memory
 from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies import MlpPolicy
@@ -120,6 +121,7 @@ def train(config: DictConfig) -> float | None:
         return launch.run_ranks(config, trainer)
     if trainer.is_global_zero:
         _announce(config, plan.describe(data.budget), folder)
+    keep_freed_memory()
     threads = few_threads(policy, speak=trainer.is_global_zero)
     products = matmul_precision(config.float32_matmul_precision)
     with threads, products, exit_status_of_signals(), _lightnings_refusals():
