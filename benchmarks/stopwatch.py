@@ -96,7 +96,9 @@ class Stopwatch(Callback):
         counters: Any = pl_module.counters
         if "simulator" not in self._clocks:  # it is made with the first rollout
             collector: Any = getattr(trainer.train_dataloader, "_collector")  # noqa: B009
-            self._clocks["simulator"] = [Timed.method(collector.simulator, "advance")]
+            self._clocks["simulator"] = [
+                Timed.method(collector.simulator, name) for name in ("send", "receive")
+            ]
         enough = self._measurement.tick(counters.env_steps)
         if self._measurement.measured == 0:
             for clock in chain(*self._clocks.values()):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -149,16 +148,24 @@ class EvaluationDataset(IterableDataset[Episodes]):
         if not len(own):
             return
         seeds = environment_seeds(self._seed, len(shares), purpose="evaluation")
-        simulator = simulators.make_simulator(self._env, [seeds[i] for i in own.tolist()])
+        env = replace(self._env, num_pools=1)  # its number of environments is another
+        simulator = simulators.make_simulator(env, [seeds[i] for i in own.tolist()])
         deterministic = self._evaluation.deterministic
         act = self._player.act_greedily if deterministic else self._player.act
-        acting = functools.partial(ModuleActing, act, device=self._player.device)
+        device = self._player.device
         played = torch.zeros_like(shares)
         try:
             collector, block = Collector(simulator), 0
             while (played < shares)[own].any():
                 noise = self._noise(block, len(shares))[:, own]
-                rollout = collector.collect(acting, noise, policy_version=0, fraction_spent=0.0)
+                rollout = collector.collect(
+                    lambda observations, noise, pools: ModuleActing(
+                        act, observations, noise, device, pools
+                    ),
+                    noise,
+                    policy_version=0,
+                    fraction_spent=0.0,
+                )
                 outcome = torch.stack([rollout.episode_returns, rollout.episode_lengths])
                 for t, column in (~outcome[1].isnan()).nonzero().tolist():
                     env = int(own[column])

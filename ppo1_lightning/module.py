@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from typing import Any, Literal, Self, cast
@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from ppo1_lightning import checkpoint as checkpoints
 from ppo1_lightning import distributed
-from ppo1_lightning.acting import ActingGraphs, ModuleActing, acting_on_accelerator, choose_actions
+from ppo1_lightning.acting import (
+    WHOLE,
+    ActingGraphs,
+    ModuleActing,
+    acting_on_accelerator,
+    choose_actions,
+)
 from ppo1_lightning.advantages import (
     explained_variance,
     generalized_advantages,
@@ -192,7 +198,8 @@ class PPO(LightningModule):
         self._spaces = (observation_space, action_space)
         self._update: Update | None = None
         # None: the policy acts as the module it is
-        self._acting: Callable[[Tensor, Tensor], Acting | None] | None = None
+        self._acting: Callable[[Tensor, Tensor, Sequence[slice]], Acting | None] | None = None
+        self._pools: Sequence[slice] = WHOLE  # of the last rollout
         self.evaluated: Episodes | None = None  # of the last validation or test
         self._clock = 0.0
         self._logged = copy(self.counters)  # as of the last row of metrics
@@ -395,7 +402,7 @@ class PPO(LightningModule):
 
     def _make_acting(
         self, rollout: Rollout, compiled: bool
-    ) -> Callable[[Tensor, Tensor], Acting | None] | None:
+    ) -> Callable[[Tensor, Tensor, Sequence[slice]], Acting | None] | None:
         """Return `act` as a graph, None where that is not the same."""
         if type(self).act is not PPO.act:
             return None
@@ -404,7 +411,7 @@ class PPO(LightningModule):
             return on_device if compiled else None
         observations = torch.cat([rollout.observations, rollout.observations[-1:]])
         noise = self.distribution.noise(*rollout.rewards.shape, generator=torch.Generator())
-        arguments = (self.policy, self.distribution, observations, noise)
+        arguments = (self.policy, self.distribution, observations, noise, self._pools)
         try:
             return ActingGraphs(*arguments, compiled=compiled)
         except Exception as error:  # whatever the compiler or the user's policy raises
@@ -605,15 +612,17 @@ class PPO(LightningModule):
             return nullcontext()
         return self._trainer.precision_plugin.forward_context()
 
-    def acting(self, observations: Tensor, noise: Tensor) -> Acting:
+    def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice] = WHOLE) -> Acting:
         """Return `act`, or a graph of it where there is one for rollouts like this one.
 
         Args:
             observations: ``[T + 1, N, *observation_shape]``.
             noise: ``[T, N, noise_size]``.
+            pools: the environments that it acts in at once.
         """
-        as_graph = self._acting(observations, noise) if self._acting is not None else None
-        return as_graph or ModuleActing(self.act, observations, noise, self.device)
+        self._pools = pools
+        as_graph = self._acting(observations, noise, pools) if self._acting is not None else None
+        return as_graph or ModuleActing(self.act, observations, noise, self.device, pools)
 
     # ---------------------------------------------------------------- Lightning's hooks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -44,10 +44,10 @@ class Rollout(NamedTuple):
 class Acting(Protocol):
     """How a policy acts throughout one rollout."""
 
-    def act(self, step: int) -> NDArray[Any]:
-        """Return the actions ``[N, *action_shape]`` of a step, once its observations are there.
+    def act(self, step: int, pool: int) -> NDArray[Any]:
+        """Return the actions ``[n, *action_shape]`` of a pool, once its observations are there.
 
-        It is called under `torch.inference_mode`.
+        It is called under `torch.inference_mode`, for all pools of a step in turn.
         """
         ...
 
@@ -71,12 +71,13 @@ class Actor(Protocol):
         """Return where the policy is."""
         ...
 
-    def acting(self, observations: Tensor, noise: Tensor) -> Acting:
+    def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> Acting:
         """Return how the policy acts in the coming rollout.
 
         Args:
             observations: ``[T + 1, N, *observation_shape]`` on the CPU, written step by step.
             noise: ``[T, N, noise_size]``.
+            pools: the environments that it acts in at once, of the same number and in order.
         """
         ...
 
@@ -92,7 +93,7 @@ class Collector:
     @torch.no_grad()
     def collect(
         self,
-        acting: Callable[[Tensor, Tensor], Acting],
+        acting: Callable[[Tensor, Tensor, Sequence[slice]], Acting],
         noise: Tensor,
         *,
         pin_memory: bool = False,
@@ -115,20 +116,30 @@ class Collector:
         arriving = torch.empty(shape, dtype=first.dtype, pin_memory=pin_memory)
         arriving[0] = first
         array = arriving.numpy()
-        acting_now = acting(arriving, noise)
-        act, advance, acted, steps_taken = acting_now.act, self.simulator.advance, [], []
+        pools = list(enumerate(self.simulator.pools))
+        acting_now = acting(arriving, noise, self.simulator.pools)
+        act, send, receive = acting_now.act, self.simulator.send, self.simulator.receive
+        steps_taken, step, envs, chosen = [], 0, slice(0), None
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
+        # One pool is simulated while the policy acts in the next.
         try:
             with torch.inference_mode(), self.simulator.stepping():
                 for step in range(num_steps):
-                    acted.append(act(step))
-                    steps_taken.append(advance(acted[-1], array[step + 1]))
+                    for pool, envs in pools:
+                        if step:
+                            steps_taken.append(receive(array[step, envs], pool))
+                        chosen = act(step, pool)
+                        send(chosen, pool)
+                        chosen = None
+                for pool, envs in pools:
+                    steps_taken.append(receive(array[num_steps, envs], pool))
             observations, actions, parameters, values = acting_now.outputs()
         except ConfigurationError:  # an action that is no number may come from an observation
-            self.simulator.check_observations(array[: len(acted)])
-            if len(acted) > len(steps_taken):  # else the policy itself has refused
-                _check_actions(acted[-1])
+            array[step, envs.stop :] = 0  # not there yet
+            self.simulator.check_observations(array[: step + 1])
+            if chosen is not None:  # else the policy itself has refused
+                _check_actions(chosen)
             raise
 
         self._observation = array[-1].copy()

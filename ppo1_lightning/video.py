@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ def play(
         SimulationError: a reward or an observation is not finite.
     """
     seeds = environment_seeds(seed, 1, purpose="evaluation")
-    simulator = simulators.make_simulator(env, seeds, render=True)
+    simulator = simulators.make_simulator(replace(env, num_pools=1), seeds, render=True)
     act = player.act_greedily if deterministic else player.act
     try:
         observation = simulator.reset()

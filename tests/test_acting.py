@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ppo1_lightning.acting
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
-from ppo1_lightning.acting import ActingGraphs, ModuleActing, acting_on_accelerator
+from ppo1_lightning.acting import WHOLE, ActingGraphs, ModuleActing, acting_on_accelerator
 
 
 def made(policy: Any, observations: Box, actions: Any) -> PPO:
@@ -30,10 +30,14 @@ def rollout_of(
     return observations, ppo.distribution.noise(num_steps, num_envs)
 
 
+TWO_POOLS = (slice(0, 2), slice(2, 4))
+
+
+@pytest.mark.parametrize("pools", [WHOLE, TWO_POOLS], ids=["whole", "two_pools"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
 @pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
 def test_graphs_act_as_the_policy_does(
-    shared: bool, compiled: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    shared: bool, compiled: bool, pools: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(ppo1_lightning.acting, "VALUE_BATCH", 7)  # 24 rows: the last ones overlap
@@ -41,14 +45,17 @@ def test_graphs_act_as_the_policy_does(
         lambda *spaces: MlpPolicy(*spaces, shared_trunk=shared), Box(-1, 1, (5,)), Discrete(3)
     )
     observations, noise = rollout_of(ppo, 5, 4, (5,))
-    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=compiled)
+    ppo._acting = ActingGraphs(
+        ppo.policy, ppo.distribution, observations, noise, pools, compiled=compiled
+    )
     for _ in range(2):
-        graphs = ppo.acting(observations, noise)
+        graphs = ppo.acting(observations, noise, pools)
         module = ModuleActing(ppo.act, observations, noise, ppo.device)
         assert not isinstance(graphs, ModuleActing)
         with torch.inference_mode():
             for step in range(len(noise)):
-                assert np.array_equal(graphs.act(step), module.act(step))
+                parts = [graphs.act(step, pool) for pool in range(len(pools))]
+                assert np.array_equal(np.concatenate(parts), module.act(step, 0))
         for ours, expected in zip(graphs.outputs(), module.outputs(), strict=True):
             assert not ours.is_inference()  # gradients may be taken through what is made of it
             torch.testing.assert_close(ours, expected)
@@ -62,6 +69,7 @@ def test_a_rollout_of_another_size_is_acted_in_as_a_module():
     ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=False)
     for size in ((5, 3), (6, 4)):  # other environments, other steps
         assert isinstance(ppo.acting(*rollout_of(ppo, *size, (5,))), ModuleActing)
+    assert isinstance(ppo.acting(observations, noise, TWO_POOLS), ModuleActing)
 
 
 def test_a_cnn_of_two_trunks_values_all_steps_at_once():
@@ -72,24 +80,26 @@ def test_a_cnn_of_two_trunks_values_all_steps_at_once():
     ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=False)
     acting = ppo.acting(observations, noise)
     for step in range(3):
-        acting.act(step)
+        acting.act(step, 0)
     expected = torch.stack([ppo.act(step, noise[0])[2] for step in observations])
     torch.testing.assert_close(acting.outputs()[3], expected)
 
 
-def test_observations_go_to_another_device_once():
+@pytest.mark.parametrize("pools", [WHOLE, TWO_POOLS], ids=["whole", "two_pools"])
+def test_observations_go_to_another_device_once(pools: Any):
     """Here the other device is the CPU by another name: copies are made as to any other."""
     ppo = made(MlpPolicy, Box(-1, 1, (5,)), Box(-1, 1, (2,)))
     observations, noise = rollout_of(ppo, 3, 4, (5,))
     arriving = torch.full_like(observations, torch.nan)
     acting_there = acting_on_accelerator(ppo.policy, ppo.distribution, torch.device("cpu", 0))
     for _ in range(2):
-        acting = acting_there(arriving, noise)
+        acting = acting_there(arriving, noise, pools)
         expected = ModuleActing(ppo.act, observations, noise, ppo.device)
         with torch.inference_mode():
             for step in range(3):
                 arriving[step] = observations[step]
-                assert np.allclose(acting.act(step), expected.act(step), atol=1e-6)
+                parts = [acting.act(step, pool) for pool in range(len(pools))]
+                assert np.allclose(np.concatenate(parts), expected.act(step), atol=1e-6)
                 arriving[step] = torch.nan
         arriving[3] = observations[3]
         for ours, theirs in zip(acting.outputs(), expected.outputs(), strict=True):
@@ -113,7 +123,7 @@ def test_a_policy_acts_in_the_precision_in_which_it_learns(graphs: bool):
     acting = ppo.acting(observations, noise)
     assert isinstance(acting, ModuleActing) != graphs
     for step in range(2):
-        acting.act(step)
+        acting.act(step, 0)
     torch.testing.assert_close(acting.outputs()[3][0], expected)
     assert not torch.allclose(ppo.policy(observations[0], None)[1], expected, atol=1e-4)
 

@@ -438,19 +438,22 @@ class StillSimulator(Simulator):
     """Nothing ever happens in it."""
 
     def __init__(self, num_envs: int) -> None:
-        self.num_envs = num_envs
+        self.num_envs, self.pools = num_envs, [slice(0, num_envs)]
         self.observation_space = Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = Box(-1, 1, (3,), np.float32)
 
     def reset(self) -> NDArray[Any]:
         return np.zeros((self.num_envs, 2), np.float32)
 
-    def advance(self, action: NDArray[Any], observation: NDArray[Any]) -> RawStep:
+    def send(self, action: NDArray[Any], pool: int) -> None:
+        pass
+
+    def receive(self, observation: NDArray[Any], pool: int) -> RawStep:
         observation[...] = 0
         return ()
 
     def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
-        nothing = np.zeros((len(steps), self.num_envs), np.float32)
+        nothing = np.zeros((len(observations), self.num_envs), np.float32)
         no = nothing > 0
         return Step(observations, nothing, no, no, ~no, nothing, no)
 
@@ -469,11 +472,11 @@ class NoiseActor:
         self.counters = Counters(iterations=iterations)
         self.device = torch.device("cpu")
 
-    def acting(self, observations: Tensor, noise: Tensor) -> Acting:
+    def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> Acting:
         def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return noise, torch.zeros(len(observations), 6), torch.zeros(len(observations))
 
-        return ModuleActing(act, observations, noise, self.device)
+        return ModuleActing(act, observations, noise, self.device, pools)
 
 
 # -------------------------------------------------------------------- noise and orders

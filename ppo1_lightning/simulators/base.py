@@ -44,7 +44,9 @@ class EnvironmentSpec:
             stored action stays unclipped.
         observation_keys: the entries of a Dict observation to concatenate, in this order; None
             takes all, in the space's order.
-        num_threads: EnvPool's worker threads on each rank; None takes min(environments, the cores
+        num_pools: into how many pools a rank's environments are divided: with 2, one half is
+            stepped while the policy acts in the other (double buffering).
+        num_threads: EnvPool's worker threads for each pool; None takes min(environments, the cores
             divided by the ranks on this machine).
         pin_threads: keep EnvPool's threads each on a core, see `placement`.
     """
@@ -56,6 +58,7 @@ class EnvironmentSpec:
     reward_scale: float = 1.0
     clip_actions: bool = False
     observation_keys: Sequence[str] | None = None
+    num_pools: int = 1
     num_threads: int | None = None
     pin_threads: bool = True
 
@@ -75,6 +78,7 @@ class EnvironmentSpec:
         keys = self.observation_keys
         if keys is not None and (isinstance(keys, str) or not isinstance(keys, Sequence)):
             raise ConfigurationError(f"env.observation_keys={keys!r} is not a list of names")
+        check_integer("env.num_pools", self.num_pools, at_least=1)
         if self.num_threads is not None:
             check_integer("env.num_threads", self.num_threads, at_least=1)
         check_flag("env.pin_threads", self.pin_threads)
@@ -117,10 +121,13 @@ class Step(NamedTuple):
 
 
 class Simulator(ABC):
-    """N environments stepped together, with automatic resets as rows of their own (NEXT_STEP).
+    """N environments, with automatic resets as rows of their own (NEXT_STEP).
+
+    They are divided into pools of the same size, stepped one pool at a time and settled together.
 
     Attributes:
         num_envs: N.
+        pools: the environments of each pool, those of the first one first.
         observation_space: of one environment: an image of uint8 or a vector of float32, Discrete
             ones being one-hot and those of a Dict flattened; or a Dict with more than one of
             ``vector``, ``image`` and ``action_mask``, see `spaces.parts_of`.
@@ -129,6 +136,7 @@ class Simulator(ABC):
     """
 
     num_envs: int
+    pools: Sequence[slice]
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
 
@@ -146,14 +154,12 @@ class Simulator(ABC):
         """
 
     @abstractmethod
-    def advance(self, action: NDArray[Any], observation: NDArray[Any]) -> RawStep:
-        """Step every environment with ``action`` [N, *action_space.shape], and nothing more.
+    def send(self, action: NDArray[Any], pool: int) -> None:
+        """Start a step of a pool's n environments with ``action`` [n, *action_space.shape].
 
-        For loops that step often: `settle` must be given these steps, all of them, before anything
-        else is asked of the simulator.
-
-        Args:
-            observation: ``[N, ...]``, filled with the one after the step.
+        For loops that step often: each `send` is followed by a `receive` of the same pool, and
+        `settle` must be given these steps, all of them, before anything else is asked of the
+        simulator.
 
         Raises:
             ConfigurationError: an action of the wrong shape or dtype, out of range or not finite.
@@ -161,11 +167,19 @@ class Simulator(ABC):
         """
 
     @abstractmethod
+    def receive(self, observation: NDArray[Any], pool: int) -> RawStep:
+        """Wait for the step that `send` has started, and return what came of it.
+
+        Args:
+            observation: ``[n, ...]``, filled with the one after the step.
+        """
+
+    @abstractmethod
     def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
         """Check and mask T steps at once.
 
         Args:
-            steps: T of them, as `advance` returned them.
+            steps: as `receive` returned them: of every pool, then of every pool the next step, ...
             observations: ``[T, N, ...]``, as it filled them.
 
         Raises:
@@ -177,16 +191,21 @@ class Simulator(ABC):
         """Raise `SimulationError` where one of ``[T, N, ...]`` is not finite."""
 
     def step(self, action: NDArray[Any]) -> Step:
-        """Step every environment with ``action`` [N, *action_space.shape]: `advance`, `settle`.
+        """Step every environment with ``action`` [N, *action_space.shape], and settle it.
 
         Raises:
             ConfigurationError: an action of the wrong shape or dtype, out of range or not finite.
             SimulationError: a reward or an observation that is not finite.
             RuntimeError: not reset yet, or closed.
         """
-        space = self.row_space
+        space, action = self.row_space, np.asarray(action)
         observations = np.empty((1, self.num_envs, *space.shape), space.dtype)
-        settled = self.settle([self.advance(np.asarray(action), observations[0])], observations)
+        several = len(self.pools) > 1
+        actions = np.array_split(action, len(self.pools)) if several else [action]
+        for pool, its_action in enumerate(actions):
+            self.send(its_action, pool)
+        steps = [self.receive(observations[0, envs], i) for i, envs in enumerate(self.pools)]
+        settled = self.settle(steps, observations)
         return Step(*(field[0] for field in settled))
 
     def stepping(self) -> AbstractContextManager[None]:

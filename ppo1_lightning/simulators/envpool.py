@@ -59,7 +59,7 @@ _ATARI_STATE = {"info:lives", "info:reward", "info:terminated"}
 
 
 class EnvPoolSimulator(VectorSimulator):
-    """N environments of one EnvPool, stepped synchronously by ``spec.num_threads`` threads.
+    """N environments in EnvPools, each of which ``spec.num_threads`` threads step.
 
     A failure exactly at the time limit is reported as truncated (EnvPool), on Atari as terminated.
     """
@@ -86,40 +86,50 @@ class EnvPoolSimulator(VectorSimulator):
         with _no_cast_warnings():
             return native.observation_space, native.action_space
 
-    def _open(self, spec: EnvironmentSpec, seeds: list[int], *, render: bool) -> None:
-        num_threads = _num_threads(spec, len(seeds))
+    def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
+        num_envs = len(seeds[0])
+        num_threads = _num_threads(spec, num_envs)
         options = self._options(spec)
         self._is_atari = _state(self._native_spec(spec, options)) >= _ATARI_STATE
         if render:
             _load_opengl()
             options["render_mode"] = "rgb_array"
-        with started_threads() as threads:
-            self._pool: Any = envpool.make_gymnasium(
-                spec.id, num_envs=len(seeds), seed=seeds, num_threads=num_threads, **options
-            )
-        workers = threads[-num_threads:]  # the thread before them prepares buffers
-        self._placement = Placement(workers, _own_cores()) if spec.pin_threads else None
+        options |= {"num_envs": num_envs, "num_threads": num_threads}
+        self._pools: list[Any] = []
+        placements = []
+        for its_seeds in seeds:
+            with started_threads() as threads:
+                self._pools.append(envpool.make_gymnasium(spec.id, seed=its_seeds, **options))
+            workers = threads[-num_threads:]  # the thread before them prepares buffers
+            if spec.pin_threads:
+                placements.append(Placement(workers, _own_cores()))
+        # Only a single pool's worker has to wait while the policy acts.
+        self._placement = placements[0] if len(placements) == 1 else None
         with _no_cast_warnings():
-            _ = self._pool.observation_space  # made on first use, then kept
-        self._env_ids = np.arange(len(seeds), dtype=np.int32)
-        if self._pool._spec._action_keys != ["env_id", "players.env_id", "action"]:
+            for pool in self._pools:
+                _ = pool.observation_space  # made on first use, then kept
+        self._env_ids = np.arange(num_envs, dtype=np.int32)
+        first = self._pools[0]
+        if first._spec._action_keys != ["env_id", "players.env_id", "action"]:
             raise ConfigurationError(
-                f"{spec.id!r} takes {self._pool._spec._action_keys}, expected a single action"
+                f"{spec.id!r} takes {first._spec._action_keys}, expected a single action"
             )
-        index = {name: i for i, name in enumerate(self._pool._state_keys)}
+        index = {name: i for i, name in enumerate(first._state_keys)}
         self._observed = {name[4:]: i for name, i in index.items() if name[:4] == "obs:"}
         self._observation = index.get("obs")  # None where it is a Dict
         names = _ATARI_FIELDS if self._is_atari else _FIELDS
         self._fields = operator.itemgetter(*(index[name] for name in names))
 
-    def _reset(self) -> Any:
-        return self._opened().reset()[0]
+    def _reset(self, pool: int) -> Any:
+        return self._opened()[pool].reset()[0]
 
-    def _step(self, action: NDArray[Any]) -> tuple[Any, RawStep]:
-        # EnvPool's own `step` does the same with twice the Python: it looks up what never changes.
-        pool = self._opened()
-        pool._send([self._env_ids, self._env_ids, action])
-        state = pool._recv()
+    # EnvPool's own `step` does the same with twice the Python: it looks up what never changes.
+
+    def _send(self, action: NDArray[Any], pool: int) -> None:
+        self._opened()[pool]._send([self._env_ids, self._env_ids, action])
+
+    def _receive(self, pool: int) -> tuple[Any, RawStep]:
+        state = self._opened()[pool]._recv()
         if self._observation is not None:
             return state[self._observation], self._fields(state)
         observation = {name: state[index] for name, index in self._observed.items()}
@@ -137,19 +147,19 @@ class EnvPoolSimulator(VectorSimulator):
         game_over = (terminated | truncated) & (game_terminated > 0)
         return Outcome(reward, raw_reward, terminated | game_over, truncated, game_over)
 
-    def _opened(self) -> Any:
-        if self._pool is None:
+    def _opened(self) -> list[Any]:
+        if not self._pools:
             raise RuntimeError("the simulator is closed")
-        return self._pool
+        return self._pools
 
     def _picture(self) -> Any:
-        return self._opened().render()[0]
+        return self._opened()[0].render()[0]
 
     def stepping(self) -> AbstractContextManager[None]:
         return self._placement.shared_core() if self._placement else nullcontext()
 
     def close(self) -> None:
-        self._pool = None  # EnvPool's own close() stops no thread; its destructor does
+        self._pools = []  # EnvPool's own close() stops no thread; its destructor does
 
     @classmethod
     def _native_spec(cls, spec: EnvironmentSpec, options: dict[str, Any]) -> Any:

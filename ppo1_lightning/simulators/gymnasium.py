@@ -74,22 +74,34 @@ class GymnasiumSimulator(VectorSimulator):
         env.close()
         return env.observation_space, env.action_space
 
-    def _open(self, spec: EnvironmentSpec, seeds: list[int], *, render: bool) -> None:
+    def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
         if render:
             spec = replace(spec, options={**spec.options, "render_mode": "rgb_array"})
         make, make_vector = self._makers(spec)
-        self._seeds: list[int] | None = seeds
-        self._envs = make_vector([make] * len(seeds), autoreset_mode=AutoresetMode.NEXT_STEP)
+        self._seeds: list[list[int] | None] = [*seeds]
+        self._pools = [
+            make_vector([make] * len(its_seeds), autoreset_mode=AutoresetMode.NEXT_STEP)
+            for its_seeds in seeds
+        ]
+        self._waits: dict[int, Callable[[], tuple[Any, ...]]] = {}  # for a step under way, by pool
 
-    def _reset(self) -> Any:
+    def _reset(self, pool: int) -> Any:
         with self._observations_in_their_space():
-            observation, _ = self._opened().reset(seed=self._seeds)
-        self._seeds = None  # later resets go on with each environment's own generator
+            observation, _ = self._opened(pool).reset(seed=self._seeds[pool])
+        self._seeds[pool] = None  # later resets go on with each environment's own generator
         return observation
 
-    def _step(self, action: NDArray[Any]) -> tuple[Any, RawStep]:
+    def _send(self, action: NDArray[Any], pool: int) -> None:
+        envs = self._opened(pool)
+        if isinstance(envs, AsyncVectorEnv):
+            envs.step_async(action)
+            self._waits[pool] = envs.step_wait
+        else:  # it steps in this process, so when its result is asked for
+            self._waits[pool] = partial(envs.step, action)
+
+    def _receive(self, pool: int) -> tuple[Any, RawStep]:
         with self._observations_in_their_space():
-            observation, reward, terminated, truncated, _ = self._opened().step(action)
+            observation, reward, terminated, truncated, _ = self._waits.pop(pool)()
         return observation, (reward, terminated, truncated)
 
     @contextmanager
@@ -101,7 +113,7 @@ class GymnasiumSimulator(VectorSimulator):
             frames = traceback.walk_tb(error.__traceback__)
             if not any(frame.f_code.co_filename == space_utils.__file__ for frame, _ in frames):
                 raise  # the environment's own
-            space = self._opened().single_observation_space
+            space = self._opened(0).single_observation_space
             raise ConfigurationError(
                 f"environment {self._id!r} returns an observation that is not in its space {space} "
                 f"({type(error).__name__}: {one_line(error)})"
@@ -111,16 +123,17 @@ class GymnasiumSimulator(VectorSimulator):
         reward, terminated, truncated = fields
         return Outcome(reward, reward, terminated, truncated, terminated)
 
-    def _opened(self) -> Any:
-        if self._envs.closed:
+    def _opened(self, pool: int) -> Any:
+        if self._pools[pool].closed:
             raise RuntimeError("the simulator is closed")
-        return self._envs
+        return self._pools[pool]
 
     def _picture(self) -> Any:
-        return self._opened().render()[0]
+        return self._opened(0).render()[0]
 
     def close(self) -> None:
-        self._envs.close()
+        for pool in self._pools:
+            pool.close()
 
     @classmethod
     def _makers(cls, spec: EnvironmentSpec) -> tuple[Callable[[], gymnasium.Env], Callable]:

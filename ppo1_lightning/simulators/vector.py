@@ -51,13 +51,14 @@ class VectorSimulator(Simulator):
         self._id = spec.id
         self._reward_scale = np.float32(spec.reward_scale)
         self._observations = ObservationAdapter(spec, observation_space)
-        self._actions = ActionAdapter(spec, action_space, len(checked))
-        self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
         self.num_envs = len(checked)
+        self.pools = _pools(self.num_envs, spec.num_pools)
+        self._actions = ActionAdapter(spec, action_space, self.pools[0].stop)
+        self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
         self.observation_space = self._observations.space
         self.action_space = self._actions.space
         try:
-            self._open(spec, checked, render=render)
+            self._open(spec, [checked[envs] for envs in self.pools], render=render)
         except ConfigurationError:
             raise
         except Exception as error:
@@ -85,42 +86,50 @@ class VectorSimulator(Simulator):
         """
 
     @abstractmethod
-    def _open(self, spec: EnvironmentSpec, seeds: list[int], *, render: bool) -> None:
-        """Create the environments."""
+    def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
+        """Create the environments, a list of seeds for each pool."""
 
     @abstractmethod
     def _picture(self) -> Any:
         """Return the library's own picture of the first environment, ``[H, W, 3]``."""
 
     @abstractmethod
-    def _reset(self) -> Any:
-        """Start every environment and return the library's observations."""
+    def _reset(self, pool: int) -> Any:
+        """Start every environment of a pool and return the library's observations."""
 
     @abstractmethod
-    def _step(self, action: NDArray[Any]) -> tuple[Any, RawStep]:
-        """Step every environment and return the library's own observations and fields."""
+    def _send(self, action: NDArray[Any], pool: int) -> None:
+        """Start a step of every environment of a pool."""
+
+    @abstractmethod
+    def _receive(self, pool: int) -> tuple[Any, RawStep]:
+        """Wait for that step and return the library's own observations and fields."""
 
     @abstractmethod
     def _outcome(self, *fields: NDArray[Any]) -> Outcome:
-        """Tell what the fields that `_step` returned mean, ``[T, N]`` each."""
+        """Tell what the fields that `_receive` returned mean, ``[T, N]`` each."""
 
     def reset(self) -> NDArray[Any]:
         observation = np.empty((self.num_envs, *self.row_space.shape), self.row_space.dtype)
-        self._observations(self._reset(), observation)
+        for pool, envs in enumerate(self.pools):
+            self._observations(self._reset(pool), observation[envs])
         self._ended = np.zeros(self.num_envs, np.bool_)
         self.check_observations(observation[None])
         return observation
 
-    def advance(self, action: NDArray[Any], observation: NDArray[Any]) -> RawStep:
+    def send(self, action: NDArray[Any], pool: int) -> None:
         if self._ended is None:
             raise RuntimeError("step() was called before reset()")
-        native_observation, fields = self._step(self._actions(action))
+        self._send(self._actions(action), pool)
+
+    def receive(self, observation: NDArray[Any], pool: int) -> RawStep:
+        native_observation, fields = self._receive(pool)
         self._observations(native_observation, observation)
         return fields
 
     def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
         assert self._ended is not None
-        shape = (len(steps), self.num_envs)
+        shape = (len(observations), self.num_envs)
         fields = (np.concatenate(field).reshape(shape) for field in zip(*steps, strict=True))
         outcome = self._outcome(*fields)
         # The flags of the step before decide which rows are resets. Some environments return a
@@ -207,6 +216,18 @@ class VectorSimulator(Simulator):
                     f"option {name!r} is unknown to {spec.id!r} on {cls.library}, expected some of "
                     f"{', '.join(sorted(allowed))}{nearest(name, allowed)}"
                 )
+
+
+def _pools(num_envs: int, num_pools: int) -> list[slice]:
+    """Return the environments of each pool, the same number in all."""
+    if num_envs % num_pools:
+        fitting = [n for n in range(1, num_envs + 1) if num_envs % n == 0]
+        raise ConfigurationError(
+            f"env.num_pools={num_pools} does not divide a device's {num_envs} environments, "
+            f"expected a divisor such as {min(fitting, key=lambda n: abs(n - num_pools))}"
+        )
+    size = num_envs // num_pools
+    return [slice(first, first + size) for first in range(0, num_envs, size)]
 
 
 def _masked(reward: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:

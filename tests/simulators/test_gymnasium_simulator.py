@@ -76,7 +76,7 @@ def echo(num_envs=2, clip_actions=False, observation_keys=None, **options):
 
 def unwrapped(simulator):
     """Return the Echo environments inside."""
-    return [env.unwrapped for env in simulator._envs.envs]
+    return [env.unwrapped for env in simulator._pools[0].envs]
 
 
 ACTION_SPACES = [

@@ -9,7 +9,7 @@ import scripted_env
 
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
 
-SEEDS = [11, 5, 12345]
+SEEDS = [11, 5, 12345, 7]
 ENV = "scripted_env:Scripted-v0"
 NUM_STEPS = 60
 
@@ -23,9 +23,11 @@ def roll(simulator, num_steps):
     return first, [simulator.step(actions(simulator)) for _ in range(num_steps)]
 
 
+@pytest.mark.parametrize("num_pools", [1, 2, 4])
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_rows_are_those_of_the_script(mode):
-    spec = EnvironmentSpec(ENV, options={"vectorization_mode": mode}, reward_scale=0.5)
+def test_rows_are_those_of_the_script(mode, num_pools):
+    options = {"vectorization_mode": mode}
+    spec = EnvironmentSpec(ENV, options=options, reward_scale=0.5, num_pools=num_pools)
     simulator = make_simulator(spec, SEEDS)
     first, steps = roll(simulator, NUM_STEPS)
     simulator.close()
@@ -94,13 +96,13 @@ def test_a_reset_row_is_never_trusted(monkeypatch):
     flags = [(False, False), (True, False), (False, True), (False, False), (False, False)]
     script = iter(flags)
 
-    def native_step(self, action):
+    def native_step(self, pool):
         terminated, truncated = (np.array([flag]) for flag in next(script))
         nan_on_reset = np.array([np.nan if terminated or truncated else 1.0])
         reward = np.array([1.0]) if terminated else nan_on_reset
         return np.zeros((1, 3), np.float32), (reward, terminated, truncated)
 
-    monkeypatch.setattr(GymnasiumSimulator, "_step", native_step)
+    monkeypatch.setattr(GymnasiumSimulator, "_receive", native_step)
     simulator = make_simulator(EnvironmentSpec(ENV), [0])
     _, steps = roll(simulator, len(flags))
     assert [bool(step.valid[0]) for step in steps] == [True, True, False, False, True]
