@@ -38,13 +38,17 @@ ASSETS = re.compile(
 SMALL = ["atari"]  # 8 environments x 128 steps, 4 epochs of 4 minibatches, as LeanRL
 LARGE = ["atari", "num_envs=64", "algo.minibatch_size=2048"]
 BF16 = "trainer.precision=bf16-mixed"
+TWO_POOLS = "env.num_pools=2"
 MEASURED = {
     "EnvPool alone, 8 environments": ["simulator", *SMALL],
     "8 x 128": ["ours", *SMALL],
     "8 x 128, bf16": ["ours", *SMALL, BF16],
+    "8 x 128, two pools": ["ours", *SMALL, TWO_POOLS],
     "EnvPool alone, 64 environments": ["simulator", *LARGE],
     "64 x 128": ["ours", *LARGE],
     "64 x 128, bf16": ["ours", *LARGE, BF16],
+    "64 x 128, two pools": ["ours", *LARGE, TWO_POOLS],
+    "64 x 128, bf16, two pools": ["ours", *LARGE, BF16, TWO_POOLS],
 }
 """Module of `benchmarks`, case and arguments of each row."""
 
