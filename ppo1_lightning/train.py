@@ -59,8 +59,16 @@ _YAML = {"None": "null", "True": "true", "False": "false"}
 
 
 def main() -> None:
-    """Run the command line: ``python -m ppo1_lightning env=pong``."""
-    cli.run(train, "train")
+    """Run the command line: ``python -m ppo1_lightning env=pong``, or hparams_search=optuna."""
+    cli.run(_train_or_search, "train")
+
+
+def _train_or_search(config: DictConfig) -> float | None:
+    if config.get("hparams_search") is None:
+        return train(config)
+    from ppo1_lightning.tune import tune  # which needs the extra `sweep`
+
+    return tune(config)
 
 
 def train(config: DictConfig) -> float | None:

@@ -123,7 +123,6 @@ BAD_INPUT = {
     "group": (["envv=pong"], "'env'"),
     "option of a group": (["env=pongg"], "'pong'"),
     "preset": (["algo=paper_atri"], "'paper_atari'"),
-    "search without tune": (["hparams_search=optuna"], "ppo1_lightning.tune"),
     "experiment": (["experiment=cartpole_second"], "'cartpole_seconds'"),
     "added argument": (["+algo.learn_rate=1"], "'learning_rate'"),
     "added argument of the policy": (["+policy.hidden=3"], "'hidden_size'"),

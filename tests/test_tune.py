@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 
-from ppo1_lightning import tune
+from ppo1_lightning import train, tune
 from ppo1_lightning.report import groups
 
 SEARCH = """# @package _global_
@@ -65,6 +65,15 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         tune.main()
 
     return run
+
+
+def test_the_training_command_searches_too(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "main", train.main)
+    command("hparams_search=mine", "hparams_search.seeds=[1]", "total_iterations=2")
+    assert len(trials()) == 2
+    assert Path("study/best.yaml").is_file()
 
 
 def trials() -> list[FrozenTrial]:

@@ -87,34 +87,39 @@ class EnvPoolSimulator(VectorSimulator):
             return native.observation_space, native.action_space
 
     def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
-        num_envs = len(seeds[0])
-        num_threads = _num_threads(spec, num_envs)
         options = self._options(spec)
         self._is_atari = _state(self._native_spec(spec, options)) >= _ATARI_STATE
         if render:
             _load_opengl()
             options["render_mode"] = "rgb_array"
-        options |= {"num_envs": num_envs, "num_threads": num_threads}
+        num_envs = len(seeds[0])
+        options |= {"num_envs": num_envs, "num_threads": _num_threads(spec, num_envs)}
         self._pools: list[Any] = []
-        placements = []
-        for its_seeds in seeds:
-            with started_threads() as threads:
-                self._pools.append(envpool.make_gymnasium(spec.id, seed=its_seeds, **options))
-            workers = threads[-num_threads:]  # the thread before them prepares buffers
-            if spec.pin_threads:
-                placements.append(Placement(workers, _own_cores()))
-        # Only a single pool's worker has to wait while the policy acts.
+        placements = [self._open_pool(spec, its_seeds, options) for its_seeds in seeds]
+        # Only a single pool's worker has nothing to do while the policy acts.
         self._placement = placements[0] if len(placements) == 1 else None
-        with _no_cast_warnings():
-            for pool in self._pools:
-                _ = pool.observation_space  # made on first use, then kept
         self._env_ids = np.arange(num_envs, dtype=np.int32)
-        first = self._pools[0]
-        if first._spec._action_keys != ["env_id", "players.env_id", "action"]:
+        self._find_fields(spec, self._pools[0])
+
+    def _open_pool(
+        self, spec: EnvironmentSpec, seeds: list[int], options: dict[str, Any]
+    ) -> Placement | None:
+        """Create one pool and place its threads."""
+        with started_threads() as threads:
+            pool = envpool.make_gymnasium(spec.id, seed=seeds, **options)
+        self._pools.append(pool)
+        with _no_cast_warnings():
+            _ = pool.observation_space  # made on first use, then kept
+        workers = threads[-options["num_threads"] :]  # the thread before them prepares buffers
+        return Placement(workers, _own_cores()) if spec.pin_threads else None
+
+    def _find_fields(self, spec: EnvironmentSpec, pool: Any) -> None:
+        """Note where in what a pool returns each of its fields is."""
+        if pool._spec._action_keys != ["env_id", "players.env_id", "action"]:
             raise ConfigurationError(
-                f"{spec.id!r} takes {first._spec._action_keys}, expected a single action"
+                f"{spec.id!r} takes {pool._spec._action_keys}, expected a single action"
             )
-        index = {name: i for i, name in enumerate(first._state_keys)}
+        index = {name: i for i, name in enumerate(pool._state_keys)}
         self._observed = {name[4:]: i for name, i in index.items() if name[:4] == "obs:"}
         self._observation = index.get("obs")  # None where it is a Dict
         names = _ATARI_FIELDS if self._is_atari else _FIELDS
