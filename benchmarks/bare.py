@@ -15,6 +15,7 @@ from benchmarks.cases import CASES, COMMON
 from benchmarks.measure import Measurement
 from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.cli import config_directory
+from ppo1_lightning.memory import keep_freed_memory
 from ppo1_lightning.rollout import RolloutDataset
 
 
@@ -65,7 +66,8 @@ class Bare:
         self.module.configure_model()
         self.module.optimizer = self.module.configure_optimizers()
         if isinstance(self.module.policy, MlpPolicy) and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # as the command line does
+            torch.set_num_threads(1)
+        keep_freed_memory()  # both as the command line does
         self.module.on_train_start()
         self.dataset: RolloutDataset = data.train_dataloader()
 
