@@ -119,7 +119,7 @@ class Collector:
         pools = list(enumerate(self.simulator.pools))
         acting_now = acting(arriving, noise, self.simulator.pools)
         act, send, receive = acting_now.act, self.simulator.send, self.simulator.receive
-        steps_taken, step, envs, chosen = [], 0, slice(0), None
+        steps_taken, chosen = [], None
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
         # One pool is simulated while the policy acts in the next.
@@ -136,8 +136,10 @@ class Collector:
                     steps_taken.append(receive(array[num_steps, envs], pool))
             observations, actions, parameters, values = acting_now.outputs()
         except ConfigurationError:  # an action that is no number may come from an observation
-            array[step, envs.stop :] = 0  # not there yet
-            self.simulator.check_observations(array[: step + 1])
+            rows, some = divmod(len(steps_taken), len(pools))
+            if some:  # of the last row only that of some pools is there
+                array[rows + 1, self.simulator.pools[some].start :] = 0
+            self.simulator.check_observations(array[: rows + 1 + bool(some)])
             if chosen is not None:  # else the policy itself has refused
                 _check_actions(chosen)
             raise

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppo1_lightning import PPO, MlpPolicy, Rollout, RolloutDataModule
 from ppo1_lightning.acting import ModuleActing
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, SimulationError
 from ppo1_lightning.rollout import Collector
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
 
@@ -131,3 +131,64 @@ def test_pools_are_of_the_same_size() -> None:
         match=r"^env.num_pools=4 does not divide a device's 6 environments, .* such as 3$",
     ):
         make_simulator(replace(CARTPOLE, num_pools=4), range(6))
+
+
+PENDULUM = EnvironmentSpec("Pendulum-v1", num_pools=2)
+
+
+def act_on_pendulum(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Act with what is observed, so with a NaN where that is one."""
+    return observations[:, :1], observations[:, :2], observations[:, 0]
+
+
+def collect_from_pendulum(receive: Any) -> Rollout:
+    """Collect from two pools of two environments, of which ``receive`` makes what it wants."""
+    simulator = make_simulator(PENDULUM, [1, 2, 3, 4])
+    simulator.receive = receive(simulator.receive)  # type: ignore[method-assign]
+    return Collector(simulator).collect(
+        lambda observations, noise, pools: ModuleActing(
+            act_on_pendulum, observations, noise, torch.device("cpu"), pools
+        ),
+        torch.zeros(5, 4, 1),
+        policy_version=0,
+        fraction_spent=0.0,
+    )
+
+
+def test_the_environment_that_observes_no_number_is_named() -> None:
+    calls = iter(range(100))
+
+    def spoiled(receive: Any) -> Any:
+        def received(observation: NDArray[Any], pool: int) -> Any:
+            fields = receive(observation, pool)
+            if next(calls) == 5:  # step 3 of the second pool
+                observation[1] = np.nan
+            return fields
+
+        return received
+
+    with pytest.raises(SimulationError, match="returned the observation nan") as error:
+        collect_from_pendulum(spoiled)
+    assert error.value.environment == 3
+
+
+@pytest.mark.parametrize("fails_at", [0, 3, 8, 9])
+def test_an_observation_that_never_came_is_not_blamed(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+
+    def failing(receive: Any) -> Any:
+        def received(observation: NDArray[Any], pool: int) -> Any:
+            if next(calls) == fails_at:
+                raise ConfigurationError("what the simulator says")
+            return receive(observation, pool)
+
+        return received
+
+    def nothing_but_nan(shape: Any, dtype: Any, **options: Any) -> Tensor:
+        return torch.full(shape, torch.nan, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", nothing_but_nan)
+    with pytest.raises(ConfigurationError, match="what the simulator says"):
+        collect_from_pendulum(failing)
