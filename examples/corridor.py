@@ -18,10 +18,13 @@ class Corridor(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     Args:
         length: steps from the left end to the right one.
+        render_mode: ``"rgb_array"`` for pictures, as ``python -m ppo1_lightning.record`` asks for.
     """
 
-    def __init__(self, length: int = 10) -> None:
-        self.length, self.position = length, 0
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's way)
+
+    def __init__(self, length: int = 10, render_mode: str | None = None) -> None:
+        self.length, self.position, self.render_mode = length, 0, render_mode
         self.observation_space = Box(0, 1, (1,), np.float32)
         self.action_space = Discrete(2)  # left, right
 
@@ -40,6 +43,12 @@ class Corridor(gymnasium.Env[NDArray[np.float32], np.int64]):
         self.position = max(0, self.position + (1 if action == 1 else -1))
         done = self.position >= self.length
         return self._observation(), 1.0 if done else -0.05, done, False, {}
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """Draw the corridor, white where the walker is."""
+        cells = np.full((1, self.length + 1, 3), (40, 60, 90), np.uint8)
+        cells[0, self.position] = 255
+        return cells.repeat(32, 0).repeat(32, 1)
 
     def _observation(self) -> NDArray[np.float32]:
         return np.array([self.position / self.length], np.float32)

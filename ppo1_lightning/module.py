@@ -14,6 +14,7 @@ import torch
 from gymnasium import Space
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ppo1_lightning import checkpoint as checkpoints
@@ -547,18 +548,25 @@ class PPO(LightningModule):
         self._report_evaluation(episodes)
 
     def test_step(self, episodes: Episodes, batch_idx: int) -> None:
-        """Report the episodes of an evaluation; ``trainer.test`` returns the numbers."""
+        """Report the episodes of an evaluation; `Trainer.test` returns the numbers."""
         self._report_evaluation(episodes)
 
     def _report_evaluation(self, episodes: Episodes) -> None:
         self.evaluated = episodes
         metrics = {f"evaluation/{name}": value for name, value in episodes.summary().items()}
-        self.log_dict(metrics, logger=False, batch_size=1, sync_dist=True)  # alike on all ranks
+        # `Trainer.test` and `Trainer.validate` return and print what Lightning logs, but then it
+        # writes the rows too, over a "step" that we have to tell. In a fit we write them.
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        x_axis = {"step": float(self.counters.env_steps)} if self.trainer.loggers else {}
+        told = metrics if fitting else metrics | x_axis
+        logged = False if fitting else None  # None: yes, without a warning where there is no logger
+        self.log_dict(told, logger=logged, batch_size=1, sync_dist=True)  # alike on all ranks
         if self.trainer.sanity_checking:
             return
         self.metrics = {**self.metrics, **metrics}
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.counters.env_steps)
+        if fitting:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(metrics, step=self.counters.env_steps)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:

@@ -23,6 +23,9 @@ log = logging.getLogger("ppo1_lightning")
 
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
+_UNSEEN = ("dummy", "offscreen")
+"""SDL's drivers without a display."""
+
 HEIGHT = 480
 """Least height of the window's pictures, which are enlarged by whole factors."""
 
@@ -44,9 +47,9 @@ def play(config: DictConfig) -> None:
     if episodes is not None:
         episodes = check_integer("episodes", episodes, at_least=1)
     deterministic = check_flag("deterministic", config.deterministic)
+    trained = load_run(config.run, config.ckpt_path)
     pygame = _open_display()
     try:
-        trained = load_run(config.run, config.ckpt_path)
         module, environment = trained.module, trained.environment
         seed = module.seed if config.seed is None else config.seed
         frames = video.play(
@@ -76,13 +79,16 @@ def _open_display() -> Any:
         "there is no display to open a window on; python -m ppo1_lightning.record, with the same "
         "run=, writes a video instead"
     )
-    # SDL would draw off screen, where nobody sees it
     if sys.platform == "linux" and not any(name in os.environ for name in _DISPLAYS):
         raise nowhere
     try:
         pygame.display.init()
     except pygame.error as error:
         raise nowhere from error
+    # Where a display does not answer, SDL draws off screen, where nobody sees it.
+    if pygame.display.get_driver() in _UNSEEN and "SDL_VIDEODRIVER" not in os.environ:
+        pygame.display.quit()
+        raise nowhere
     return pygame
 
 

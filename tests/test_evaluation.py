@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from ranks import run_on_ranks
 from scripted_env import expected_rows
 from tiny_runs import train_tiny
@@ -55,8 +56,30 @@ def play(env: str | EnvironmentSpec, policy: Any = MlpPolicy, **settings: Any) -
     """Return a module after ``Trainer.test``."""
     module = PPO(policy)
     data = EvaluationDataModule(env, Evaluation(**settings), seed=3)
-    Trainer(accelerator="cpu", **QUIET).test(module, data, verbose=False)
+    (scores,) = Trainer(accelerator="cpu", **QUIET).test(module, data, verbose=False)
+    assert module.evaluated is not None
+    expected = {f"evaluation/{k}": v for k, v in module.evaluated.summary().items()}
+    assert scores == pytest.approx(expected, rel=1e-6, nan_ok=True)
     return module
+
+
+@pytest.mark.parametrize("what", ["test", "validate"])
+def test_scores_are_returned_and_logged_once_over_environment_steps(what: str, tmp_path: Path):
+    module = PPO(MlpPolicy, compile=False)
+    data = RolloutDataModule(
+        SCRIPTED, num_envs=2, num_steps=64, total_iterations=2, evaluation=Evaluation(4, 2)
+    )
+    logger = CSVLogger(tmp_path, name="", version="")
+    options = {**QUIET, "logger": logger, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, check_val_every_n_epoch=9, **options)
+    trainer.fit(module, data)
+    (scores,) = getattr(trainer, what)(module, data, verbose=False)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["evaluation/return_mean"]]
+    assert [int(row["step"]) for row in rows] == [module.counters.env_steps] == [256]
+    assert float(rows[0]["evaluation/return_mean"]) == pytest.approx(
+        scores["evaluation/return_mean"]
+    )
 
 
 def evaluated_while_training(rank: int, devices: int) -> list[float]:

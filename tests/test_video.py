@@ -174,11 +174,17 @@ def test_play_shows_episodes_in_a_window(
     assert f"in {len(shown) - 1} steps" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("display", [None, ":4711"])  # none, or one that does not answer
 def test_play_without_a_display_says_so(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    display: str | None,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
+    if display:
+        monkeypatch.setenv("DISPLAY", display)
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         command(play, monkeypatch, f"run={run}")
@@ -186,6 +192,20 @@ def test_play_without_a_display_says_so(
     error = capsys.readouterr().err
     assert error.startswith("error: there is no display to open a window on")
     assert error.count("\n") == 1
+
+
+def test_play_of_no_run_says_so_without_a_display(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command(play, monkeypatch, "run=nowhere")
+    assert "run=nowhere" in capsys.readouterr().err
+
+
+def test_an_environment_without_pictures_says_so() -> None:
+    spec = EnvironmentSpec("scripted_env:Scripted-v0")
+    with pytest.raises(ConfigurationError, match=r"cannot be drawn: .* expected rgb_array among"):
+        make_simulator(spec, [0], render=True)
 
 
 def test_callback_records_and_leaves_training_as_it_is(

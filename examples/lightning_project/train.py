@@ -6,6 +6,7 @@ python train.py [--steps 50_000] [--folder runs]
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 from agent import Agent
@@ -27,6 +28,8 @@ def main() -> None:
         "CartPole-v1", num_envs=8, num_steps=128, total_steps=arguments.steps, seed=1
     )
     agent = Agent(MlpPolicy, minibatch_size=256, learning_rate=1e-3, seed=1)
+    # It is saved at the end of an iteration, after its optimizer steps, as it should be.
+    warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
     best = ModelCheckpoint(
         arguments.folder, monitor="episode_return_mean", mode="max", every_n_train_steps=2
     )
@@ -40,7 +43,8 @@ def main() -> None:
     )
     trainer.fit(agent, data)
     trained = Agent.load_from_checkpoint(best.best_model_path)
-    trainer.test(trained, data)
+    (scores,) = trainer.test(trained, data, verbose=False)
+    print(f"mean return of {best.best_model_path}: {scores['evaluation/return_mean']:.1f}")
 
 
 if __name__ == "__main__":

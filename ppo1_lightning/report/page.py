@@ -112,7 +112,7 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
         few=max(len(g.of(env)) for g in groups for env in envs) < 5,
         differences=_differences(runs, groups),
         shared=shared(runs),
-        videos=_embed(runs, path.parent),
+        videos=_embed(runs, groups, path.parent),
         plotly=get_plotlyjs(),
         is_finite=math.isfinite,
     )
@@ -257,7 +257,7 @@ def _status(run: Run) -> str:
 
 
 def _run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, Any]]:
-    group_of = {id(run): group for group in groups for run in group.runs}
+    group_of = _group_of(groups)
     return [
         {
             "run": run,
@@ -273,6 +273,11 @@ def _run_rows(runs: Sequence[Run], groups: Sequence[Group]) -> list[dict[str, An
         }
         for run in runs
     ]
+
+
+def _group_of(groups: Sequence[Group]) -> dict[int, Group]:
+    """Return the group of each run, by its `id`."""
+    return {id(run): group for group in groups for run in group.runs}
 
 
 def _differences(runs: Sequence[Run], groups: Sequence[Group]) -> dict[str, Any]:
@@ -296,8 +301,9 @@ def _counted(values: Sequence[str]) -> str:
     return ", ".join(shown) + (f", {len(counts) - 12} more values" if len(counts) > 12 else "")
 
 
-def _embed(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+def _embed(runs: Sequence[Run], groups: Sequence[Group], folder: Path) -> list[dict[str, Any]]:
     """Return the videos as data, each run's newest before others; as links once there are many."""
+    group_of = _group_of(groups)
     newest_first = [(age, run, file) for run in runs for age, file in enumerate(run.videos[::-1])]
     left = VIDEO_BYTES
     found = []
@@ -311,6 +317,7 @@ def _embed(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
         found.append(
             {
                 "run": run,
+                "group": group_of[id(run)],
                 "name": file.stem,
                 "source": source,
                 "embedded": source.startswith("data:"),

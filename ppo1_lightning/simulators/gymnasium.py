@@ -76,6 +76,7 @@ class GymnasiumSimulator(VectorSimulator):
 
     def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
         if render:
+            self._check_drawn(spec)
             spec = replace(spec, options={**spec.options, "render_mode": "rgb_array"})
         make, make_vector = self._makers(spec)
         self._seeds: list[list[int] | None] = [*seeds]
@@ -84,6 +85,18 @@ class GymnasiumSimulator(VectorSimulator):
             for its_seeds in seeds
         ]
         self._waits: dict[int, Callable[[], tuple[Any, ...]]] = {}  # for a step under way, by pool
+
+    @classmethod
+    def _check_drawn(cls, spec: EnvironmentSpec) -> None:
+        """Raise `ConfigurationError` where the environment does not say that it draws pictures."""
+        env = cls._makers(spec)[0]()
+        modes = env.metadata.get("render_modes") or []
+        env.close()
+        if "rgb_array" not in modes:
+            raise ConfigurationError(
+                f"environment {spec.id!r} cannot be drawn: its metadata has the render_modes "
+                f"{list(modes)}, expected rgb_array among them"
+            )
 
     def _reset(self, pool: int) -> Any:
         with self._observations_in_their_space():
