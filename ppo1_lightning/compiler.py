@@ -14,9 +14,7 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 import warnings
 import weakref
@@ -31,6 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppo1_lightning import native, winograd
+
 _log = logging.getLogger(__name__)
 
 Run = Callable[[int, int], None]
@@ -39,7 +39,7 @@ Run = Callable[[int, int], None]
 
 def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGraph:
     """Compile a graph that writes its results into its arguments, for CPU tensors like these."""
-    package = cache_folder() / f"{_key(graph, examples)}.pt2"
+    package = native.cache_folder() / f"{_key(graph, examples)}.pt2"
     library = _load(package)
     if library is None:
         with _one_at_a_time(package):  # the other ranks of this machine wait for the first
@@ -106,60 +106,11 @@ def _torch() -> ctypes.CDLL:
 
 @functools.cache
 def _loop() -> Callable[..., int]:
-    """Return ``run_rows`` of ``loop.cpp``, compiled if need be."""
-    source = Path(__file__).with_name("loop.cpp")
-    name = hashlib.sha256(source.read_bytes()).hexdigest()[:32]
-    library = cache_folder() / f"loop-{platform.machine()}-{name}.so"
-    try:
-        function = ctypes.CDLL(str(library)).run_rows
-    except OSError:  # not there yet, or damaged
-        _compile_loop(source, library)
-        function = ctypes.CDLL(str(library)).run_rows
+    """Return ``run_rows`` of ``loop.cpp``."""
+    function = native.load(Path(__file__).with_name("loop.cpp"), "-O2").run_rows
     function.argtypes = [*[_Pointer] * 4, *[ctypes.c_int64] * 3]
     function.restype = ctypes.c_int32
     return function
-
-
-def _compile_loop(source: Path, library: Path) -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / "loop.so"
-        command = [get_cpp_compiler(), "-O2", "-shared", "-fPIC", str(source), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
-        os.replace(made, library)  # so that another process sees all of it or nothing
-
-
-def cache_folder() -> Path:
-    """Return the folder of compiled graphs, made if need be: ``$XDG_CACHE_HOME/ppo1_lightning``.
-
-    That is below ``~/.cache`` by default. Since code is loaded from there, a folder that somebody
-    else may write to is not used; without one, graphs are kept for this process only.
-    """
-    try:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(root) / "ppo1_lightning"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
-        is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
-        if is_own and os.access(folder, os.W_OK):
-            return folder
-        return _own_folder(f"{folder} is not this user's alone")
-    except (OSError, RuntimeError) as error:
-        return _own_folder(str(error))
-
-
-@functools.cache
-def _own_folder(reason: str) -> Path:
-    _log.warning("compiled graphs are not kept for the next run: %s", reason)
-    folder = tempfile.TemporaryDirectory(prefix="ppo1_lightning_")
-    _folders.append(folder)  # until the process ends
-    return Path(folder.name)
-
-
-_folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 @contextlib.contextmanager
@@ -222,11 +173,13 @@ def _extract(package: Path) -> ctypes.CDLL | None:
 
 
 def _options() -> dict[str, Any]:
-    """Return options that halve the compile time where this PyTorch has them."""
+    """Return our operators' functions, and options that halve the compile time where known."""
     from torch._inductor import config
 
-    known = hasattr(config.aot_inductor, "compile_wrapper_opt_level")
-    return {"aot_inductor.compile_wrapper_opt_level": "O1"} if known else {}
+    options: dict[str, Any] = {"aot_inductor.custom_ops_to_c_shims": winograd.C_FUNCTIONS}
+    if hasattr(config.aot_inductor, "compile_wrapper_opt_level"):
+        options["aot_inductor.compile_wrapper_opt_level"] = "O1"
+    return options
 
 
 def _key(graph: GraphModule, examples: Sequence[Tensor]) -> str:
@@ -235,15 +188,11 @@ def _key(graph: GraphModule, examples: Sequence[Tensor]) -> str:
     layouts = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
     constants = [tensor.tolist() for tensor in graph.state_dict().values()]
     code = [module.code for module in graph.modules() if isinstance(module, GraphModule)]
-    versions = torch.__version__, torch.version.git_version, _processor(), torch.get_num_threads()
+    versions = (
+        torch.__version__,
+        torch.version.git_version,
+        native.processor(),
+        torch.get_num_threads(),
+    )
     content = code, layouts, constants, versions, _options()
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
-
-
-def _processor() -> str:
-    """Return what tells the instructions that this processor has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return f"{platform.machine()} {platform.processor()}"

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.compiler import Run, compile_ahead
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.winograd import replace_convolutions
 
 
 class Graph:
@@ -63,6 +64,7 @@ class Graph:
             if not self._compiled:
                 return functools.partial(_in_python, graph)
             if all(tensor.device.type == "cpu" for tensor in tensors):
+                replace_convolutions(graph)
                 return compile_ahead(graph, copies).bind
         compiled = torch.compile(graph, fullgraph=True, dynamic=False)
         if all(tensor.device.type == "cuda" for tensor in tensors):

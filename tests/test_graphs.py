@@ -17,8 +17,8 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from ppo1_lightning import ConfigurationError, MlpPolicy
-from ppo1_lightning.compiler import cache_folder
 from ppo1_lightning.graphs import Graph, PolicyGraph, separate_parameters
+from ppo1_lightning.native import cache_folder
 
 both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
 

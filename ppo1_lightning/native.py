@@ -1,0 +1,85 @@
+"""C++ of this package, made where it runs and kept for the next run."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+_log = logging.getLogger(__name__)
+
+
+def load(source: Path, *options: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    """Load a C++ file as a library, compiled with these options if need be.
+
+    Raises:
+        RuntimeError: the compiler is missing or fails.
+        OSError: what it made cannot be loaded.
+    """
+    content = source.read_bytes(), options, torch.__version__, processor()
+    name = f"{source.stem}-{hashlib.sha256(repr(content).encode()).hexdigest()[:32]}.so"
+    library = cache_folder() / name
+    try:
+        return ctypes.CDLL(str(library), mode)
+    except OSError:  # not there yet, or damaged
+        _compile(source, options, library)
+        return ctypes.CDLL(str(library), mode)
+
+
+def _compile(source: Path, options: tuple[str, ...], library: Path) -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [get_cpp_compiler(), "-shared", "-fPIC", str(source), "-o", str(made), *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+        os.replace(made, library)  # so that another process sees all of it or nothing
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled graphs, made if need be: ``$XDG_CACHE_HOME/ppo1_lightning``.
+
+    That is below ``~/.cache`` by default. Since code is loaded from there, a folder that somebody
+    else may write to is not used; without one, graphs are kept for this process only.
+    """
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "ppo1_lightning"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
+        if is_own and os.access(folder, os.W_OK):
+            return folder
+        return _own_folder(f"{folder} is not this user's alone")
+    except (OSError, RuntimeError) as error:
+        return _own_folder(str(error))
+
+
+@functools.cache
+def _own_folder(reason: str) -> Path:
+    _log.warning("compiled graphs are not kept for the next run: %s", reason)
+    folder = tempfile.TemporaryDirectory(prefix="ppo1_lightning_")
+    _folders.append(folder)  # until the process ends
+    return Path(folder.name)
+
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def processor() -> str:
+    """Return what tells the instructions that this processor has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        return f"{platform.machine()} {platform.processor()}"
