@@ -15,7 +15,7 @@ from benchmarks.cases import CASES, COMMON
 from benchmarks.measure import Measurement
 from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.cli import config_directory
-from ppo1_lightning.memory import keep_freed_memory
+from ppo1_lightning.process import keep_freed_memory
 from ppo1_lightning.rollout import RolloutDataset
 
 

@@ -23,7 +23,7 @@ COMMANDS = {
         sys.executable,
         "-c",
         "import json, time; start = time.perf_counter(); import torch, lightning; "
-        "middle = time.perf_counter(); import ppo1_lightning; end = time.perf_counter(); "
+        "middle = time.perf_counter(); from ppo1_lightning import *; end = time.perf_counter(); "
         "print(json.dumps({'ratio': (end - middle) / (middle - start)}))",
     ],
 }

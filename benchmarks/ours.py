@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.cases import CASES, COMMON
 from benchmarks.measure import emit, parse_case
 from benchmarks.processes import launch_environment, python
+from ppo1_lightning.process import spin_briefly
 
 
 def measure_command_line(case: str, seconds: float, overrides: list[str]) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further arguments of our command line")
     arguments = parser.parse_intermixed_args()
     if arguments.bare:
-        from benchmarks.bare import Bare  # not needed above, where another process imports it
+        spin_briefly()  # as the command line does, before PyTorch is loaded
+        from benchmarks.bare import Bare
 
         bare = Bare(arguments.case, arguments.overrides)
         emit(bare.run(arguments.seconds, learn=True))

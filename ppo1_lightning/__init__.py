@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from ppo1_lightning.data import EvaluationDataModule, RolloutDataModule
-from ppo1_lightning.errors import ConfigurationError, SimulationError
-from ppo1_lightning.evaluation import Evaluation
-from ppo1_lightning.module import PPO
-from ppo1_lightning.policies import CnnPolicy, MlpPolicy
-from ppo1_lightning.rollout import Rollout
-from ppo1_lightning.simulators.base import EnvironmentSpec
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppo1_lightning.data import EvaluationDataModule, RolloutDataModule
+    from ppo1_lightning.errors import ConfigurationError, SimulationError
+    from ppo1_lightning.evaluation import Evaluation
+    from ppo1_lightning.module import PPO
+    from ppo1_lightning.policies import CnnPolicy, MlpPolicy
+    from ppo1_lightning.rollout import Rollout
+    from ppo1_lightning.simulators.base import EnvironmentSpec
 
 __version__ = "0.1.0"
 
@@ -24,3 +28,29 @@ __all__ = [
     "RolloutDataModule",
     "SimulationError",
 ]
+
+_MODULES = {
+    "PPO": "module",
+    "CnnPolicy": "policies",
+    "ConfigurationError": "errors",
+    "EnvironmentSpec": "simulators.base",
+    "Evaluation": "evaluation",
+    "EvaluationDataModule": "data",
+    "MlpPolicy": "policies",
+    "Rollout": "rollout",
+    "RolloutDataModule": "data",
+    "SimulationError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: ``__main__`` has work to do before PyTorch is."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

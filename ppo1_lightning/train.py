@@ -44,10 +44,10 @@ from ppo1_lightning.errors import (
 )
 from ppo1_lightning.evaluation import Evaluation
 from ppo1_lightning.instantiation import make
-from ppo1_lightning.memory import keep_freed_memory
 from ppo1_lightning.module import PPO
 from ppo1_lightning.plan import Plan
 from ppo1_lightning.policies import MlpPolicy
+from ppo1_lightning.process import keep_freed_memory
 from ppo1_lightning.simulators import EnvironmentSpec
 
 log = logging.getLogger("ppo1_lightning")

@@ -15,6 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+import ppo1_lightning
 from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
 from ppo1_lightning.segment import Minibatch
 
@@ -130,7 +131,7 @@ def test_importing_the_library_imports_no_simulator_no_hydra_and_no_plotting():
     code = """
 import sys, lightning  # imports matplotlib by itself where that is installed
 before = set(sys.modules)
-import ppo1_lightning
+from ppo1_lightning import *
 print(*{name.partition(".")[0] for name in set(sys.modules) - before})
 assert not {"hydra", "envpool"} & set(sys.modules)
 """
@@ -141,6 +142,19 @@ assert not {"hydra", "envpool"} & set(sys.modules)
     imported = result.stdout.split()
     assert "ppo1_lightning" in imported
     assert {"hydra", "envpool", "matplotlib"}.isdisjoint(imported)
+
+
+def test_a_public_name_is_imported_when_it_is_asked_for():
+    code = """
+import sys, ppo1_lightning
+assert set(ppo1_lightning.__all__) <= set(dir(ppo1_lightning))
+assert "torch" not in sys.modules
+for name in ppo1_lightning.__all__:
+    assert getattr(ppo1_lightning, name).__name__ == name
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="'ppo1_lightning' has no attribute 'PP0'"):
+        ppo1_lightning.PP0  # noqa: B018
 
 
 # -------------------------------------------------------------------- a user's own parts

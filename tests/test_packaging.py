@@ -23,7 +23,8 @@ def test_wheel_carries_configs_and_types(tmp_path: Path) -> None:
     package = {f"{file.relative_to(ROOT)}" for file in ROOT.glob("ppo1_lightning/**/*.py")}
     configs = {f"ppo1_lightning/{file.relative_to(ROOT)}" for file in ROOT.glob("conf/**/*.yaml")}
     assert len(configs) > 40
-    other = {"ppo1_lightning/py.typed", "ppo1_lightning/report/page.html"}
+    sources = {"ppo1_lightning/loop.cpp", "ppo1_lightning/winograd.cpp"}
+    other = {"ppo1_lightning/py.typed", "ppo1_lightning/report/page.html"} | sources
     assert package | configs | other <= names
     assert not [name for name in names if name.startswith(("tests/", "conf/", "outputs/"))]
 
@@ -32,7 +33,8 @@ def test_library_imports_without_hydra_and_simulators() -> None:
     """Lightning comes first: its torchmetrics imports matplotlib wherever that is installed."""
     code = (
         "import sys, lightning; before = set(sys.modules);"
-        "import ppo1_lightning, ppo1_lightning.callbacks, ppo1_lightning.loggers;"
+        "from ppo1_lightning import *;"
+        "import ppo1_lightning.callbacks, ppo1_lightning.loggers;"
         "ours = {name.partition('.')[0] for name in set(sys.modules) - before};"
         "print(sorted({'hydra', 'omegaconf', 'envpool', 'matplotlib'} & ours))"
     )

@@ -1,4 +1,7 @@
-"""What this process does with memory that it frees."""
+"""What the command line sets for its whole process, which a library must not.
+
+Read before PyTorch is loaded, and so free of it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,16 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _USERS_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
+
+
+def spin_briefly() -> None:
+    """Let OpenMP's threads sleep soon between two uses, unless the user has decided on it.
+
+    GNU's spin for some 3 ms by default, as long as a step of Atari's simulators takes, on the cores
+    that these need. OpenMP reads it when PyTorch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 20 us: from kernel to kernel
 
 
 def keep_freed_memory() -> bool:
