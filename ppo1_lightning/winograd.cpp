@@ -36,9 +36,17 @@ constexpr int POINTS = 4;             // of a side
 constexpr int64_t BLOCK_TILES = 48;   // that a thread works on at once
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+using Side = Vector[POINTS];
+using Square = Vector[POINTS][POINTS];
+
+// A square of 4 x 4 vectors stays in registers if all of its indices are known to the compiler.
+#define INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
 
 Vector load(const float *from) { return *reinterpret_cast<const Vector *>(from); }
 void store(float *to, Vector value) { *reinterpret_cast<Vector *>(to) = value; }
+
+int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Free {
   void operator()(float *data) const { operator delete(data, std::align_val_t(64)); }
@@ -103,7 +111,7 @@ void multiply(const float *a, int64_t row, int64_t step, const float *b, float *
 
 // --------------------------------------------------------------- the maps along one side
 
-void interpolate(Vector (&v)[POINTS]) {
+INLINE void interpolate(Side &v) {
   const Vector second = v[1] + v[2], third = v[2] - v[1];
   v[0] -= v[2];
   v[3] -= v[1];
@@ -111,7 +119,7 @@ void interpolate(Vector (&v)[POINTS]) {
   v[2] = third;
 }
 
-void interpolate_transposed(Vector (&v)[POINTS]) {
+INLINE void interpolate_transposed(Side &v) {
   const Vector second = v[1] - v[2] - v[3], third = v[1] + v[2] - v[0];
   v[1] = second;
   v[2] = third;
@@ -119,7 +127,7 @@ void interpolate_transposed(Vector (&v)[POINTS]) {
 
 // From the polynomial's n coefficients to its values.
 template <int n>
-void evaluate(Vector (&v)[POINTS]) {
+INLINE void evaluate(Side &v) {
   const Vector even = n == 2 ? v[0] : v[0] + v[2], odd = v[1];
   v[3] = v[n - 1];
   v[1] = even + odd;
@@ -127,7 +135,7 @@ void evaluate(Vector (&v)[POINTS]) {
 }
 
 template <int n>
-void evaluate_transposed(Vector (&v)[POINTS]) {
+INLINE void evaluate_transposed(Side &v) {
   const Vector even = v[1] + v[2], odd = v[1] - v[2], last = v[3];
   v[0] += even;
   v[1] = odd;
@@ -135,21 +143,25 @@ void evaluate_transposed(Vector (&v)[POINTS]) {
   v[n - 1] += last;
 }
 
-// Both sides of a square, of which `rows` x `columns` count before the maps.
-template <void (*map)(Vector (&)[POINTS])>
-void map_square(Vector (&square)[POINTS][POINTS], int rows, int columns) {
+// Both sides of a square, of which rows x columns count before the maps.
+template <void (*map)(Side &), int rows, int columns>
+INLINE void map_square(Square &square) {
+  UNROLL
   for (int i = 0; i < rows; ++i) map(square[i]);
+  UNROLL
   for (int j = 0; j < columns; ++j) {
-    Vector column[POINTS];
-    for (int i = 0; i < POINTS; ++i) column[i] = square[i][j];
+    Side column = {square[0][j], square[1][j], square[2][j], square[3][j]};
     map(column);
+    UNROLL
     for (int i = 0; i < POINTS; ++i) square[i][j] = column[i];
   }
 }
 
-void scale(Vector (&square)[POINTS][POINTS]) {
+INLINE void scale(Square &square) {
   constexpr float factors[POINTS] = {1, 0.5f, 0.5f, 1};
+  UNROLL
   for (int i = 0; i < POINTS; ++i)
+    UNROLL
     for (int j = 0; j < POINTS; ++j) square[i][j] *= factors[i] * factors[j];
 }
 
@@ -167,7 +179,7 @@ struct Convolution : Shape {
   static constexpr int taps = POINTS + 1 - m;
   const int64_t out_height = (height - kernel) / stride + 1;
   const int64_t out_width = (width - kernel) / stride + 1;
-  const int64_t tiles_y = (out_height + m - 1) / m, tiles_x = (out_width + m - 1) / m;
+  const int64_t tiles_y = ceil_divide(out_height, m), tiles_x = ceil_divide(out_width, m);
   const int64_t tiles = tiles_y * tiles_x;
   const int64_t cells_x = tiles_x * m + taps - 1;  // of the last tiles some may lie outside
   const int64_t depth = stride * stride * channels;
@@ -176,8 +188,8 @@ struct Convolution : Shape {
   const int64_t output_size = out_height * out_width * outputs;
   const int64_t weights_size = POINTS * POINTS * depth * outputs;
   const int threads = omp_get_max_threads();
-  const int64_t block = std::max<int64_t>(
-      1, std::min(BLOCK_TILES / tiles, (images + threads - 1) / threads));  // images at once
+  const int64_t rounds = ceil_divide(images, threads * std::max<int64_t>(1, BLOCK_TILES / tiles));
+  const int64_t block = ceil_divide(images, threads * rounds);  // images at once, as many for each
   const int64_t rows = block * tiles;
 
   explicit Convolution(const Shape &shape) : Shape(shape) {}
@@ -228,10 +240,12 @@ struct Convolution : Shape {
   }
 
   // A square of vectors from or to 4 x 4 matrices [rows, numbers], of which it is one place each.
-  static void load_points(const float *from, int64_t size, Vector (&square)[POINTS][POINTS]) {
+  INLINE static void load_points(const float *from, int64_t size, Square &square) {
+    UNROLL
     for (int p = 0; p < POINTS * POINTS; ++p) square[p / POINTS][p % POINTS] = load(from + p * size);
   }
-  static void store_points(float *to, int64_t size, const Vector (&square)[POINTS][POINTS]) {
+  INLINE static void store_points(float *to, int64_t size, const Square &square) {
+    UNROLL
     for (int p = 0; p < POINTS * POINTS; ++p) store(to + p * size, square[p / POINTS][p % POINTS]);
   }
 
@@ -239,10 +253,12 @@ struct Convolution : Shape {
   void transform_input(const float *cells, float *values) const {
     for_tiles(depth, [&](int64_t place, int64_t i, int64_t j, int64_t k) {
       const float *corner = cells + (i * cells_x + j) * m * depth + k;
-      Vector square[POINTS][POINTS];
+      Square square;
+      UNROLL
       for (int y = 0; y < POINTS; ++y)
+        UNROLL
         for (int x = 0; x < POINTS; ++x) square[y][x] = load(corner + (y * cells_x + x) * depth);
-      map_square<interpolate>(square, POINTS, POINTS);
+      map_square<interpolate, POINTS, POINTS>(square);
       store_points(values + place, rows * depth, square);
     });
   }
@@ -251,10 +267,12 @@ struct Convolution : Shape {
     std::fill_n(cells, cells_size, 0.0f);
     for_tiles(depth, [&](int64_t place, int64_t i, int64_t j, int64_t k) {
       float *corner = cells + (i * cells_x + j) * m * depth + k;
-      Vector square[POINTS][POINTS];
+      Square square;
       load_points(values + place, rows * depth, square);
-      map_square<interpolate_transposed>(square, POINTS, POINTS);
+      map_square<interpolate_transposed, POINTS, POINTS>(square);
+      UNROLL
       for (int y = 0; y < POINTS; ++y)
+        UNROLL
         for (int x = 0; x < POINTS; ++x) {
           float *cell = corner + (y * cells_x + x) * depth;
           store(cell, load(cell) + square[y][x]);
@@ -265,11 +283,14 @@ struct Convolution : Shape {
   // values [4, 4, rows, outputs] of an image's tiles -> output [out_height, out_width, outputs]
   void transform_output(const float *values, const float *bias, float *output) const {
     for_tiles(outputs, [&](int64_t place, int64_t i, int64_t j, int64_t k) {
-      Vector square[POINTS][POINTS];
+      Square square;
       load_points(values + place, rows * outputs, square);
-      map_square<evaluate_transposed<m>>(square, POINTS, m);
-      for (int64_t y = 0; y < std::min<int64_t>(m, out_height - i * m); ++y)
-        for (int64_t x = 0; x < std::min<int64_t>(m, out_width - j * m); ++x) {
+      map_square<evaluate_transposed<m>, POINTS, m>(square);
+      UNROLL
+      for (int y = 0; y < m; ++y)
+        UNROLL
+        for (int x = 0; x < m; ++x) {
+          if (i * m + y >= out_height || j * m + x >= out_width) continue;
           Vector sum = square[y][x] + load(bias + k);
           if (relu) sum = sum < 0.0f ? Vector{} : sum;  // lets NaN pass
           store(output + ((i * m + y) * out_width + j * m + x) * outputs + k, sum);
@@ -281,16 +302,20 @@ struct Convolution : Shape {
   void transform_output_gradient(const float *gradient, const float *output, float *values,
                                  float *bias_gradient) const {
     for_tiles(outputs, [&](int64_t place, int64_t i, int64_t j, int64_t k) {
-      Vector square[POINTS][POINTS] = {}, sum = load(bias_gradient + k);
-      for (int64_t y = 0; y < std::min<int64_t>(m, out_height - i * m); ++y)
-        for (int64_t x = 0; x < std::min<int64_t>(m, out_width - j * m); ++x) {
+      Square square = {};
+      Vector sum = load(bias_gradient + k);
+      UNROLL
+      for (int y = 0; y < m; ++y)
+        UNROLL
+        for (int x = 0; x < m; ++x) {
+          if (i * m + y >= out_height || j * m + x >= out_width) continue;
           const int64_t at = ((i * m + y) * out_width + j * m + x) * outputs + k;
           const Vector given = load(gradient + at);
           square[y][x] = relu ? (load(output + at) <= 0.0f ? Vector{} : given) : given;
           sum += square[y][x];
         }
       store(bias_gradient + k, sum);
-      map_square<evaluate<m>>(square, m, POINTS);
+      map_square<evaluate<m>, m, POINTS>(square);
       store_points(values + place, rows * outputs, square);
     });
   }
@@ -324,13 +349,13 @@ struct Convolution : Shape {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < width; j += LANES) {
-        Vector square[POINTS][POINTS] = {};
+        Square square = {};
         for (int lane = 0; lane < LANES; ++lane) {
           const float *first = weight + row(i) + column(j + lane);
           for (int y = 0; y < taps; ++y)
             for (int x = 0; x < taps; ++x) square[y][x][lane] = first[place_of_tap(y, x)];
         }
-        map_square<evaluate<taps>>(square, taps, POINTS);
+        map_square<evaluate<taps>, taps, POINTS>(square);
         scale(square);
         store_points(values + i * width + j, weights_size / (POINTS * POINTS), square);
       }
@@ -341,10 +366,10 @@ struct Convolution : Shape {
 #pragma omp parallel for schedule(static)
     for (int64_t number = 0; number < depth; ++number)
       for (int64_t j = 0; j < outputs; j += LANES) {
-        Vector square[POINTS][POINTS];
+        Square square;
         load_points(values + number * outputs + j, depth * outputs, square);
         scale(square);
-        map_square<evaluate_transposed<taps>>(square, POINTS, taps);
+        map_square<evaluate_transposed<taps>, POINTS, taps>(square);
         for (int lane = 0; lane < LANES; ++lane) {
           float *first = weight + place_in_kernel(number) + place_of_output(j + lane);
           for (int y = 0; y < taps; ++y)

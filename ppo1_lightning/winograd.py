@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -148,23 +147,17 @@ def _unconverted(image: Node) -> Node:
 _LANES = 16
 """Numbers of a cell, and outputs, come in multiples of it."""
 
-_MIN_TILES = 100
-"""Fewer do not repay the transformation of the weights."""
-
 
 def _fits(image: Node, weight: Node, settings: Any) -> bool:
-    """Tell whether ``winograd.cpp`` can compute a convolution, and gains by it."""
+    """Tell whether ``winograd.cpp`` can compute a convolution."""
     pixels, weights, (stride, _) = _value(image), _value(weight), settings[0]
     without_padding = [[stride, stride], [0, 0], [1, 1], False, [0, 0], 1]
     if pixels.ndim != 4 or list(settings) != without_padding:
         return False
     outputs, channels, *kernel = weights.shape
-    tile = {(2 * stride,) * 2: 3, (3 * stride,) * 2: 2}.get(tuple(kernel))
-    if tile is None or outputs % _LANES or channels * stride**2 % _LANES:
-        return False
-    tiles = [-(-side // tile) for side in _output_size(pixels, weights, stride)]
     return (
-        len(pixels) * math.prod(tiles) >= _MIN_TILES
+        kernel in ([2 * stride] * 2, [3 * stride] * 2)
+        and outputs % _LANES == channels * stride**2 % _LANES == 0
         and pixels.dtype in (torch.uint8, torch.float32)
         and (_is_channels_last(image) or (pixels.dtype == torch.uint8 and pixels.is_contiguous()))
         and weights.dtype == torch.float32

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from golden_replay import Recording, names_of, replay, replay_on_ranks, to_theirs
 
-from ppo1_lightning import winograd
-
 PATHS: dict[str, Any] = {"eager": False, "traced": "trace", "compiled": True}
 METRICS = ("loss/surrogate", "loss/entropy_penalty", "loss/value", "kl", "entropy")
 
@@ -52,13 +50,8 @@ def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def test_update_equals_original(
-    recording: Recording,
-    path: str,
-    ranks: int,
-    two_ranks: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    recording: Recording, path: str, ranks: int, two_ranks: Any
 ) -> None:
-    monkeypatch.setattr(winograd, "_MIN_TILES", 0)  # its minibatches have four images
     by_rank = (
         two_ranks(path)[recording.name] if ranks == 2 else [replay(recording, compile=PATHS[path])]
     )

@@ -68,6 +68,7 @@ CASES = [
     Case(50, 8, 21, 25, 16, 6, 2),
     Case(5, 4, 41, 38, 32, 4, 2, relu=False),
     Case(2, 16, 120, 120, 16, 2, 1),  # more tiles than a block has
+    Case(3, 16, 2, 4, 16, 2, 1),  # less than a tile
 ]
 
 
@@ -179,7 +180,6 @@ def test_the_nature_network_learns_and_acts_by_them_alone():
 
 
 NOT_OURS = {
-    "few tiles": (Case(2, 16, 8, 8, 16, 3, 1), {}),
     "padding": (Case(9, 16, 20, 20, 16, 3, 1), {"padding": 1}),
     "dilation": (Case(9, 16, 20, 20, 16, 3, 1), {"dilation": 2}),
     "groups": (Case(9, 16, 20, 20, 32, 3, 1), {"groups": 2}),
