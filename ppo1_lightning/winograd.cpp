@@ -242,11 +242,13 @@ struct Convolution : Shape {
   // A square of vectors from or to 4 x 4 matrices [rows, numbers], of which it is one place each.
   INLINE static void load_points(const float *from, int64_t size, Square &square) {
     UNROLL
-    for (int p = 0; p < POINTS * POINTS; ++p) square[p / POINTS][p % POINTS] = load(from + p * size);
+    for (int p = 0; p < POINTS * POINTS; ++p)
+      square[p / POINTS][p % POINTS] = load(from + p * size);
   }
   INLINE static void store_points(float *to, int64_t size, const Square &square) {
     UNROLL
-    for (int p = 0; p < POINTS * POINTS; ++p) store(to + p * size, square[p / POINTS][p % POINTS]);
+    for (int p = 0; p < POINTS * POINTS; ++p)
+      store(to + p * size, square[p / POINTS][p % POINTS]);
   }
 
   // cells [down, across, depth] -> values [4, 4, rows, depth] of an image's tiles

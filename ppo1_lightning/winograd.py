@@ -177,6 +177,11 @@ def _is_channels_last(node: Node) -> bool:
 @functools.cache
 def _is_loaded() -> bool:
     """Make and load ``winograd.cpp``, so that compiled graphs find it; tell whether that worked."""
+    from torch._inductor import config
+
+    if not hasattr(config.aot_inductor, "custom_ops_to_c_shims"):
+        _log.info("convolutions are left to PyTorch: %s cannot call others", torch.__version__)
+        return False
     folder = Path(torch.__file__).parent
     options = "-std=c++17", "-O3", "-march=native", "-fopenmp", f"-I{folder / 'include'}"
     libraries = f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"
