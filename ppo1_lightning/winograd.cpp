@@ -187,7 +187,7 @@ struct Convolution : Shape {
   const int64_t image_size = channels * height * width;
   const int64_t output_size = out_height * out_width * outputs;
   const int64_t weights_size = POINTS * POINTS * depth * outputs;
-  const int threads = omp_get_max_threads();
+  const int64_t threads = std::min<int64_t>(omp_get_max_threads(), images);
   const int64_t rounds = ceil_divide(images, threads * std::max<int64_t>(1, BLOCK_TILES / tiles));
   const int64_t block = ceil_divide(images, threads * rounds);  // images at once, as many for each
   const int64_t rows = block * tiles;
@@ -471,7 +471,7 @@ struct Convolution : Shape {
     float *sum = (scratch[0].*part).get();
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < size; ++i)
-      for (int t = 1; t < threads; ++t) sum[i] += (scratch[t].*part)[i];
+      for (int64_t t = 1; t < threads; ++t) sum[i] += (scratch[t].*part)[i];
   }
 };
 

@@ -152,7 +152,7 @@ def _fits(image: Node, weight: Node, settings: Any) -> bool:
     """Tell whether ``winograd.cpp`` can compute a convolution."""
     pixels, weights, (stride, _) = _value(image), _value(weight), settings[0]
     without_padding = [[stride, stride], [0, 0], [1, 1], False, [0, 0], 1]
-    if pixels.ndim != 4 or list(settings) != without_padding:
+    if pixels.ndim != 4 or len(pixels) == 0 or list(settings) != without_padding:
         return False
     outputs, channels, *kernel = weights.shape
     return (
