@@ -29,8 +29,8 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.processes import ROOT, machine, report, write_json
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
-from ppo1_lightning.segment import Minibatch
-from ppo1_lightning.update import Update, make_update
+from ppo1_lightning.algorithms.update import Update, make_update
+from ppo1_lightning.rollouts.segment import Minibatch
 
 WARMUP = 10
 NODE_RANKS = 8  # of the projection

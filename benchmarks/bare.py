@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from benchmarks.cases import CASES, COMMON
 from benchmarks.measure import Measurement
 from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
-from ppo1_lightning.cli import config_directory
-from ppo1_lightning.process import keep_freed_memory
-from ppo1_lightning.rollout import RolloutDataset
+from ppo1_lightning.commands.config import config_directory
+from ppo1_lightning.commands.process import keep_freed_memory
+from ppo1_lightning.rollouts.collector import RolloutDataset
 
 
 class BareTrainer:

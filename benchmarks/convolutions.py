@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.func import vjp
 
 from benchmarks.processes import console
-from ppo1_lightning import graphs
-from ppo1_lightning.compiler import Run
-from ppo1_lightning.process import keep_freed_memory
+from ppo1_lightning.commands.process import keep_freed_memory
+from ppo1_lightning.fast import graphs
+from ppo1_lightning.fast.compiler import Run
 
 LAYERS = {
     "8 x 8, stride 4, 4 to 32 channels, of uint8": (4, 32, 8, 4, 84),

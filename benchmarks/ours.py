@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.cases import CASES, COMMON
 from benchmarks.measure import emit, parse_case
 from benchmarks.processes import launch_environment, python
-from ppo1_lightning.process import spin_briefly
+from ppo1_lightning.commands.process import spin_briefly
 
 
 def measure_command_line(case: str, seconds: float, overrides: list[str]) -> dict[str, Any]:

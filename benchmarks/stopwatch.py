@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from benchmarks.measure import WARMUP, Measurement
-from ppo1_lightning.rollout import Acting
+from ppo1_lightning.rollouts.collector import Acting
 
 
 class Timed:

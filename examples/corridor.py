@@ -18,7 +18,7 @@ class Corridor(gymnasium.Env[NDArray[np.float32], np.int64]):
 
     Args:
         length: steps from the left end to the right one.
-        render_mode: ``"rgb_array"`` for pictures, as ``python -m ppo1_lightning.record`` asks for.
+        render_mode: ``"rgb_array"`` for pictures, as ``python -m ppo1_lightning record`` asks for.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's way)

@@ -13,8 +13,8 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from ppo1_lightning import PPO, RolloutDataModule
-from ppo1_lightning.segment import Minibatch
-from ppo1_lightning.spaces import distribution_for
+from ppo1_lightning.policies.spaces import distribution_for
+from ppo1_lightning.rollouts.segment import Minibatch
 
 
 class ReluPolicy(nn.Module):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppo1_lightning.data import EvaluationDataModule, RolloutDataModule
+    from ppo1_lightning.algorithms.ppo import PPO
     from ppo1_lightning.errors import ConfigurationError, SimulationError
-    from ppo1_lightning.evaluation import Evaluation
-    from ppo1_lightning.module import PPO
     from ppo1_lightning.policies import CnnPolicy, MlpPolicy
-    from ppo1_lightning.rollout import Rollout
+    from ppo1_lightning.rollouts.collector import Rollout
+    from ppo1_lightning.rollouts.datamodule import EvaluationDataModule, RolloutDataModule
+    from ppo1_lightning.rollouts.evaluation import Evaluation
     from ppo1_lightning.simulators.base import EnvironmentSpec
+
+# For one release: ``python -m ppo1_lightning.evaluate`` and its like are found where they were.
+__path__.append(str(Path(__file__).with_name("old_forms")))
 
 __version__ = "0.1.0"
 
@@ -30,15 +34,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "PPO": "module",
+    "PPO": "algorithms.ppo",
     "CnnPolicy": "policies",
     "ConfigurationError": "errors",
     "EnvironmentSpec": "simulators.base",
-    "Evaluation": "evaluation",
-    "EvaluationDataModule": "data",
+    "Evaluation": "rollouts.evaluation",
+    "EvaluationDataModule": "rollouts.datamodule",
     "MlpPolicy": "policies",
-    "Rollout": "rollout",
-    "RolloutDataModule": "data",
+    "Rollout": "rollouts.collector",
+    "RolloutDataModule": "rollouts.datamodule",
     "SimulationError": "errors",
 }
 

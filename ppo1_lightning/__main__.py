@@ -1,15 +1,63 @@
-"""``python -m ppo1_lightning env=pong``."""
+"""The command line: ``python -m ppo1_lightning env=pong``, or ``... evaluate run=DIR``.
+
+The first word may name a command; without one it is ``train``.
+"""
 
 from __future__ import annotations
 
-from ppo1_lightning.process import spin_briefly
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from ppo1_lightning.commands.process import spin_briefly
+from ppo1_lightning.errors import ConfigurationError, check_choice
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = ("train", "tune", "evaluate", "record", "play", "export", "report")
 
 
 def main() -> None:
-    """Train, see ``train.py``."""
+    """Run the command that the first word names."""
     spin_briefly()
-    from ppo1_lightning.train import main  # and with it PyTorch
+    words = sys.argv[1:]
+    command = "train"
+    if words and words[0].isidentifier():  # no override: those have a "=" or begin with a sign
+        command = words[0]
+        del sys.argv[1]
+    try:
+        check_choice("the command", command, COMMANDS)
+    except ConfigurationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if command == "train":
+        from ppo1_lightning.commands import config
 
+        config.run(train_or_search, "train")
+    else:
+        importlib.import_module(f"ppo1_lightning.commands.{command}").main()
+
+
+def train_or_search(config: DictConfig) -> float | None:
+    """Train as ``config`` says, or search for it to say so: ``hparams_search=optuna``."""
+    if config.get("hparams_search") is None:
+        from ppo1_lightning.commands.train import train
+
+        return train(config)
+    from ppo1_lightning.commands.tune import tune  # which needs the extra `sweep`
+
+    return tune(config)
+
+
+def old_form(command: str) -> None:
+    """Run ``python -m ppo1_lightning.COMMAND``, as it was called in 0.1."""
+    print(
+        f"python -m ppo1_lightning.{command} is now python -m ppo1_lightning {command}; "
+        "the old form goes with the next release",
+        file=sys.stderr,
+    )
+    sys.argv.insert(1, command)
     main()
 
 

@@ -95,8 +95,6 @@ def run(words: list[str]) -> tuple[Any, str]:
     """Run the command line in an empty folder; return its exit status and stderr."""
     import traceback
 
-    from ppo1_lightning import train
-
     sys.argv = ["ppo1-lightning", *words]
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
@@ -105,7 +103,9 @@ def run(words: list[str]) -> tuple[Any, str]:
         os.dup2(output.fileno(), 2)
         status: Any = 0
         try:
-            train.main()
+            from ppo1_lightning import __main__ as command_line
+
+            command_line.main()
         except SystemExit as exit_:
             status = exit_.code or 0
         except BaseException:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout
-from ppo1_lightning.update import EagerUpdate, GraphUpdate
+from ppo1_lightning.algorithms.update import EagerUpdate, GraphUpdate
 
 
 @dataclass

@@ -11,9 +11,10 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ppo1_lightning import PPO, CnnPolicy, EnvironmentSpec, MlpPolicy, cli, simulators
-from ppo1_lightning.budget import Budget
-from ppo1_lightning.plan import Plan
+from ppo1_lightning import PPO, CnnPolicy, EnvironmentSpec, MlpPolicy, simulators
+from ppo1_lightning.commands import config as cli
+from ppo1_lightning.rollouts.budget import Budget
+from ppo1_lightning.rollouts.sizes import Plan
 
 CONF = cli.config_directory()
 ANY_ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4"}

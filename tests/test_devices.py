@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout, RolloutDataModule, distributed
-from ppo1_lightning.segment import Minibatch
+from ppo1_lightning.rollouts.segment import Minibatch
 
 NUM_ENVS, NUM_STEPS, ITERATIONS = 4, 32, 2
 EPOCHS = 4

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo1_lightning import cli, train
+from ppo1_lightning import __main__ as command_line
+from ppo1_lightning.commands import config as cli
 
 ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4", "envpool": "LunarLanderContinuous-v3"}
 NAMES = sorted(file.stem for file in (cli.config_directory() / "env").glob("*.yaml"))
@@ -22,7 +23,7 @@ def test_two_iterations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if name in ("atari", "mujoco", "envpool", "gymnasium"):
         words.append(f"env.id={ID.get(name, 'CartPole-v1')}")
     monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words])
-    train.main()
+    command_line.main()
     with (tmp_path / "csv" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["env_steps"] for row in rows] == ["32", "64"]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, Rollout, RolloutDataModule
 from ppo1_lightning.callbacks import RunCheckpoint
-from ppo1_lightning.loggers import CSVLogger
-from ppo1_lightning.plan import Plan
-from ppo1_lightning.segment import Segment
+from ppo1_lightning.rollouts.segment import Segment
+from ppo1_lightning.rollouts.sizes import Plan
+from ppo1_lightning.runs.csv_logger import CSVLogger
 
 NUM_ENVS, NUM_STEPS = 4, 32
 ROWS = NUM_ENVS * NUM_STEPS

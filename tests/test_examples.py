@@ -67,7 +67,7 @@ def test_what_a_config_directory_has_trained_can_be_evaluated(tmp_path: Path) ->
     """The policy, environment and callback are the user's own."""
     run(tmp_path, *words_of("own config directory"))
     assert len(rows(tmp_path / "run")) < 4
-    run(tmp_path, "-m", "ppo1_lightning.evaluate", "run=run", "episodes=10")
+    run(tmp_path, "-m", "ppo1_lightning", "evaluate", "run=run", "episodes=10")
     report = json.loads((tmp_path / "run/checkpoints/last.evaluation.json").read_text("utf-8"))
     assert report["environment"] == "corridor:Corridor-v0"
 

@@ -18,7 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from ppo1_lightning import cli
+from ppo1_lightning.commands import config as cli
 
 TINY = [
     "debug=default",

@@ -21,12 +21,13 @@ from lightning import Trainer
 from ranks import run_on_ranks
 from torch import Tensor
 
-from ppo1_lightning import PPO, EnvironmentSpec, MlpPolicy, Rollout, RolloutDataModule, cli
+from ppo1_lightning import PPO, EnvironmentSpec, MlpPolicy, Rollout, RolloutDataModule
 from ppo1_lightning.callbacks import RunCheckpoint
+from ppo1_lightning.commands import config as cli
 from ppo1_lightning.errors import DivergenceError, SimulationError
-from ppo1_lightning.plan import Plan
-from ppo1_lightning.seeding import environment_seeds
-from ppo1_lightning.segment import Minibatch, Segment
+from ppo1_lightning.rollouts.seeding import environment_seeds
+from ppo1_lightning.rollouts.segment import Minibatch, Segment
+from ppo1_lightning.rollouts.sizes import Plan
 
 NUM_ENVS, NUM_STEPS = 4, 8
 

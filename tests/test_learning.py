@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo1_lightning import train
+from ppo1_lightning import __main__ as command_line
 
 Run = Callable[..., list[tuple[int, float]]]
 
@@ -22,7 +22,7 @@ def learning_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.chdir(tmp_path)
         fixed = ["trainer.accelerator=cpu", "hydra.run.dir=run"]
         monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words, *fixed])
-        train.main()
+        command_line.main()
         with Path("run/csv/metrics.csv").open() as file:
             rows = list(csv.DictReader(file))
         return [(int(row["env_steps"]), float(row["episode_return_mean"])) for row in rows]

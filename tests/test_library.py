@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ppo1_lightning
 from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
-from ppo1_lightning.segment import Minibatch
+from ppo1_lightning.rollouts.segment import Minibatch
 
 NUM_ENVS, NUM_STEPS, ROWS = 4, 32, 128
 STEPS_AN_ITERATION = 8  # optimizer steps: 128 rows / 32 in a minibatch, 2 epochs

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ppo1_lightning import PPO, EnvironmentSpec, MlpPolicy, RolloutDataModule
 from ppo1_lightning.callbacks import Progress, RunCheckpoint
-from ppo1_lightning.loggers import CSVLogger
+from ppo1_lightning.runs.csv_logger import CSVLogger
 from ppo1_lightning.simulators import make_simulator
 
 MIB = 2**20

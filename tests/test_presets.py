@@ -11,9 +11,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from ppo1_lightning import PPO, MlpPolicy, cli
-from ppo1_lightning.plan import Plan
-from ppo1_lightning.segment import Minibatch
+from ppo1_lightning import PPO, MlpPolicy
+from ppo1_lightning.commands import config as cli
+from ppo1_lightning.rollouts.segment import Minibatch
+from ppo1_lightning.rollouts.sizes import Plan
 
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
 

@@ -19,8 +19,9 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule, train
-from ppo1_lightning.checkpoint import KEY
+from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
+from ppo1_lightning import __main__ as command_line
+from ppo1_lightning.algorithms.entry import KEY
 
 MARKER = "was_run"  # the file that a payload makes in the working directory
 
@@ -33,7 +34,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("genuine") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ppo1-lightning", *TINY, f"hydra.run.dir={folder}"])
-        train.main()
+        command_line.main()
     return folder / "checkpoints" / "last.ckpt"
 
 
@@ -53,7 +54,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *TINY, *words])
         status: Any = 0
         try:
-            train.main()
+            command_line.main()
         except SystemExit as exit_:
             status = exit_.code
         stderr = capfd.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo1_lightning import train
+from ppo1_lightning import __main__ as command_line
 
 
 def train_tiny(folder: Path, *words: str) -> Path:
@@ -15,5 +15,5 @@ def train_tiny(folder: Path, *words: str) -> Path:
     usual = ["debug=default", "trainer.accelerator=cpu", "compile=false", f"hydra.run.dir={folder}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ppo1-lightning", *usual, *words])
-        train.main()
+        command_line.main()
     return folder

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ppo1_lightning import PPO
-from ppo1_lightning.rollout import Rollout
-from ppo1_lightning.segment import Minibatch
+from ppo1_lightning.rollouts.collector import Rollout
+from ppo1_lightning.rollouts.segment import Minibatch
 
 
 class Agent(PPO):

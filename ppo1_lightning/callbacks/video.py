@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from ppo1_lightning import video
 from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer
+from ppo1_lightning.runs import video
 
 
 class RecordVideo(Callback):

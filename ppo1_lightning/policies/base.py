@@ -9,11 +9,11 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from ppo1_lightning.distributions import DiagonalGaussian
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.normalization import ObservationNormalizer
+from ppo1_lightning.functional.distributions import DiagonalGaussian
 from ppo1_lightning.policies.initialization import linear
-from ppo1_lightning.spaces import Part, distribution_for, name_of
+from ppo1_lightning.policies.normalization import ObservationNormalizer
+from ppo1_lightning.policies.spaces import Part, distribution_for, name_of
 
 PolicyFactory = Callable[[Space[Any], Space[Any]], nn.Module]
 """Makes a policy from (observation_space, action_space): a class, or a partial of one."""

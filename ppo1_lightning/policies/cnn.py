@@ -10,10 +10,10 @@ from gymnasium import Space
 from torch import Tensor, nn
 
 from ppo1_lightning.errors import ConfigurationError, check_choice
-from ppo1_lightning.normalization import ObservationNormalizer
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import convolution, linear, orthogonal
-from ppo1_lightning.spaces import name_of, parts_of
+from ppo1_lightning.policies.normalization import ObservationNormalizer
+from ppo1_lightning.policies.spaces import name_of, parts_of
 
 
 class _Convolution(NamedTuple):

@@ -9,10 +9,10 @@ from gymnasium import Space
 from torch import Tensor, nn
 
 from ppo1_lightning.errors import ConfigurationError, check_integer
-from ppo1_lightning.normalization import ObservationNormalizer
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import linear
-from ppo1_lightning.spaces import name_of, parts_of
+from ppo1_lightning.policies.normalization import ObservationNormalizer
+from ppo1_lightning.policies.spaces import name_of, parts_of
 
 
 class MlpPolicy(ActorCritic):

@@ -14,8 +14,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest
+from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
-from ppo1_lightning.spaces import name_of
 
 _MOST_OUTPUTS = 2**24
 

@@ -20,7 +20,7 @@ from ppo1_lightning.errors import (
     check_integer,
     check_number,
 )
-from ppo1_lightning.spaces import row_space
+from ppo1_lightning.policies.spaces import row_space
 
 Backend = Literal["auto", "envpool", "gymnasium"]
 

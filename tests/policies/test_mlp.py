@@ -11,7 +11,7 @@ from gymnasium import Space, spaces
 from torch import nn
 
 from ppo1_lightning import ConfigurationError, MlpPolicy
-from ppo1_lightning.spaces import distribution_for
+from ppo1_lightning.policies.spaces import distribution_for
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (11,), np.float32)
 BOX = spaces.Box(-1, 1, (3,))

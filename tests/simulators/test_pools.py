@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppo1_lightning import PPO, MlpPolicy, Rollout, RolloutDataModule
-from ppo1_lightning.acting import ModuleActing
 from ppo1_lightning.errors import ConfigurationError, SimulationError
-from ppo1_lightning.rollout import Collector
+from ppo1_lightning.rollouts.acting import ModuleActing
+from ppo1_lightning.rollouts.collector import Collector
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
 
 CARTPOLE = EnvironmentSpec("CartPole-v1", options={"max_episode_steps": 20})

@@ -1,0 +1,1 @@
+"""The algorithms as Lightning modules, and what they learn with."""

@@ -1,0 +1,152 @@
+"""The data of a run: which environments, how many, for how long."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any, cast
+
+from gymnasium import Space
+from lightning import LightningDataModule
+
+from ppo1_lightning import distributed, simulators
+from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.rollouts.budget import Budget
+from ppo1_lightning.rollouts.collector import Actor, RolloutDataset
+from ppo1_lightning.rollouts.evaluation import Evaluation, EvaluationDataset, Player
+from ppo1_lightning.rollouts.seeding import environment_seeds
+from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
+
+
+class RolloutDataModule(LightningDataModule):
+    """Feeds a Trainer with rollouts of simulated environments, one per batch.
+
+    Each rank builds and steps only its share of the environments, and nothing is built before the
+    first rollout; the spaces are known from the start.
+
+    Args:
+        env: an environment's id (EnvPool's where it has it, else Gymnasium's), or its whole spec.
+        num_envs: environments of all devices together.
+        num_steps: steps of each environment in an iteration (``timesteps_per_actorbatch``).
+        total_steps, total_episodes, total_iterations, total_seconds: the budget, exactly one of
+            them. Steps are rows collected, ``num_envs * num_steps`` an iteration.
+        seed: of the environments and of the action noise.
+        evaluation: of whole episodes, Lightning's validation while training (how often is the
+            Trainer's ``val_check_interval``) and `Trainer.test`; None: no validation.
+
+    Raises:
+        ConfigurationError: an unknown environment or option, or sizes out of range.
+    """
+
+    def __init__(
+        self,
+        env: str | EnvironmentSpec,
+        *,
+        num_envs: int,
+        num_steps: int,
+        total_steps: int | None = None,
+        total_episodes: int | None = None,
+        total_iterations: int | None = None,
+        total_seconds: float | None = None,
+        seed: int = 0,
+        evaluation: Evaluation | None = None,
+    ) -> None:
+        super().__init__()
+        self.env = EnvironmentSpec(env) if isinstance(env, str) else env
+        self.num_envs = check_integer("num_envs", num_envs, at_least=1)
+        self.num_steps = check_integer("num_steps", num_steps, at_least=1)
+        self.seed = check_integer("seed", seed, at_least=0)
+        self.budget = Budget(total_steps, total_episodes, total_iterations, total_seconds)
+        self.evaluation = evaluation
+        if evaluation is not None:  # Lightning validates wherever it finds this method
+            self.val_dataloader = self.test_dataloader
+        else:  # and else wonders why `PPO` could
+            warnings.filterwarnings("ignore", ".*have no `val_dataloader`. Skipping val loop")
+        self._dataset: RolloutDataset | None = None
+
+    @cached_property
+    def spaces(self) -> tuple[Space[Any], Space[Any]]:
+        """Observation and action space of one environment."""
+        return simulators.spaces(self.env)
+
+    def train_dataloader(self) -> RolloutDataset:
+        """Return this rank's rollouts; needs the Trainer that this module is attached to."""
+        if self.trainer is None:
+            raise ConfigurationError("train_dataloader() needs a Trainer: use Trainer.fit")
+        self._close()
+        self._dataset = RolloutDataset(
+            self._make_simulator,
+            cast(Actor, self.trainer.lightning_module),
+            self.budget,
+            num_envs=self.num_envs,
+            num_steps=self.num_steps,
+            seed=self.seed,
+        )
+        return self._dataset
+
+    def test_dataloader(self) -> EvaluationDataset:
+        """Return the evaluation for `Trainer.test`."""
+        return _evaluation_dataset(self, self.env, self.evaluation or Evaluation(), self.seed)
+
+    def restart(self) -> None:
+        """Go on with new environments, seeded for the iteration that the run has come to."""
+        if self._dataset is not None:
+            self._dataset.close()
+
+    def teardown(self, stage: str) -> None:
+        """Free the simulator."""
+        self._close()
+
+    def _make_simulator(self) -> Simulator:
+        assert self.trainer is not None
+        module = cast(Actor, self.trainer.lightning_module)
+        iteration = module.counters.iterations
+        seeds = environment_seeds(self.seed, self.num_envs, iteration=iteration)
+        return simulators.make_simulator(self.env, seeds[distributed.own_share(self.num_envs)])
+
+    def _close(self) -> None:
+        if self._dataset is not None:
+            self._dataset.close()
+            self._dataset = None
+
+
+class EvaluationDataModule(LightningDataModule):
+    """Lets `Trainer.test` and `Trainer.validate` evaluate a policy, without training.
+
+    Args:
+        env: an environment's id (EnvPool's where it has it, else Gymnasium's), or its whole spec.
+        evaluation: how many episodes, and how they are played.
+        seed: of the environments and of the action noise; no training run of the same seed uses
+            the same.
+
+    Raises:
+        ConfigurationError: an unknown environment or option.
+    """
+
+    def __init__(
+        self, env: str | EnvironmentSpec, evaluation: Evaluation | None = None, *, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.env = EnvironmentSpec(env) if isinstance(env, str) else env
+        self.evaluation = evaluation or Evaluation()
+        self.seed = check_integer("seed", seed, at_least=0)
+
+    @cached_property
+    def spaces(self) -> tuple[Space[Any], Space[Any]]:
+        """Observation and action space of one environment."""
+        return simulators.spaces(self.env)
+
+    def val_dataloader(self) -> EvaluationDataset:
+        """Return the evaluation."""
+        return _evaluation_dataset(self, self.env, self.evaluation, self.seed)
+
+    test_dataloader = val_dataloader
+
+
+def _evaluation_dataset(
+    data: LightningDataModule, env: EnvironmentSpec, evaluation: Evaluation, seed: int
+) -> EvaluationDataset:
+    if data.trainer is None:
+        raise ConfigurationError("an evaluation needs a Trainer: use Trainer.test")
+    player = cast(Player, data.trainer.lightning_module)
+    return EvaluationDataset(env, evaluation, player, seed=seed)

@@ -1,0 +1,149 @@
+"""How environments, workers, minibatches and devices divide: checked before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.rollouts.budget import Budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a run. All but ``devices`` describe the experiment, which devices only divide.
+
+    A *worker* is what an MPI process was to ppo1 (``mpirun -np num_workers``): it has its own
+    environments, standardises its own advantages and shuffles its own segment, and every minibatch
+    takes the same number of rows from each worker.
+
+    Raises:
+        ConfigurationError: sizes that do not divide, with the nearest that do.
+    """
+
+    num_envs: int
+    num_steps: int
+    minibatch_size: int
+    num_workers: int
+    update_epochs: int = 1
+    devices: int = 1
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        num_envs: int,
+        num_steps: int,
+        minibatch_size: int | None,
+        num_workers: int | None = None,
+        update_epochs: int = 1,
+        devices: int = 1,
+    ) -> Plan:
+        """Check the sizes and fill in what is None: ``minibatch_size`` with the whole rollout.
+
+        The default of ``num_workers`` is num_envs, or its largest divisor that divides
+        minibatch_size; it does not depend on the devices, which only divide the experiment.
+        """
+        num_envs = check_integer("num_envs", num_envs, at_least=1)
+        num_steps = check_integer("num_steps", num_steps, at_least=1)
+        if minibatch_size is None:
+            minibatch_size = num_envs * num_steps
+        minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
+        if num_workers is None:
+            num_workers = _default_num_workers(num_envs, minibatch_size)
+        plan = cls(
+            num_envs,
+            num_steps,
+            minibatch_size,
+            check_integer("num_workers", num_workers, at_least=1),
+            check_integer("update_epochs", update_epochs, at_least=1),
+            devices,
+        )
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        _check_divides("num_envs", self.num_envs, "num_workers", self.num_workers)
+        _check_divides("minibatch_size", self.minibatch_size, "num_workers", self.num_workers)
+        if self.num_workers % self.devices:
+            fitting = [d for d in _divisors(self.num_workers) if d <= self.devices]
+            raise ConfigurationError(
+                f"num_workers={self.num_workers} do not divide evenly among {self.devices} devices"
+                f" (num_envs={self.num_envs}, minibatch_size={self.minibatch_size}); "
+                f"nearest: trainer.devices={fitting[-1]}, or num_envs, minibatch_size and "
+                f"num_workers that are multiples of {self.devices}"
+            )
+        if self.minibatch_size > self.rows:
+            raise ConfigurationError(
+                f"minibatch_size={self.minibatch_size} is more than the rollout's "
+                f"num_envs * num_steps = {self.rows} rows, expected at most {self.rows}"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows of a rollout, over all devices."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def rows_per_worker(self) -> int:
+        """Rows of a worker's segment."""
+        return self.rows // self.num_workers
+
+    @property
+    def worker_minibatch_size(self) -> int:
+        """A worker's share of every minibatch (ppo1's ``optim_batchsize``)."""
+        return self.minibatch_size // self.num_workers
+
+    @property
+    def minibatches(self) -> int:
+        """Minibatches of an epoch; a trailing partial one is dropped, as in the original."""
+        return self.rows_per_worker // self.worker_minibatch_size
+
+    @property
+    def envs_per_device(self) -> int:
+        """Environments that each rank steps."""
+        return self.num_envs // self.devices
+
+    @property
+    def workers_per_device(self) -> int:
+        """Workers on each rank."""
+        return self.num_workers // self.devices
+
+    def describe(self, budget: Budget) -> dict[str, str]:
+        """Return what the plan says about a run of ``budget``, for printing."""
+        iterations = budget.iterations(self.rows)
+        steps = self.minibatches * self.update_epochs
+        dropped = self.rows - self.minibatches * self.minibatch_size
+        total = "as the run goes" if iterations is None else f"{iterations * steps:,} in all"
+        per_device = f"{self.minibatch_size // self.devices} per device"
+        return {
+            "budget": str(budget),
+            "devices": f"{self.devices}",
+            "environments": f"{self.num_envs} ({self.envs_per_device} per device)",
+            "workers": f"{self.num_workers} ({self.workers_per_device} per device)",
+            "rows per iteration": f"{self.rows:,} ({self.rows // self.devices:,} per device)",
+            "rows per minibatch": f"{self.minibatch_size:,} ({per_device}, "
+            f"{self.worker_minibatch_size} per worker)",
+            "minibatches per epoch": f"{self.minibatches}"
+            + (f" ({dropped} rows left out of each epoch)" if dropped else ""),
+            "iterations": "as the run goes" if iterations is None else f"{iterations:,}",
+            "optimizer steps": f"{steps:,} per iteration, {total}",
+        }
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _default_num_workers(num_envs: int, minibatch_size: int) -> int:
+    return max(d for d in _divisors(num_envs) if minibatch_size % d == 0)
+
+
+def _check_divides(whole_key: str, whole: int, part_key: str, part: int) -> None:
+    if whole % part == 0:
+        return
+    below, above = whole // part * part, -(-whole // part) * part
+    near = [str(n) for n in (below, above) if n > 0]
+    raise ConfigurationError(
+        f"{whole_key}={whole} is not a multiple of {part_key}={part}; "
+        f"nearest that are: {whole_key}={' or '.join(near)}"
+    )

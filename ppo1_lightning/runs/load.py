@@ -1,0 +1,155 @@
+"""A trained policy from the folder of its run: what evaluation, recording and export start from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ppo1_lightning import simulators
+from ppo1_lightning.algorithms.entry import (
+    check_same_run,
+    check_same_weights,
+    entry_of,
+    policy_entry,
+    read_checkpoint,
+    spaces_entry,
+)
+from ppo1_lightning.algorithms.ppo import PPO
+from ppo1_lightning.errors import ConfigurationError, one_line
+from ppo1_lightning.runs import resume
+from ppo1_lightning.runs.instantiation import make
+from ppo1_lightning.simulators import EnvironmentSpec
+
+CONFIG = Path(".hydra/resolved.yaml")
+"""Where a run keeps the config that it was trained with."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained policy and all that it was trained with.
+
+    Attributes:
+        folder: of the run.
+        config: of the run, resolved: read from the folder, never from a checkpoint.
+        module: on the CPU, with the weights, normalisers and counters of the checkpoint, and in
+            evaluation mode.
+        environment: what it was trained on, with the same preprocessing.
+        checkpoint_path: the file that the weights are from.
+    """
+
+    folder: Path
+    config: DictConfig
+    module: PPO
+    environment: EnvironmentSpec
+    checkpoint_path: Path
+
+    def output_stem(self, output: str | None, folder: str, endings: Sequence[str]) -> Path:
+        """Return where to write files, without their ``endings``.
+
+        Args:
+            output: what the user asks for, with or without an ending; by default the name of the
+                checkpoint and its steps, in ``folder`` of the run.
+
+        Raises:
+            ConfigurationError: it is a folder.
+        """
+        name = f"{self.checkpoint_path.stem}_{self.module.counters.env_steps}"
+        if output is None:
+            return self.folder / folder / name
+        stem = Path(output)
+        if stem.is_dir():
+            raise ConfigurationError(
+                f"output={output} is a folder, expected the name of files: output={stem / name}"
+            )
+        return stem.with_suffix("") if stem.suffix[1:] in endings else stem
+
+
+def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None) -> TrainedRun:
+    """Rebuild what was trained.
+
+    The config in the folder says what is imported and called, as on a command line: load only runs
+    that you would start too. Checkpoints are read as plain data, wherever they are from.
+
+    Args:
+        run: folder of the run; by default the one that ``ckpt_path`` lies in.
+        ckpt_path: checkpoint; by default the run's ``last.ckpt``.
+
+    Raises:
+        ConfigurationError: neither is given, there is no such run or checkpoint, or they do not
+            fit together.
+    """
+    folder = _folder_of_run(run, ckpt_path)
+    config = _read_config(folder)
+    path = Path(ckpt_path) if ckpt_path is not None else _last_checkpoint(folder, config)
+    content = read_checkpoint(path)
+    environment: EnvironmentSpec = make(config, "env", EnvironmentSpec)
+    spaces = simulators.spaces(environment)
+    module: PPO = make(
+        config,
+        "algo",
+        PPO,
+        policy=make(config, "policy", Callable),
+        observation_space=spaces[0],
+        action_space=spaces[1],
+    )
+    module.configure_model()
+    identity = {
+        "environment": environment.id,
+        "spaces": spaces_entry(*spaces),
+        "policy": policy_entry(module.policy),
+    }
+    check_same_run(entry_of(content), identity)
+    module.on_load_checkpoint(content)
+    check_same_weights(content, module.state_dict())
+    module.load_state_dict(content["state_dict"])
+    return TrainedRun(folder, config, module.eval(), environment, path)
+
+
+def _folder_of_run(run: str | Path | None, ckpt_path: str | Path | None) -> Path:
+    if run is not None:
+        folder = Path(str(run))
+        if not folder.is_dir():
+            raise ConfigurationError(f"run={run} is not a folder, expected that of a run")
+        if not (folder / CONFIG).is_file():
+            raise ConfigurationError(f"run={run} is not the folder of a run: no {CONFIG} in it")
+        return folder
+    if ckpt_path is None:
+        raise ConfigurationError("no run is given, expected run=FOLDER or ckpt_path=FILE")
+    for folder in Path(ckpt_path).absolute().parents:
+        if (folder / CONFIG).is_file():
+            return folder
+    raise ConfigurationError(
+        f"ckpt_path={ckpt_path} lies in no run's folder: add run=FOLDER, whose {CONFIG} says "
+        "how it was trained"
+    )
+
+
+def _read_config(folder: Path) -> DictConfig:
+    try:
+        config: Any = OmegaConf.load(folder / CONFIG)
+    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{folder / CONFIG} cannot be read: {one_line(error)}") from error
+    if (
+        not isinstance(config, DictConfig)
+        or not {"env", "algo", "policy", "trainer"} <= config.keys()
+    ):
+        raise ConfigurationError(f"{folder / CONFIG} is not the config of a training run")
+    return config
+
+
+def _last_checkpoint(folder: Path, config: DictConfig) -> Path:
+    """Return the run's ``last.ckpt``, also where the folder was moved since."""
+    checkpoints = resume.checkpoint_folder(config, folder)
+    if checkpoints.is_relative_to(config.trainer.default_root_dir):
+        checkpoints = folder / checkpoints.relative_to(config.trainer.default_root_dir)
+    if not (checkpoints / "last.ckpt").is_file():
+        raise ConfigurationError(
+            f"run={folder} holds no checkpoint, expected {checkpoints}/last.ckpt"
+        )
+    return checkpoints / "last.ckpt"

@@ -1,0 +1,105 @@
+"""Learning curves as a picture for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.runs.report.charts import curve_of
+from ppo1_lightning.runs.report.groups import COLOURS, Group, environments, make_groups
+from ppo1_lightning.runs.report.runs import SCORE, Run
+
+PALETTE = ("#0067a8", "#c04a00", "#007a58", "#a0447d", "#5459c4", "#8a6400", "#137a92", "#666b73")
+"""The page's, on white."""
+
+GREY = "#c3c6ca"
+
+COLUMNS = 3
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#777777",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "ppo1_lightning",  # the same runs, the same file
+    "pdf.fonttype": 42,
+}
+
+
+def write_figure(runs: Sequence[Run], path: Path) -> None:
+    """Write the mean return over environment steps, one panel an environment.
+
+    Bands are the 95 % bootstrap intervals over seeds. The format is what ``path`` ends with.
+
+    Raises:
+        ConfigurationError: no episode has ended in any run.
+    """
+    groups = make_groups(runs)
+    envs = [
+        env for env in environments(runs) if any(np.isfinite(r.score) for r in runs if r.env == env)
+    ]
+    if not envs:
+        raise ConfigurationError("no episode has ended in any of the runs: there is no curve")
+    with mpl.rc_context(STYLE):
+        columns = min(COLUMNS, len(envs))
+        rows = -(-len(envs) // columns)
+        size = (5.2, 3.2) if len(envs) == 1 else (2.9 * columns, 2.3 * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for panel, env in zip(panels, envs, strict=False):
+            _draw(panel, groups, env)
+        for panel in panels[len(envs) :]:
+            panel.axis("off")
+        for panel in panels[::columns]:
+            panel.set_ylabel("return, last 100 episodes")
+        handles = {
+            label: line
+            for p in panels
+            for line, label in zip(*p.get_legend_handles_labels(), strict=True)
+        }
+        if len(groups) > 1:
+            figure.legend(
+                handles.values(),
+                handles.keys(),
+                loc="outside lower center",
+                ncols=min(len(handles), 4),
+                frameon=False,
+            )
+        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def _draw(panel: Axes, groups: Sequence[Group], env: str) -> None:
+    for group in sorted(groups, key=lambda group: group.colour is not None):
+        curve = curve_of(group.of(env), SCORE, "env_steps")
+        if curve is None:
+            continue
+        look: dict[str, Any] = {"color": GREY, "linewidth": 0.6}
+        if group.colour is not None:
+            dashes = "dashed" if group.colour >= COLOURS // 2 else "solid"
+            look = {"color": PALETTE[group.colour], "linewidth": 1.3, "linestyle": dashes}
+            look["label"] = group.label
+            band = {"color": look["color"], "alpha": 0.16, "linewidth": 0}
+            panel.fill_between(curve.x, curve.low, curve.high, **band)
+        panel.plot(curve.x, curve.mean, **look)
+    panel.set_title(env, loc="left")
+    panel.set_xlabel("environment steps")
+    panel.set_xlim(left=0)
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.xaxis.set_major_locator(MaxNLocator(4))
+    panel.grid(axis="y", color="#eeeeee", linewidth=0.6)
+    panel.set_axisbelow(True)

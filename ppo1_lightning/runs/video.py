@@ -1,0 +1,250 @@
+"""Whole episodes as pictures, and pictures as MP4 and GIF files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ppo1_lightning import simulators
+from ppo1_lightning.errors import ConfigurationError, StorageError
+from ppo1_lightning.rollouts.evaluation import Player
+from ppo1_lightning.rollouts.seeding import environment_seeds, generator
+from ppo1_lightning.simulators.base import EnvironmentSpec
+
+Picture = NDArray[np.uint8]
+
+GIF_FPS = 25
+"""Most frames a second in a GIF, of which the others are left out: it is not compressed much."""
+
+_H264 = ["-crf", "18", "-preset", "fast"]
+# one palette for the whole GIF, fitted to its colours
+_PALETTE = "split[a][b];[a]palettegen=stats_mode=diff[p];[b][p]paletteuse=dither=none"
+
+
+class Frame(NamedTuple):
+    """One moment of an episode."""
+
+    picture: Picture  # [H, W, 3], as the simulator draws it
+    episode: int  # from 0
+    step: int  # transitions of the episode so far
+    episode_return: float  # of unscaled and unclipped rewards so far
+    over: bool  # the episode's last
+
+
+def play(
+    player: Player,
+    env: EnvironmentSpec,
+    *,
+    episodes: int | None = 1,
+    deterministic: bool = False,
+    seed: int = 0,
+) -> Generator[Frame]:
+    """Yield every frame of whole episodes (games) on one environment, for ever with None.
+
+    The environment is the first one of an evaluation with the same seed; close the generator to
+    free it early.
+
+    Raises:
+        ConfigurationError: the environment cannot be rendered.
+        SimulationError: a reward or an observation is not finite.
+    """
+    seeds = environment_seeds(seed, 1, purpose="evaluation")
+    simulator = simulators.make_simulator(replace(env, num_pools=1), seeds, render=True)
+    act = player.act_greedily if deterministic else player.act
+    try:
+        observation = simulator.reset()
+        episode, step, total, draws, over = 0, 0, 0.0, 0, False
+        yield Frame(simulator.render(), 0, 0, 0.0, False)
+        while episode != episodes:
+            noise = player.distribution.noise(1, generator=generator(seed, "video actions", draws))
+            draws += 1
+            action = act(torch.from_numpy(observation), noise)[0].cpu().numpy()
+            observation, _, _, _, (valid,), (reward,), (over,) = simulator.step(action)
+            if valid or step == 0:  # else a life was lost, and the game goes on
+                step, total = step + int(valid), total + float(reward)
+                yield Frame(simulator.render(), episode, step, total, bool(over))
+            if over:
+                episode, step, total = episode + 1, 0, 0.0
+    finally:
+        simulator.close()
+
+
+def with_text(frame: Frame) -> Picture:
+    """Return the picture with return and step written onto it."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(frame.picture)
+    size = max(10, image.height // 24)
+    text = f"return {frame.episode_return:,.1f}  step {frame.step:,}"
+    ImageDraw.Draw(image).text(
+        (size // 3, image.height - size // 4),  # scores tend to be at the top
+        text,
+        anchor="ld",
+        fill="white",
+        font=ImageFont.load_default(size),
+        stroke_width=max(1, size // 12),
+        stroke_fill="black",
+    )
+    return np.asarray(image)
+
+
+def write_videos(pictures: Iterable[Picture], *paths: Path, fps: int = 30) -> None:
+    """Write pictures ``[H, W, 3]``, all of one size, to files that end in .mp4 or .gif.
+
+    They are encoded as they come, and a file appears when it is whole.
+
+    Raises:
+        ConfigurationError: the extra ``video`` is not installed.
+        StorageError: a file cannot be written.
+    """
+    writers = [_Writer(path, fps) for path in paths]
+    try:
+        for picture in pictures:
+            for writer in writers:
+                writer.add(picture)
+        for writer in writers:
+            writer.finish()
+    finally:
+        for writer in writers:
+            writer.abandon()
+
+
+class _Writer:
+    """One file, encoded by a process of FFmpeg's."""
+
+    def __init__(self, path: Path, fps: int) -> None:
+        check_installed()
+        self._path, self._is_gif = path, path.suffix == ".gif"
+        self._every = -(-fps // GIF_FPS) if self._is_gif else 1
+        self._fps = fps / self._every
+        self._temporary = path.with_name(f".tmp_{path.name}")
+        self._count = 0
+        self._process: Any = None
+
+    def add(self, picture: Picture) -> None:
+        self._count += 1
+        if (self._count - 1) % self._every:
+            return
+        picture = _even(picture)  # H.264 stores colours for squares of four pixels
+        try:
+            if self._process is None:
+                self._process = self._start(picture.shape[1], picture.shape[0])
+            self._process.send(np.ascontiguousarray(picture))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _start(self, width: int, height: int) -> Iterator[Any]:
+        import imageio_ffmpeg
+
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary.write_bytes(
+            b""
+        )  # says why where it cannot be written: FFmpeg's pipe only breaks
+        kind: dict[str, Any] = {"codec": "libx264", "output_params": _H264}
+        if self._is_gif:
+            kind = {
+                "codec": "gif",
+                "pix_fmt_out": "pal8",
+                "output_params": ["-filter_complex", _PALETTE],
+            }
+        process = imageio_ffmpeg.write_frames(
+            str(self._temporary),
+            (width, height),
+            fps=self._fps,  # type: ignore[arg-type]  # FFmpeg takes fractions
+            macro_block_size=1,
+            ffmpeg_log_level="error",
+            **kind,
+        )
+        process.send(None)
+        return process
+
+    def finish(self) -> None:
+        if self._process is None:
+            return
+        self._process.close()
+        try:
+            if not self._temporary.stat().st_size:
+                raise OSError("nothing was written")
+            os.replace(self._temporary, self._path)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def abandon(self) -> None:
+        if self._process is not None:
+            self._process.close()
+        with suppress(OSError):  # there is none where its folder could not be made
+            self._temporary.unlink()
+
+    def _failure(self, error: OSError) -> StorageError:
+        reason = error.strerror or str(error).strip().splitlines()[0]
+        return StorageError(f"{self._path} could not be written ({reason})")
+
+
+def _even(picture: Picture) -> Picture:
+    """Repeat the last row and column where their number is odd."""
+    height, width = picture.shape[:2]
+    if height % 2 == width % 2 == 0:
+        return picture
+    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
+
+
+def check_installed() -> None:
+    """Raise `ConfigurationError` where the extra ``video`` is missing."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
+        from PIL import Image  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            f"videos need the package {error.name}, expected the extra `video`: "
+            "pip install 'ppo1-lightning[video]'"
+        ) from error
+
+
+def record(
+    player: Player,
+    env: EnvironmentSpec,
+    *paths: Path,
+    episodes: int = 1,
+    max_steps: int | None = None,
+    deterministic: bool = False,
+    text: bool = False,
+    fps: int = 30,
+    seed: int = 0,
+) -> list[Frame]:
+    """Write whole episodes as videos.
+
+    Args:
+        paths: of the files, each ending in .mp4 or .gif.
+        max_steps: most steps of all episodes together, after which the video ends.
+        text: whether return and step are written onto the pictures.
+
+    Returns:
+        The last frame of each episode, the last of them perhaps cut off by ``max_steps``.
+
+    Raises:
+        ConfigurationError: the environment cannot be rendered, or the extra ``video`` is missing.
+        SimulationError: a reward or an observation is not finite.
+        StorageError: a file cannot be written.
+    """
+    check_installed()
+    frames = play(player, env, episodes=episodes, deterministic=deterministic, seed=seed)
+    last: dict[int, Frame] = {}
+
+    def pictures() -> Iterator[Picture]:
+        for frame in frames:
+            last[frame.episode] = frame
+            yield with_text(frame) if text else frame.picture
+            if sum(end.step for end in last.values()) == max_steps:
+                break
+
+    with closing(frames):
+        write_videos(pictures(), *paths, fps=fps)
+    return list(last.values())

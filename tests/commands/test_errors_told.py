@@ -1,0 +1,352 @@
+"""Bad input: one line that says what to do, exit status 2, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete, Sequence, Text
+from lightning import Callback
+
+from ppo1_lightning import __main__ as command_line
+
+WRAPPER = "gymnasium.wrappers.TimeAwareObservation"
+TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv"]
+
+
+class _Env(gymnasium.Env[Any, Any]):
+    """Two actions, three numbers to see; subclasses spoil one thing."""
+
+    observation_space = Box(-1, 1, (3,), np.float32)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(3, np.float32), self.reward(), False, False, {}
+
+    def reward(self) -> float:
+        return 1.0
+
+
+class NanRewardEnv(_Env):
+    """Its reward becomes NaN in the second iteration (rollouts are of 32 steps)."""
+
+    steps = 0
+
+    def reward(self) -> float:
+        self.steps += 1
+        return float("nan") if self.steps == 40 else 1.0
+
+
+class WrongHook(Callback):
+    """Its hook takes fewer arguments than Lightning calls it with."""
+
+    def on_train_start(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pass
+
+
+class TextActionEnv(_Env):
+    action_space = Text(5)
+
+
+class SequenceObservationEnv(_Env):
+    observation_space = Sequence(Discrete(3))
+
+
+for _env in (NanRewardEnv, TextActionEnv, SequenceObservationEnv):
+    gymnasium.register(f"{_env.__name__[:-3]}-v0", entry_point=cast(Any, _env))
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def command(
+    in_empty_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """Run the command line in this process, expecting an error; return its one line."""
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words])
+        with pytest.raises(SystemExit) as exit_:
+            command_line.main()
+        assert exit_.value.code == 2
+        return error_line(capfd.readouterr().err)
+
+    return run
+
+
+def error_line(stderr: str) -> str:
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train three iterations of CartPole."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    words = [*TINY, "env=cartpole", f"hydra.run.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ppo1-lightning", *words])
+        command_line.main()
+    return folder / "checkpoints" / "last.ckpt"
+
+
+GYMNASIUM = "env=gymnasium"
+
+BAD_INPUT = {
+    # typos, each with the nearest that exists
+    "key": (["num_env=3"], "'num_envs'"),
+    "key in a group": (["algo.lerning_rate=1e-3"], "'algo.learning_rate'"),
+    "key without its group": (["learning_rate=1e-3"], "'algo.learning_rate'"),
+    "key of another library": (["algo.n_epochs=4"], "'algo.update_epochs'"),
+    "key of Hydra": (["hydra.run.dri=x"], "'hydra.run.dir'"),
+    "group": (["envv=pong"], "'env'"),
+    "option of a group": (["env=pongg"], "'pong'"),
+    "preset": (["algo=paper_atri"], "'paper_atari'"),
+    "experiment": (["experiment=cartpole_second"], "'cartpole_seconds'"),
+    "added argument": (["+algo.learn_rate=1"], "'learning_rate'"),
+    "added argument of the policy": (["+policy.hidden=3"], "'hidden_size'"),
+    "choice": (["algo.schedule=liner"], "'linear'"),
+    "choice of the policy": (["env=pong", "policy.size=larg"], "'large'"),
+    "target": (["algo._target_=ppo1_lightning.PPOO"], "PPOO"),
+    # the command line itself
+    "no equals sign": (["num_envs"], "num_envs"),
+    "two equals signs": (["seed==1"], "seed==1"),
+    "several values without -m": (["seed=1,2"], "-m"),
+    "no option": (["env=null"], "null"),
+    "added twice": (["+seed=1"], "seed"),
+    "interpolation": (["seed=${sed}"], "sed"),
+    "group as a list": (["trainer=[]"], "trainer"),
+    "group removed": (["~policy"], "policy"),
+    "preset as a list": (["algo=[]"], "is not a config with a _target_"),
+    "another kind of object": (["env._target_=builtins.dict"], "EnvironmentSpec"),
+    "flag of Hydra": (["+env.id._partial_=1.5"], "_partial_"),
+    "number for a checkpoint": (["ckpt_path=1.5"], "ckpt_path=1.5"),
+    "address of a checkpoint": (["ckpt_path=http://127.0.0.1/last.ckpt"], "an address"),
+    "number for a callback": (["callbacks.progress=3"], "callbacks.progress=3"),
+    "folder of the run": (["hydra.run.dir=/proc/nowhere"], "/proc/nowhere"),
+    "folder of configs": (["--config-dir", "nowhere"], "nowhere"),
+    # environments
+    "no id": (["env=atari"], "env.id=Pong-v5"),
+    "no id, folder given": (["env=atari", "hydra.run.dir=here"], "env.id=Pong-v5"),
+    "id unknown to EnvPool": (["env=envpool", "env.id=CartPol-v1"], "CartPole-v1"),
+    "id unknown to Gymnasium": ([GYMNASIUM, "env.id=CartPol-v1"], "CartPole-v1"),
+    "id is a number": (["env=envpool", "env.id=7"], "7"),
+    "module of an id": ([GYMNASIUM, "env.id=no_such_module:Env-v0"], "no_such_module"),
+    "backend": (["env.backend=envpol"], "'envpool'"),
+    "option of EnvPool": (["env=pong", "+env.options.frameskip=2"], "frame_skip"),
+    "option not listed": (["env=pong", "env.options.max_episode_steps=9"], "+env.options"),
+    "option that crashes EnvPool": (["env=pong", "env.options.noop_max=0"], "noop_max"),
+    "threads": (["env.num_threads=-1"], "num_threads"),
+    "observation keys": (["env=fetchreach", "env.observation_keys=[goal]"], "desired_goal"),
+    "action space": ([GYMNASIUM, "env.id=TextAction-v0"], "Text"),
+    "observation space": ([GYMNASIUM, "env.id=SequenceObservation-v0"], "Sequence"),
+    "images for an MLP": (["env=pong", "policy=mlp"], "cnn_small"),
+    "vectors for a CNN": (["env=cartpole", "policy=cnn_small"], "policy=mlp"),
+    "NaN reward": ([GYMNASIUM, "env.id=NanReward-v0"], "nan"),
+    # sizes
+    "workers of environments": (["num_envs=3", "num_workers=2"], "num_envs=2 or 4"),
+    "workers of a minibatch": (["num_workers=2", "algo.minibatch_size=15"], "14 or 16"),
+    "minibatch of a rollout": (["algo.minibatch_size=2048"], "64"),
+    "devices": (["num_envs=1", "trainer.devices=2"], "trainer.devices=1"),
+    "no environments": (["num_envs=0"], "at least 1"),
+    "negative steps": (["num_steps=-4"], "at least 1"),
+    "fraction of a step": (["num_steps=1.5"], "whole number"),
+    "word for a number": (["num_envs=many"], "'many'"),
+    "negative seed": (["seed=-1"], "seed=-1"),
+    # budgets
+    "two budgets": (["total_seconds=5"], "exactly one"),
+    "no budget": (["total_iterations=null"], "exactly one"),
+    "negative budget": (["total_iterations=-3"], "total_iterations=-3"),
+    "zero seconds": (["total_iterations=null", "total_seconds=0"], "total_seconds=0"),
+    # hyperparameters
+    "negative clip": (["algo.clip_coef=-0.1"], "clip_coef=-0.1"),
+    "discount": (["algo.gamma=1.5"], "gamma=1.5"),
+    "NaN": (["algo.learning_rate=nan"], "learning_rate"),
+    "word for a flag": (["algo.anneal_clip=maybe"], "anneal_clip='maybe'"),
+    "neither flag nor auto": (["compile=maybe"], "compile='maybe'"),
+    "no layers": (["policy.num_layers=0"], "num_layers"),
+    "wrapper made at once": (
+        ["env=gymnasium", "env.id=CartPole-v1", f"env.wrappers=[{{_target_: {WRAPPER}}}]"],
+        "TimeAwareObservation needs env, expected a value, or _partial_: true",
+    ),
+    # Lightning
+    "accelerator": (["trainer.accelerator=gpux"], "gpux"),
+    "precision": (["trainer.precision=7"], "7"),
+    "strategy": (["trainer.strategy=ddpp"], "ddpp"),
+    "argument of the Trainer": (["+trainer.max_step=3"], "'max_steps'"),
+    "gradient clipping by Lightning": (["+trainer.gradient_clip_val=1"], "gradient"),
+    "type for the Trainer": (["trainer.max_epochs=many"], "trainer.max_epochs='many'"),
+    "interval of a validation": (["+trainer.val_check_interval=32"], "`val_check_interval`"),
+    "checkpoints too often": (["callbacks.checkpoint.every_n_iterations=0"], "every_n_iterations"),
+}
+
+
+@pytest.mark.parametrize(("words", "fragment"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input(words: list[str], fragment: str, command: Callable[..., str]) -> None:
+    line = command(*TINY, *words)
+    assert fragment in line
+    assert not list(Path().rglob("best.ckpt"))
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(BAD_INPUT) >= 25
+
+
+def _truncate(whole: bytes, file: Path) -> None:
+    file.write_bytes(whole[: len(whole) // 2])
+
+
+def _empty(whole: bytes, file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _text(whole: bytes, file: Path) -> None:
+    file.write_text("these are not the weights you are looking for")
+
+
+class _Malicious:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("was_run",)
+
+
+def _malicious(whole: bytes, file: Path) -> None:
+    torch.save({"state_dict": _Malicious(), "loops": {}}, file)
+
+
+def _weights_only(whole: bytes, file: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, file)
+
+
+def _foreign(whole: bytes, file: Path) -> None:
+    torch.save({"state_dict": {}, "loops": {}, "pytorch-lightning_version": "2.6.6"}, file)
+
+
+def _folder(whole: bytes, file: Path) -> None:
+    file.mkdir()
+
+
+def _missing(whole: bytes, file: Path) -> None:
+    pass
+
+
+SPOILED = {
+    _truncate: "truncated",
+    _empty: "truncated",
+    _text: "damaged",
+    _malicious: "more than plain data",
+    _weights_only: "not a checkpoint",
+    _foreign: "not written by ppo1_lightning",
+    _folder: "is a folder",
+    _missing: "does not exist",
+}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fragment"), SPOILED.items(), ids=lambda x: getattr(x, "__name__", "")
+)
+def test_bad_checkpoint(
+    spoil: Callable[[bytes, Path], None],
+    fragment: str,
+    checkpoint: Path,
+    command: Callable[..., str],
+) -> None:
+    file = Path("spoiled.ckpt").absolute()
+    spoil(checkpoint.read_bytes(), file)
+    before = file.read_bytes() if file.is_file() else None
+    assert fragment in command(*TINY, "env=cartpole", f"ckpt_path={file}")
+    assert (file.read_bytes() if file.is_file() else None) == before
+    assert not Path("was_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["env=acrobot"], "another environment"),
+        (["env=cartpole", "policy.hidden_size=32"], "another policy"),
+    ],
+)
+def test_checkpoint_of_another_run(
+    words: list[str], fragment: str, checkpoint: Path, command: Callable[..., str]
+) -> None:
+    assert fragment in command(*TINY, *words, f"ckpt_path={checkpoint}")
+
+
+def test_finished_run_is_kept(checkpoint: Path, command: Callable[..., str]) -> None:
+    """Neither its checkpoints nor its records change."""
+    folder = checkpoint.parents[1]
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    line = command(*TINY, "env=acrobot", f"hydra.run.dir={folder}")
+    assert "resume=auto" in line
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_error_during_training_keeps_what_was_learned(command: Callable[..., str]) -> None:
+    command(*TINY, GYMNASIUM, "env.id=NanReward-v0", "hydra.run.dir=run")
+    assert Path("run/checkpoints/last.ckpt").exists()
+    assert len(Path("run/csv/metrics.csv").read_text().splitlines()) == 2  # header, iteration 1
+    assert "nan" in Path("run/train.log").read_text().splitlines()[-1]
+
+
+def test_sweep_goes_on_after_a_bad_job(command: Callable[..., str]) -> None:
+    command(*TINY, "algo.clip_coef=-1,0.2", "hydra.sweep.dir=sweep", "-m")
+    assert not Path("sweep/0/checkpoints/last.ckpt").exists()
+    assert Path("sweep/1/checkpoints/last.ckpt").exists()
+
+
+def test_a_user_s_own_mistake_keeps_its_traceback(
+    in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it shows in Lightning's code, which calls it."""
+    words = [*TINY, "+callbacks.own._target_=test_cli_errors.WrongHook"]
+    monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words])
+    with pytest.raises(SystemExit) as exit_:
+        command_line.main()
+    assert exit_.value.code == 1
+    errors = capfd.readouterr().err
+    assert "TypeError: WrongHook.on_train_start() takes 1 positional argument" in errors
+    assert "Lightning refuses" not in errors
+
+
+def test_full_error_on_request(in_empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *TINY, "algo.clip_coef=-1"])
+    with pytest.raises(Exception, match="clip_coef"):
+        command_line.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["num_env=3"], "'num_envs'"),
+        (["env=acrobot", "trainer.devices=2"], "another environment"),
+    ],
+)
+def test_own_process(
+    words: list[str], fragment: str, checkpoint: Path, in_empty_folder: Path
+) -> None:
+    """As a user starts it: the same line, once, also where there would be two processes."""
+    words = ["-m", "ppo1_lightning", *TINY, *words, f"ckpt_path={checkpoint}"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert fragment in error_line(done.stderr)

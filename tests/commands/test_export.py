@@ -1,0 +1,276 @@
+"""Exported policies act as the policy does, from the environment's own observations to its own
+actions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from numpy.typing import NDArray
+from tiny_runs import train_tiny
+from torch import Tensor
+
+from ppo1_lightning import PPO, CnnPolicy, ConfigurationError, EnvironmentSpec, MlpPolicy
+from ppo1_lightning.commands import export
+from ppo1_lightning.policies.spaces import row_space
+from ppo1_lightning.runs.load import load_run
+from ppo1_lightning.simulators import make_adapters, make_simulator
+from ppo1_lightning.simulators.adapters import ObservationAdapter
+
+
+class Spaces(gymnasium.Env[Any, Any]):
+    """Has the spaces that it is told, and shows random observations."""
+
+    def __init__(self, observation: Any, action: Any) -> None:
+        self.observation_space, self.action_space = observation, action
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+gymnasium.register("Spaces-v0", Spaces)  # type: ignore[arg-type]
+
+
+def spec(observation: Any, action: Any, **fields: Any) -> EnvironmentSpec:
+    options = {"observation": observation, "action": action}
+    return EnvironmentSpec("test_export:Spaces-v0", options=options, **fields)
+
+
+FEW = Box(-2, 2, (3,), np.float32)
+CASES = {
+    "clipped Box": (EnvironmentSpec("Hopper-v4", clip_actions=True), MlpPolicy),
+    "Box": (EnvironmentSpec("HalfCheetah-v4"), MlpPolicy),
+    "Discrete": (EnvironmentSpec("CartPole-v1"), MlpPolicy),
+    "one-hot": (EnvironmentSpec("FrozenLake-v1"), MlpPolicy),
+    "Dict": (
+        EnvironmentSpec("FetchReach-v4", observation_keys=["observation", "desired_goal"]),
+        MlpPolicy,
+    ),
+    "images": (EnvironmentSpec("Pong-v5"), CnnPolicy),
+    "image, vector and mask": (
+        spec(
+            Dict(
+                action_mask=MultiBinary(4),
+                image=Box(0, 255, (3, 40, 48), np.uint8),
+                place=Discrete(5),
+                speed=Box(-9, 9, (2,), np.float64),
+            ),
+            Discrete(4, start=2),
+        ),
+        CnnPolicy,
+    ),
+    "vector and mask": (
+        spec(Dict(action_mask=MultiBinary((5, 1)), v=FEW), MultiDiscrete([2, 3])),
+        MlpPolicy,
+    ),
+    "channels last": (
+        spec(Box(0, 255, (48, 40, 3), np.uint8), Discrete(3, start=-1)),
+        partial(CnnPolicy, size="large"),
+    ),
+    "start": (spec(FEW, Discrete(3, start=5)), MlpPolicy),
+    "bounded column": (spec(FEW, Box(0, 1, (2, 1)), clip_actions=True), MlpPolicy),
+    "whole numbers": (spec(Box(0, 9, (4,), np.int64), Box(2, 4, (2,), np.int32)), MlpPolicy),
+    "binary": (spec(MultiBinary(4), MultiBinary((1, 2))), MlpPolicy),
+    "several": (
+        spec(
+            Dict(action=Discrete(3, start=1), m=MultiDiscrete([2, 3])),
+            MultiDiscrete([2, 3], start=[4, -1]),
+        ),
+        partial(MlpPolicy, normalize_observations=False),
+    ),
+}
+
+FAST = {"clipped Box", "Discrete", "images", "image, vector and mask", "several"}
+"""One of each kind; the others are of the same, and each takes seconds to convert."""
+
+
+def trained_like(environment: EnvironmentSpec, policy: Any) -> PPO:
+    """Return a module with statistics, and actions that are not all alike."""
+    torch.manual_seed(0)
+    observation, action = make_adapters(environment)
+    module = PPO(policy, observation_space=observation.space, action_space=action.space)
+    module.configure_model()
+    network: Any = module.policy
+    with torch.no_grad():
+        network.action_head.weight.mul_(200)
+    if network.observation_normalizer is not None:
+        seen = [adapted(observation, native) for native in native_observations(environment, 20)]
+        network.observation_normalizer.update(torch.cat(seen))
+    return module.eval()
+
+
+def native_observations(environment: EnvironmentSpec, steps: int) -> list[list[NDArray[Any]]]:
+    """Return what the library itself shows to random actions, the inputs of every step."""
+    seen: list[Any] = []
+    simulator: Any = make_simulator(environment, [1, 2, 3])
+    adapt = simulator._observations
+    simulator._observations = lambda native, out: (seen.append(native), adapt(native, out))
+    simulator.reset()
+    simulator.action_space.seed(0)
+    for _ in range(steps):
+        simulator.step(np.stack([simulator.action_space.sample() for _ in range(3)]))
+    simulator.close()
+    keys = adapt.keys
+    return [[np.array(row[key]) for key in keys] if keys else [np.array(row)] for row in seen]
+
+
+def adapted(adapter: ObservationAdapter, native: list[NDArray[Any]]) -> Tensor:
+    """Return what the policy observes in a simulator."""
+    row = row_space(adapter.space)
+    rows = np.empty((len(native[0]), *row.shape), row.dtype)
+    adapter(dict(zip(adapter.keys, native, strict=True)) if adapter.keys else native[0], rows)
+    return torch.from_numpy(rows)
+
+
+def expected_actions(
+    environment: EnvironmentSpec, module: PPO, native: list[NDArray[Any]]
+) -> NDArray[Any]:
+    """Return what the environment receives when the policy acts greedily in a simulator."""
+    observation, action = make_adapters(environment)
+    chosen = module.act_greedily(adapted(observation, native), torch.empty(0))[0].numpy()
+    return np.concatenate([action(row[None]) for row in chosen])  # it is made for one
+
+
+def samples(greedy: export.GreedyPolicy, count: int) -> list[NDArray[Any]]:
+    """Return observations that are not much like one another."""
+    spaces = greedy.inputs.values()
+    return [np.stack([space.sample() for _ in range(count)]) for space in spaces]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],
+)
+def test_both_files_act_as_the_policy(case: str, tmp_path: Path) -> None:
+    environment, policy = CASES[case]
+    module = trained_like(environment, policy)
+    greedy = export.GreedyPolicy(module, *make_adapters(environment))
+    onnx, pt2 = export.write(greedy, tmp_path / "policy", {})
+    session: Any = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    program = torch.export.load(pt2).module()
+    seen = native_observations(environment, 5)
+    batches = [*seen[:2], [part[:1] for part in seen[2]], samples(greedy, 40)]
+    acted = []
+    for native in batches:
+        # the dtype that the space states: EnvPool's Discrete observations are of another
+        native = [
+            part.astype(space.dtype)
+            for part, space in zip(native, greedy.inputs.values(), strict=True)
+        ]
+        acted.append(expected_actions(environment, module, native))
+        (ours,) = session.run([greedy.output_name], dict(zip(greedy.inputs, native, strict=True)))
+        theirs = program(*map(torch.from_numpy, native)).numpy()
+        for actions in (ours, theirs):
+            assert (actions.dtype, actions.shape) == (acted[-1].dtype, acted[-1].shape)
+            np.testing.assert_allclose(actions, acted[-1], rtol=0, atol=1e-5)
+    assert len(np.unique(np.concatenate(acted).round(3), axis=0)) > 1
+    assert [entry.name for entry in session.get_inputs()] == list(greedy.inputs)
+    if environment.clip_actions:
+        assert np.isin(acted[-1], [greedy.output.low, greedy.output.high]).any()  # type: ignore[attr-defined]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["export", *words])
+    export.main()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tiny(tmp_path_factory.mktemp("runs") / "hopper", "env=hopper")
+
+
+def test_export_command(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    command(monkeypatch, f"run={run}")
+    paths = [run / "exports" / f"last_192.{kind}" for kind in ("onnx", "pt2")]
+    assert capsys.readouterr().out.splitlines() == [
+        "input observation: batch of Box(shape=(11,), float64)",
+        "output action: batch of Box(shape=(3,), float64)",
+        *map(str, paths),
+    ]
+    assert sorted((run / "exports").iterdir()) == paths
+    trained = load_run(run)
+    native = native_observations(trained.environment, 2)[-1]
+    expected = expected_actions(trained.environment, trained.module, native)
+    program = torch.export.load(paths[1]).module()
+    ours = program(torch.from_numpy(native[0])).numpy()
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+    for path in paths:
+        assert export.read_metadata(path) == {
+            "environment": "Hopper-v4",
+            "checkpoint": "last.ckpt",
+            "env_steps": 192,
+            "inputs": {"observation": "Box(shape=(11,), float64)"},
+            "output": "Box(shape=(3,), float64)",
+        }
+        export._check_replaceable(path)  # an export may be replaced by one
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_what_is_no_export_is_left_alone(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    others = {
+        "onnx": json.dumps({"a": 1}).encode(),
+        "pt2": (run / "checkpoints/last.ckpt").read_bytes(),
+    }
+    path = tmp_path / f"mine.{kind}"
+    path.write_bytes(others[kind])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, f"run={run}", f"output={tmp_path}/mine")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {path} exists and is no export, expected")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == others[kind]
+
+
+def test_missing_extra_is_told_in_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, f"run={run}")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: export needs the package onnxscript, expected the extra `export`: "
+        "pip install 'ppo1-lightning[export]'\n"
+    )
+
+
+class Branching(MlpPolicy):
+    """Looks at the numbers themselves to decide what to compute."""
+
+    def forward(self, observation: Tensor, state: Any = None) -> Any:
+        return super().forward(observation if observation.sum().item() > 0 else -observation)
+
+
+def test_a_policy_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
+    environment = EnvironmentSpec("CartPole-v1")
+    greedy = export.GreedyPolicy(trained_like(environment, Branching), *make_adapters(environment))
+    with pytest.raises(
+        ConfigurationError, match="Branching cannot be exported, expected"
+    ) as caught:
+        export.write(greedy, tmp_path / "policy", {})
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,54 @@
+"""Sweeps whose jobs run at the same time, by the launchers of the extra ``sweep``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+
+from ppo1_lightning.commands import config as cli
+
+TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false"]
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
+    ],
+    ids=["joblib", "submitit"],
+)
+def test_jobs_at_the_same_time(launcher: list[str], tmp_path: Path) -> None:
+    """Of one and two devices; one is a mistake, which ends neither of the others."""
+    jobs = ["algo.clip_coef=0.2,-1", "trainer.devices=1,2", "hydra.sweep.dir=sweep"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ppo1_lightning", "-m", *TINY, *jobs, *launcher],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ,
+        timeout=280,
+    )
+    assert done.returncode == 2, done.stderr
+    assert {file.name for file in tmp_path.iterdir()} == {"sweep"}
+    finished = {file.parents[1].name for file in tmp_path.glob("sweep/*/checkpoints/last.ckpt")}
+    assert finished == {"0", "1"}
+    first, second = (tmp_path / "sweep" / job / "csv" / "metrics.csv" for job in "01")
+    assert len(first.read_text().splitlines()) == len(second.read_text().splitlines()) == 4
+    assert "clip_coef=-1" in (tmp_path / "sweep" / "2" / "train.log").read_text()
+    assert done.stdout.splitlines()[-1] == "report of the sweep: sweep/report.html"
+    assert "devices 1" in (tmp_path / "sweep" / "report.html").read_text()
+
+
+def test_slurm_launcher_composes() -> None:
+    with hydra.initialize_config_dir(str(cli.config_directory()), version_base="1.3"):
+        config = hydra.compose("train", ["hydra/launcher=slurm"], return_hydra_config=True)
+    launcher = config.hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.tasks_per_node, launcher.gpus_per_node) == (1, 1)

@@ -1,0 +1,288 @@
+"""Graphs compute what their functions compute, and compiled ones are found again on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor as inductor
+from gymnasium.spaces import Box
+from torch import Tensor, nn
+
+from ppo1_lightning import ConfigurationError, MlpPolicy
+from ppo1_lightning.fast.graphs import Graph, PolicyGraph, separate_parameters
+from ppo1_lightning.fast.native import cache_folder
+
+both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ppo1_lightning"
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache that holds nothing but `descend` for three numbers."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        run_once(Graph(descend, compiled=True), torch.zeros(3), torch.zeros(()), torch.ones(3))
+    return folder / "ppo1_lightning"
+
+
+def descend(x: Tensor, loss: Tensor, target: Tensor) -> None:
+    """Take a gradient step on ``x`` in place and write the loss."""
+    loss.copy_((x - target).square().sum())
+    x.sub_(0.1 * torch.func.grad(lambda x: (x - target).square().sum())(x))
+
+
+def run_once(graph: Graph, *tensors: Tensor) -> None:
+    run = graph.bind(tensors, ())
+    assert run is not None
+    run(0, 1)
+
+
+@both_ways
+@torch.inference_mode()
+def test_a_graph_writes_what_its_function_does(compiled: bool):
+    x, loss, target = torch.zeros(3), torch.zeros(()), torch.tensor([1.0, 2.0, 3.0])
+    graph = Graph(descend, compiled=compiled)
+    run_once(graph, x, loss, target)
+    assert loss.item() == 14.0
+    torch.testing.assert_close(x, 0.2 * target)  # one step: making the graph was none
+    run_once(graph, x, loss, target)
+    torch.testing.assert_close(x, 0.36 * target)
+
+
+@both_ways
+@torch.inference_mode()
+def test_a_graph_goes_through_rows(compiled: bool):
+    x, losses = torch.zeros(3), torch.full((5,), -1.0)
+    targets = torch.randn(5, 2, 3)[:, 1]  # rows with gaps between them
+    run = Graph(descend, compiled=compiled).bind([x], [losses, targets])
+    assert run is not None
+    expected = torch.zeros(3)
+    for first, end in ((0, 1), (1, 4)):
+        run(first, end)
+        for k in range(first, end):
+            assert losses[k].item() == pytest.approx((expected - targets[k]).square().sum().item())
+            expected -= 0.2 * (expected - targets[k])
+        torch.testing.assert_close(x, expected)
+    assert losses[4] == -1
+
+
+@torch.inference_mode()
+def test_two_compiled_graphs_run_in_two_threads_at_once():
+    def grow(x: Tensor, rate: Tensor) -> None:
+        x.copy_(torch.sin(x @ x) + rate)
+
+    xs, rates = [torch.eye(64), torch.eye(64)], torch.rand(2, 500, 64, 64)
+    runs = [Graph(grow, compiled=True).bind([x], [r]) for x, r in zip(xs, rates, strict=True)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda run: run(0, 500), runs))
+    for x, its_rates in zip(xs, rates, strict=True):
+        again = torch.eye(64)
+        run = Graph(grow, compiled=True).bind([again], [its_rates])
+        assert run is not None
+        run(0, 500)
+        assert torch.equal(x, again)
+
+
+@torch.inference_mode()
+def test_compiled_graphs_are_found_on_disk(
+    compiled_once: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(compiled_once, own_cache)
+    (package,) = own_cache.glob("*.pt2")
+    assert own_cache.stat().st_mode & 0o077 == 0
+
+    def no_compiler(*_: Any, **__: Any) -> str:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(inductor, "aoti_compile_and_package", no_compiler)
+    again, loss, target = torch.zeros(3), torch.zeros(()), torch.ones(3)
+    run_once(Graph(descend, compiled=True), again, loss, target)
+    torch.testing.assert_close(again, 0.2 * target)
+    with pytest.raises(AssertionError, match="compiled again"):  # other shapes are another graph
+        run_once(Graph(descend, compiled=True), torch.zeros(4), loss, torch.ones(4))
+    with pytest.raises(AssertionError, match="compiled again"):  # and so is another function
+        run_once(Graph(lambda x: x.add_(1), compiled=True), again)
+    assert list(own_cache.glob("*.pt2")) == [package]
+
+
+@torch.inference_mode()
+def test_a_constant_within_a_function_is_part_of_it():
+    def adding(constant: float) -> Graph:
+        values = torch.full((2,), constant)
+        return Graph(lambda x: x.add_(values), compiled=True)
+
+    x = torch.zeros(2)
+    run_once(adding(1.0), x)
+    assert x.tolist() == [1, 1]
+    run_once(adding(2.0), x)
+    assert x.tolist() == [3, 3]
+
+
+def test_the_cache_is_below_home_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "ppo1_lightning"
+
+
+class Shifting(nn.Module):
+    """A policy that puts a new tensor in the place of its buffer."""
+
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.register_buffer("shift", torch.zeros(3))
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        return observation * self.weight + self.shift, observation.sum(-1), state
+
+
+def write(policy: Any, observations: Tensor, parameters: Tensor, values: Tensor) -> None:
+    for result, computed in zip((parameters, values), policy(observations, None), strict=False):
+        result.copy_(computed)
+
+
+@both_ways
+@torch.inference_mode()
+def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
+    policy = Shifting()
+    graph = PolicyGraph(policy, write, compiled=compiled)
+    x, parameters, values = (
+        torch.arange(12.0).view(2, 2, 3),
+        torch.zeros(2, 2, 3),
+        torch.zeros(2, 2),
+    )
+    for step in range(3):
+        policy.weight.data.fill_(step)
+        policy.shift = torch.full((3,), 10.0 * step)
+        run = graph.bind(x, parameters, values)
+        assert run is not None
+        run(0, 2)
+        assert torch.equal(parameters, step * x + 10 * step)
+        assert torch.equal(values, x.sum(-1))
+
+
+def results() -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, 2, 3), torch.zeros(1, 2)
+
+
+def test_a_policy_s_graph_is_for_one_layout():
+    graph = PolicyGraph(Shifting(), write, compiled=False)
+    assert graph.bind(torch.zeros(1, 2, 3), *results())
+    assert graph.bind(torch.ones(4, 2, 3), *results())  # of any number of rows
+    for other in (torch.zeros(3, 3), torch.zeros(2, 3).double(), torch.zeros(3, 2).T):
+        assert not graph.bind(other[None], *results())
+
+
+def test_a_buffer_of_another_layout_is_noticed():
+    policy, x = Shifting(), torch.zeros(1, 2, 3)
+    graph = PolicyGraph(policy, write, compiled=False)
+    assert graph.bind(x, *results())
+    for other in (torch.zeros(3).double(), torch.zeros(1), torch.zeros(6)[::2]):
+        policy.shift = other
+        assert not graph.bind(x, *results())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_parameters_of_a_value_function_of_its_own_are_found(shared: bool):
+    policy = MlpPolicy(Box(-1, 1, (5,)), Box(-1, 1, (2,)), shared_trunk=shared)
+    apart = separate_parameters(policy, torch.zeros(3, 5))
+    if shared:
+        assert apart is None
+    else:
+        assert apart is not None
+        acting, valuing = apart
+        assert {name.split(".")[0] for name in acting} == {"trunk", "action_head", "log_std"}
+        assert {name.split(".")[0] for name in valuing} == {"value_trunk", "value_head"}
+
+
+def test_parameters_of_no_effect_belong_to_neither():
+    assert separate_parameters(Shifting(), torch.zeros(2, 3)) is None  # its value has none at all
+    policy = MlpPolicy(Box(-1, 1, (5,)), Box(-1, 1, (2,)))
+    policy.unused = nn.Parameter(torch.zeros(1))
+    assert separate_parameters(policy, torch.zeros(3, 5)) is None
+
+
+@torch.inference_mode()
+def test_a_view_with_gaps_is_refused():
+    graph = Graph(lambda x: x.add_(1), compiled=False)
+    with pytest.raises(ConfigurationError, match="a view with gaps") as error:
+        run_once(graph, torch.zeros(3, 10)[:, 0])
+    assert "\n" not in str(error.value)
+
+
+@torch.inference_mode()
+def test_a_damaged_package_is_compiled_again(compiled_once: Path, own_cache: Path):
+    shutil.copytree(compiled_once, own_cache)
+    (package,) = own_cache.glob("*.pt2")
+    package.write_bytes(package.read_bytes()[:1000])
+    x = torch.zeros(3)
+    run_once(Graph(descend, compiled=True), x, torch.zeros(()), torch.ones(3))
+    assert x.tolist() == pytest.approx([0.2] * 3)
+    assert package.stat().st_size > 1000
+
+
+@torch.inference_mode()
+def test_a_full_disk_keeps_no_package(own_cache: Path, caplog: pytest.LogCaptureFixture):
+    """The disk is played: the copy stops in the middle."""
+    own_cache.mkdir()
+
+    def no_room(source: Any, target: Any) -> None:
+        Path(target).write_bytes(b"all that fits")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppo1_lightning.fast.compiler.shutil", SimpleNamespace(copyfile=no_room))
+        x = torch.zeros(3)
+        run_once(Graph(descend, compiled=True), x, torch.zeros(()), torch.ones(3))
+    assert x.tolist() == pytest.approx([0.2] * 3)
+    assert not list(own_cache.glob("*.pt2"))
+    assert "is not kept for the next run" in caplog.text
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+):
+    own_cache.mkdir()
+    own_cache.chmod(0o777)
+    folder = cache_folder()
+    assert folder != own_cache
+    assert folder.is_dir()
+    assert "not kept for the next run" in caplog.text
+    assert cache_folder() == folder  # for all of this process
+
+
+def test_an_unusable_home_is_no_obstacle(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert cache_folder().is_dir()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.inference_mode()
+def test_a_captured_graph_goes_through_rows():
+    x, loss = torch.zeros(3, device="cuda"), torch.zeros((), device="cuda")
+    graph, expected = Graph(descend, compiled=True), torch.zeros(3, device="cuda")
+    for _ in range(2):
+        targets = torch.randn(5, 3, device="cuda")
+        run = graph.bind([x, loss], [targets])
+        assert run is not None
+        for first, end in ((0, 1), (1, 5)):
+            run(first, end)
+        for target in targets:
+            expected -= 0.2 * (expected - target)
+        torch.testing.assert_close(x, expected)

@@ -1,0 +1,293 @@
+"""Winograd's convolutions equal direct ones in float64, as nearly as float32 lets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+from torch.func import vjp
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppo1_lightning import CnnPolicy
+from ppo1_lightning.fast import native, winograd
+from ppo1_lightning.fast.compiler import compile_ahead
+from ppo1_lightning.fast.winograd import BACKWARD, FORWARD, replace_convolutions
+
+
+@dataclass(frozen=True)
+class Case:
+    images: int
+    channels: int
+    height: int
+    width: int
+    outputs: int
+    kernel: int
+    stride: int
+    uint8: bool = False
+    channels_last: bool = True
+    relu: bool = True
+
+    def tensors(self) -> list[Tensor]:
+        """Return image, weight, bias and the gradient of the output."""
+        shape = (self.images, self.channels, self.height, self.width)
+        image = torch.randint(0, 256, shape, dtype=torch.uint8) if self.uint8 else randn(*shape)
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        numbers = self.channels * self.kernel**2
+        weight = randn(self.outputs, self.channels, self.kernel, self.kernel) / numbers**0.5
+        bias = randn(self.outputs)
+        if self.uint8:
+            weight /= 255
+        output = F.conv2d(image.float(), weight, bias, self.stride)
+        gradient = torch.randn_like(output).contiguous(memory_format=torch.channels_last)
+        return [image, weight, bias, gradient]
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+NATURE = [
+    Case(9, 4, 84, 84, 32, 8, 4, uint8=True, channels_last=False),
+    Case(13, 32, 20, 20, 64, 4, 2),
+    Case(7, 64, 9, 9, 64, 3, 1),
+]
+CASES = [
+    *NATURE,
+    Case(12, 3, 32, 40, 16, 8, 4, uint8=True),  # as Gymnasium has images
+    Case(40, 4, 23, 17, 16, 4, 2, uint8=True, channels_last=False),  # pixels no kernel reaches
+    Case(3, 16, 43, 30, 48, 2, 1),
+    Case(1, 16, 60, 61, 80, 3, 1, relu=False),  # one image
+    Case(50, 8, 21, 25, 16, 6, 2),
+    Case(5, 4, 41, 38, 32, 4, 2, relu=False),
+    Case(2, 16, 120, 120, 16, 2, 1),  # more tiles than a block has
+    Case(3, 16, 2, 4, 16, 2, 1),  # less than a tile
+]
+
+
+def convolve(case: Case, *tensors: Tensor) -> list[Tensor]:
+    """Return the output and the gradients of image, weight and bias, of uint8 images none."""
+    image, weight, bias, gradient = tensors
+
+    def function(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        output = F.conv2d(image, weight, bias, case.stride)
+        return output.relu() if case.relu else output
+
+    if case.uint8:
+        image = image.to(weight.dtype, memory_format=torch.channels_last)
+        output, pull_back, *_ = vjp(lambda *rest: function(image, *rest), weight, bias)
+    else:
+        output, pull_back, *_ = vjp(function, image, weight, bias)
+    return [output, *pull_back(gradient)]
+
+
+def traced(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
+    with torch.no_grad():
+        return make_fx(function)(*tensors)
+
+
+def operators(graph: GraphModule) -> list[Any]:
+    """Return the convolutions of a graph, ours and PyTorch's."""
+    ours = {FORWARD: "ours", BACKWARD: "ours, backward"}
+    theirs = {
+        torch.ops.aten.convolution.default: "direct",
+        torch.ops.aten.convolution_backward.default: "direct, backward",
+    }
+    names = ours | theirs
+    return [names[node.target] for node in graph.graph.nodes if node.target in names]
+
+
+def compiled(
+    function: Callable[..., Sequence[Tensor]], *tensors: Tensor
+) -> Callable[[], list[Tensor]]:
+    """Return a function of nothing as a compiled graph with our convolutions."""
+    results = [torch.full_like(result, torch.nan) for result in function(*tensors)]
+
+    def write(*arguments: Tensor) -> tuple[()]:
+        values = function(*arguments[: len(tensors)])
+        for result, value in zip(arguments[len(tensors) :], values, strict=True):
+            result.copy_(value)
+        return ()
+
+    everything = [*tensors, *results]
+    graph = traced(write, *(tensor.clone() for tensor in everything))
+    replace_convolutions(graph)
+    assert set(operators(graph)) <= {"ours", "ours, backward"}
+    run = compile_ahead(graph, everything).bind(everything, ())
+
+    def results_of_a_run() -> list[Tensor]:
+        run(0, 1)
+        return [result.clone() for result in results]
+
+    return results_of_a_run
+
+
+def run_compiled(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> list[Tensor]:
+    return compiled(function, *tensors)()
+
+
+@pytest.fixture(scope="module")
+def computed() -> dict[Case, tuple[list[Tensor], list[Tensor]]]:
+    """Return tensors of all cases and what we make of them, all in one graph."""
+    torch.manual_seed(0)
+    tensors = [case.tensors() for case in CASES]
+
+    def all_cases(*flat: Tensor) -> list[Tensor]:
+        split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
+        return [t for case, its in zip(CASES, split, strict=True) for t in convolve(case, *its)]
+
+    results = iter(run_compiled(all_cases, *(tensor for its in tensors for tensor in its)))
+    return {
+        case: (its, [next(results) for _ in range(3 if case.uint8 else 4)])
+        for case, its in zip(CASES, tensors, strict=True)
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_outputs_and_gradients_are_those_of_a_direct_convolution(case: Case, computed: Any):
+    tensors, ours = computed[case]
+    exact = convolve(case, *map(double, tensors))
+    sums_of_magnitudes = convolve(case, *(double(tensor).abs() for tensor in tensors))
+    direct = convolve(case, *tensors)
+    for result, expected, terms, usual in zip(ours, exact, sums_of_magnitudes, direct, strict=True):
+        assert result.shape == expected.shape
+        assert ((result - expected).abs() <= 1e-6 * terms).all()
+        assert (result - expected).norm() <= 5 * (usual - expected).norm()
+
+
+def double(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.uint8 else tensor.double()
+
+
+def test_the_nature_network_learns_and_acts_by_them_alone():
+    policy = CnnPolicy(Box(0, 255, (4, 84, 84), np.uint8), Discrete(6), size="large")
+    weights = {name: parameter.detach() for name, parameter in policy.named_parameters()}
+
+    def gradients(*tensors: Tensor) -> Sequence[Tensor]:
+        *parameters, observations = tensors
+
+        def loss(*parameters: Tensor) -> Tensor:
+            named = dict(zip(weights, parameters, strict=True))
+            logits, values, _ = torch.func.functional_call(policy, named, (observations, None))
+            return logits.square().mean() + values.square().mean()
+
+        return torch.func.grad(loss, argnums=tuple(range(len(weights))))(*parameters)
+
+    observations = torch.randint(0, 256, (32, 4, 84, 84), dtype=torch.uint8)
+    graph = traced(gradients, *weights.values(), observations)
+    replace_convolutions(graph)
+    assert operators(graph) == ["ours"] * 3 + ["ours, backward"] * 3
+    others = [node.target for node in graph.graph.nodes]
+    assert torch.ops.aten._to_copy.default not in others
+    assert others.count(torch.ops.aten.relu.default) == 1  # of the linear layer
+    assert others.count(torch.ops.aten.threshold_backward.default) == 1
+
+
+NOT_OURS = {
+    "padding": (Case(9, 16, 20, 20, 16, 3, 1), {"padding": 1}),
+    "dilation": (Case(9, 16, 20, 20, 16, 3, 1), {"dilation": 2}),
+    "groups": (Case(9, 16, 20, 20, 32, 3, 1), {"groups": 2}),
+    "unequal strides": (Case(9, 16, 40, 40, 16, 4, 2), {"stride": (2, 1)}),
+    "a kernel of five strides": (Case(9, 16, 40, 40, 16, 5, 1), {}),
+    "half a stride": (Case(9, 16, 40, 40, 16, 3, 2), {}),
+    "few outputs": (Case(9, 16, 40, 40, 8, 4, 2), {}),
+    "few channels": (Case(9, 3, 40, 40, 16, 3, 1), {}),
+    "channels first": (Case(9, 16, 20, 20, 16, 3, 1, channels_last=False), {}),
+    "no bias": (Case(9, 16, 20, 20, 16, 3, 1), {"bias": None}),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_other_convolutions_stay(name: str):
+    case, settings = NOT_OURS[name]
+    image, weight, bias, _ = case.tensors()
+    weight = weight[:, : case.channels // settings.get("groups", 1)].contiguous()
+
+    def function(image: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        arguments: dict[str, Any] = {"stride": case.stride, "bias": bias} | settings
+        output, pull_back, *_ = vjp(lambda w: F.conv2d(image, w, **arguments).relu(), weight)
+        return [output, *pull_back(output)]
+
+    graph = traced(function, image, weight, bias)
+    code = graph.code
+    replace_convolutions(graph)
+    assert operators(graph) == ["direct", "direct, backward"]
+    assert graph.code == code
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_stay(dtype: torch.dtype):
+    image, weight, bias, _ = (t.to(dtype) for t in NATURE[1].tensors())
+    graph = traced(lambda *tensors: F.conv2d(*tensors, stride=2), image, weight, bias)
+    replace_convolutions(graph)
+    assert operators(graph) == ["direct"]
+
+
+def test_a_convolution_whose_output_is_read_besides_its_relu_keeps_both():
+    case = NATURE[2]
+    image, weight, bias, gradient = case.tensors()
+
+    def function(*tensors: Tensor) -> list[Tensor]:
+        output = F.conv2d(*tensors[:3], stride=case.stride)
+        return [output, output.relu(), tensors[3] + output.relu()]
+
+    ours = run_compiled(function, image, weight, bias, gradient)
+    torch.testing.assert_close(ours, function(image, weight, bias, gradient))
+
+
+def test_what_is_not_a_number_passes():
+    case = NATURE[2]
+    image, weight, bias, _ = case.tensors()
+    image[2, 5, 4, 4] = torch.nan
+    (output,) = run_compiled(
+        lambda *tensors: [F.conv2d(*tensors, stride=1).relu()], image, weight, bias
+    )
+    assert output[2].isnan().any()
+    assert output[[0, 1, 3, 4, 5, 6]].isfinite().all()
+
+
+def test_the_same_twice_and_on_any_number_of_threads():
+    case = Case(21, 32, 20, 20, 64, 4, 2)
+    tensors = case.tensors()
+    run, threads = (
+        compiled(lambda *tensors: convolve(case, *tensors), *tensors),
+        torch.get_num_threads(),
+    )
+    results = []
+    try:
+        for count in (1, 1, 3, 3, 25):  # more than there are images, too
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    one, again, three, three_again, many = results
+    for a, b in ((one, again), (three, three_again)):
+        assert all(map(torch.equal, a, b))
+    for a, *others in zip(one, three, many, strict=True):
+        assert all((a - b).norm() <= 3e-6 * a.norm() for b in others)
+
+
+def test_without_a_compiler_convolutions_stay(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("g++ failed: no room")
+
+    monkeypatch.setattr(native, "load", fail)
+    winograd._is_loaded.cache_clear()
+    try:
+        image, weight, bias, _ = NATURE[1].tensors()
+        graph = traced(lambda *tensors: F.conv2d(*tensors, stride=2), image, weight, bias)
+        replace_convolutions(graph)
+    finally:
+        winograd._is_loaded.cache_clear()
+    assert operators(graph) == ["direct"]
+    assert "convolutions are left to PyTorch: g++ failed: no room" in caplog.text

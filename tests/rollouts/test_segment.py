@@ -1,0 +1,65 @@
+"""Rows in worker order, and minibatches that take as many from each worker."""
+
+from __future__ import annotations
+
+import torch
+
+from ppo1_lightning.rollouts.segment import (
+    Segment,
+    in_worker_order,
+    minibatch_rows,
+    minibatch_weights,
+    shuffled_rows,
+)
+
+
+def test_worker_order():
+    rows = torch.tensor([[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]])  # [T, N]
+    assert in_worker_order(rows, 4).tolist() == [0, 10, 20, 1, 11, 21, 2, 12, 22, 3, 13, 23]
+    assert in_worker_order(rows, 2).tolist() == [0, 1, 10, 11, 20, 21, 2, 3, 12, 13, 22, 23]
+    assert in_worker_order(rows, 1).tolist() == rows.flatten().tolist()
+    images = rows[..., None, None].expand(3, 4, 5, 6)
+    assert in_worker_order(images, 2)[:, 2, 3].tolist() == in_worker_order(rows, 2).tolist()
+
+
+def test_each_order_is_a_permutation_of_its_own():
+    order = shuffled_rows(3, 2, 12, 4, torch.Generator().manual_seed(0))
+    assert order.shape == (3, 2, 3, 4)
+    flat = order.flatten(2).flatten(0, 1)
+    assert (flat.sort(-1).values == torch.arange(12)).all()
+    assert len({tuple(one.tolist()) for one in flat}) == 6
+
+
+def test_rows_come_first_equally_often():
+    order = shuffled_rows(8000, 1, 5, 5, torch.Generator().manual_seed(0))
+    counts = order[:, 0, 0, 0].bincount()
+    assert ((counts - 1600).abs() < 5 * (8000 * 0.2 * 0.8) ** 0.5).all()
+
+
+def test_a_partial_minibatch_is_dropped():
+    order = shuffled_rows(1, 1, 11, 4, torch.Generator().manual_seed(0))
+    assert order.shape == (1, 1, 2, 4)
+    assert order.unique().numel() == 8
+
+
+def test_minibatches_take_the_same_rows_from_every_worker():
+    # Two workers of four rows, minibatches of two rows of each.
+    order = torch.tensor([[[[0, 1], [2, 3]], [[3, 2], [1, 0]]]])
+    assert minibatch_rows(order, 4).tolist() == [[[0, 1, 7, 6], [2, 3, 5, 4]]]
+
+
+def test_weights_of_a_minibatch_add_up_to_one():
+    valid = torch.tensor([[[1, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]]).bool()
+    third = 1 / 3
+    expected = torch.tensor([[[third, third, 0, third], [0, 0, 0, 1], [0, 0, 0, 0]]])
+    torch.testing.assert_close(minibatch_weights(valid), expected)
+
+
+def test_every_field_is_gathered():
+    names = Segment._fields
+    segment = Segment(*(torch.arange(8) + 100 * i for i in range(len(names))))
+    rows = torch.tensor([[1, 3], [0, 7]])
+    minibatch = segment.minibatches(rows, torch.full((2, 2), 0.5))
+    for name in minibatch._fields[:-1]:
+        assert torch.equal(getattr(minibatch, name), rows + 100 * names.index(name))
+    assert (minibatch.weights == 0.5).all()
