@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.all_reduce [--ranks 2] [--steps 200] [--compile true]``
 
-It measures steps of `update.make_update` on random minibatches, as training takes them, and
+It measures steps of `update.choose_path` on random minibatches, as training takes them, and
 projects the parts to more ranks (`project`), which is arithmetic, not a measurement.
 """
 
@@ -24,12 +24,11 @@ import torch
 import torch.distributed as dist
 from gymnasium.spaces import Box, Discrete, Space
 from rich.table import Table
-from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.processes import ROOT, machine, report, write_json
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
-from ppo1_lightning.algorithms.update import Update, make_update
+from ppo1_lightning.algorithms.update import Update, choose_path
 from ppo1_lightning.rollouts.segment import Minibatch
 
 WARMUP = 10
@@ -71,19 +70,19 @@ def _measure_network(
     ppo = PPO(policy, observation_space=observation_space, action_space=action_space)
     ppo.configure_model()
     share = minibatch_size // dist.get_world_size()
-    minibatch, clip = _minibatch(ppo, observation_space, action_space, share), torch.tensor(0.2)
-    update = make_update(
-        ppo.policy,
+    minibatch = _minibatch(ppo, observation_space, action_space, share)
+    update = choose_path(
+        ppo,
         ppo.loss,
         ppo.configure_optimizers(),
         max_grad_norm=None,
         compile={"true": True, "false": False}.get(compile, compile),
         optimizer_steps=None,
-        example=(minibatch, clip),
+        example=minibatch,
     )
     minibatches = Minibatch(*(field[None] for field in minibatch))
     size = sum(p.numel() for p in ppo.policy.parameters())
-    step, waiting = _time_steps(update, minibatches, clip, steps)
+    step, waiting = _time_steps(update, minibatches, steps)
     return {
         "parameters": size,
         "rows_per_rank": share,
@@ -102,22 +101,20 @@ def _minibatch(
         torch.from_numpy(np.stack([space.sample() for _ in range(rows)])) for space in spaces
     )
     with torch.no_grad():
-        parameters, values, _ = ppo.policy(observations, None)
+        dist_params, values, _ = ppo.policy(observations, None)
     return Minibatch(
         observations=observations,
         actions=actions,
         advantages=torch.randn(rows),
         returns=torch.randn(rows),
         old_values=values,
-        old_parameters=parameters,
-        old_log_probs=ppo.distribution.log_prob(parameters, actions),
+        old_dist_params=dist_params,
+        old_log_probs=ppo.distribution.log_prob(dist_params, actions),
         weights=torch.full((rows,), 1 / (rows * dist.get_world_size())),
     )
 
 
-def _time_steps(
-    update: Update, minibatches: Minibatch, clip: Tensor, steps: int
-) -> tuple[float, float]:
+def _time_steps(update: Update, minibatches: Minibatch, steps: int) -> tuple[float, float]:
     """Return milliseconds of a step and of its all-reduce, which waits for the slower rank."""
     all_reduce, waits = dist.all_reduce, []
 
@@ -132,7 +129,7 @@ def _time_steps(
     try:
         for _ in range(WARMUP + steps):
             started = time.perf_counter()
-            update(minibatches, clip)
+            update(minibatches)
             times.append(time.perf_counter() - started)
     finally:
         dist.all_reduce = all_reduce

@@ -21,7 +21,7 @@ SWEEPS: dict[str, dict[int, list[str]]] = {
     },
     "minibatch_size": {n: [f"algo.minibatch_size={n}"] for n in (32, 64, 256, 1024)},
     "hidden_size": {n: [f"policy.hidden_size={n}"] for n in (64, 128, 256, 512)},
-    "devices": {n: [f"trainer.devices={n}", "num_workers=8"] for n in (1, 2)},
+    "devices": {n: [f"trainer.devices={n}", "mpi_workers=8"] for n in (1, 2)},
 }
 """Arguments that are added to the case, by what is varied and its value."""
 

@@ -35,11 +35,10 @@ class ReluPolicy(nn.Module):
 class SmallLogitsPPO(PPO):
     """PPO whose loss also keeps the logits small."""
 
-    def loss(
-        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
-    ) -> Tensor:
-        penalty = (minibatch.weights * parameters.square().sum(-1)).sum()
-        return super().loss(parameters, values, minibatch, clip_coef) + 1e-4 * penalty
+    def loss(self, batch: Minibatch) -> Tensor:
+        logits, _ = self.outputs(batch)
+        penalty = (batch.weights * logits.square().sum(-1)).sum()
+        return super().loss(batch) + 1e-4 * penalty
 
 
 def main() -> None:

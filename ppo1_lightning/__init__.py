@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppo1_lightning.algorithms.ppo import PPO
     from ppo1_lightning.errors import ConfigurationError, SimulationError
+    from ppo1_lightning.optimizers import TensorFlowAdam, TensorFlowRMSprop
     from ppo1_lightning.policies import CnnPolicy, MlpPolicy
     from ppo1_lightning.rollouts.collector import Rollout
     from ppo1_lightning.rollouts.datamodule import EvaluationDataModule, RolloutDataModule
@@ -31,6 +32,8 @@ __all__ = [
     "Rollout",
     "RolloutDataModule",
     "SimulationError",
+    "TensorFlowAdam",
+    "TensorFlowRMSprop",
 ]
 
 _MODULES = {
@@ -44,6 +47,8 @@ _MODULES = {
     "Rollout": "rollouts.collector",
     "RolloutDataModule": "rollouts.datamodule",
     "SimulationError": "errors",
+    "TensorFlowAdam": "optimizers",
+    "TensorFlowRMSprop": "optimizers",
 }
 
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout
-from ppo1_lightning.algorithms.update import EagerUpdate, GraphUpdate
+from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.rollouts.sizes import Sizes
 
 
 @dataclass
@@ -80,17 +81,17 @@ class Recording:
         terminated = torch.cat([new[1:], torch.zeros_like(new[:1])])
         following = torch.from_numpy(self.all(iteration, "seg/nextvpred")[workers]).float()
         none = torch.full_like(rewards, torch.nan)
-        parameters = none[..., None]
+        dist_params = none[..., None]
         if policy is not None:
             with torch.no_grad():
-                parameters = policy(observations.flatten(0, 1), None)[0]
-            parameters = parameters.unflatten(0, rewards.shape)
+                dist_params = policy(observations.flatten(0, 1), None)[0]
+            dist_params = dist_params.unflatten(0, rewards.shape)
         return Rollout(
             observations=observations,
             actions=field("ac"),
             rewards=rewards,
             values=torch.cat([field("vpred"), following[None]]),
-            parameters=parameters,
+            dist_params=dist_params,
             terminated=terminated,
             truncated=torch.zeros_like(terminated),
             valid=torch.ones_like(terminated),
@@ -129,10 +130,10 @@ class Recording:
             factory,
             minibatch_size=config["batch"] * len(self.workers),
             update_epochs=config["epochs"],
-            num_workers=len(self.workers),
+            mpi_workers=len(self.workers),
             learning_rate=config["lr"],
-            schedule=config["schedule"],
-            adam_epsilon=config["adam_epsilon"],
+            anneal=["learning_rate"] if config["schedule"] == "linear" else [],
+            optimizer=partial(TensorFlowAdam, eps=config["adam_epsilon"]),
             clip_coef=config["clip"],
             ent_coef=config["ent"],
             gamma=config["gamma"],
@@ -177,26 +178,23 @@ class ReplayedPPO(PPO):
 
     recording: Recording
 
-    def minibatch_order(self, plan: Any) -> Tensor:
-        first = self.global_rank * plan.workers_per_device
+    def minibatch_order(self, sizes: Sizes) -> Tensor:
+        first = self.global_rank * sizes.workers_per_device
         order = self.recording.order(self.counters.iterations)
-        return order[:, first : first + plan.workers_per_device]
+        return order[:, first : first + sizes.workers_per_device]
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Not called, for rollouts are recorded; without it no graph of `act` is compiled."""
         raise NotImplementedError
 
-    def _estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        self.estimates = super()._estimate_advantages(rollout)
+    def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        self.estimates = super().estimate_advantages(rollout)
         return self.estimates
 
 
 def path_of(module: PPO) -> str:
     """Return the execution path that a run has taken, "none" before its first update."""
-    update = module._update
-    if isinstance(update, GraphUpdate):
-        return "compiled" if update.compiled else "traced"
-    return "eager" if isinstance(update, EagerUpdate) else "none"
+    return "none" if module._update is None else module._update.path
 
 
 def names_of(module: PPO) -> dict[str, str]:

@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ppo1_lightning import PPO, CnnPolicy, EnvironmentSpec, MlpPolicy, simulators
+from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.rollouts.budget import Budget
-from ppo1_lightning.rollouts.sizes import Plan
+from ppo1_lightning.rollouts.sizes import Sizes
 
 CONF = cli.config_directory()
 ANY_ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4"}
@@ -79,14 +80,14 @@ def test_environment(name: str) -> None:
     policy(*simulators.spaces(spec))
     PPO(policy, **values(config.algo))
     for devices in (1, 2) if config.num_envs > 1 else (1,):
-        plan = Plan.create(
+        sizes = Sizes.create(
             num_envs=config.num_envs,
             num_steps=config.num_steps,
             minibatch_size=config.algo.minibatch_size,
             devices=devices,
         )
         if PRESETS[name] != "classic":  # as in the original, a worker is one environment
-            assert plan.num_workers == config.num_envs
+            assert sizes.mpi_workers == config.num_envs
     Budget(total_steps=config.total_steps)
 
 
@@ -106,11 +107,11 @@ def test_experiments_compose(name: str) -> None:
     config = compose(f"experiment={name}")
     OmegaConf.resolve(config)
     Budget(**{key: config[key] for key in parameters(Budget, set())})
-    Plan.create(
+    Sizes.create(
         num_envs=config.num_envs,
         num_steps=config.num_steps,
         minibatch_size=config.algo.minibatch_size,
-        num_workers=config.num_workers,
+        mpi_workers=config.mpi_workers,
         devices=config.trainer.devices,
     )
 
@@ -118,11 +119,22 @@ def test_experiments_compose(name: str) -> None:
 def test_algo_defaults_are_the_constructors() -> None:
     config = OmegaConf.merge(compose(), {"algo": OmegaConf.load(CONF / "algo" / "default.yaml")})
     assert isinstance(config, DictConfig)
-    expected = parameters(PPO, {"policy", "observation_space", "action_space"})
-    assert values(config.algo) == expected
+    left_out = {"self", "policy", "options", "observation_space", "action_space"}
+    constructors = (OnPolicyModule.__init__, PPO.__init__)
+    expected = {k: v for c in constructors for k, v in parameters(c, left_out).items()}
+    optimizer = expected.pop("optimizer")
+    eps = inspect.signature(optimizer).parameters["eps"].default
+    assert values(config.algo) == {
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()},
+        "optimizer": {
+            "_target_": f"ppo1_lightning.{optimizer.__name__}",
+            "_partial_": True,
+            "eps": eps,
+        },
+    }
     raw = OmegaConf.to_container(OmegaConf.load(CONF / "algo" / "default.yaml"))
     assert isinstance(raw, dict)
-    for key in ("compile", "seed", "num_workers"):
+    for key in ("compile", "seed", "mpi_workers"):
         assert raw[key] == f"${{{key}}}"
 
 
@@ -152,7 +164,7 @@ def test_paper_atari() -> None:
     assert config.env.options.reward_clip
     algo = config.algo
     assert (algo.minibatch_size, algo.update_epochs, algo.learning_rate) == (256, 3, 2.5e-4)
-    assert (algo.clip_coef, algo.anneal_clip, algo.schedule) == (0.1, True, "linear")
+    assert (algo.clip_coef, algo.anneal) == (0.1, ["learning_rate", "clip_coef"])
 
 
 def test_preset_on_the_command_line_brings_its_policy_and_frames() -> None:
@@ -162,7 +174,7 @@ def test_preset_on_the_command_line_brings_its_policy_and_frames() -> None:
     assert config.env.options.stack_num == 1
     algo = config.algo
     assert (algo.minibatch_size, algo.update_epochs, algo.learning_rate) == (512, 4, 1e-3)
-    assert (algo.clip_coef, algo.anneal_clip, algo.schedule) == (0.2, False, "linear")
+    assert (algo.clip_coef, algo.anneal) == (0.2, ["learning_rate"])
     assert simulators.spaces(instantiate(config.env, _convert_="all"))[0].shape == (1, 84, 84)
 
 
@@ -178,13 +190,13 @@ def test_command_line_has_the_last_word(order: int) -> None:
     """Whatever a preset chooses, in whatever order the words come."""
     words = ["env=pong", "algo=ppo1_atari", "policy=cnn_separate", "num_envs=4"]
     words += ["total_steps=null", "total_episodes=7", "algo.target_kl=0.01", "seed=5"]
-    words += ["env.options.stack_num=2", "compile=false", "num_workers=2"]
+    words += ["env.options.stack_num=2", "compile=false", "mpi_workers=2"]
     config = compose(*words[::order])
     assert (config.policy.size, config.policy.shared_trunk) == ("tiny", False)
     assert (config.num_envs, config.num_steps) == (4, 256)
     assert (config.total_steps, config.total_episodes) == (None, 7)
     assert (config.algo.target_kl, config.algo.seed) == (0.01, 5)
-    assert (config.algo.compile, config.algo.num_workers) == (False, 2)
+    assert (config.algo.compile, config.algo.mpi_workers) == (False, 2)
     assert config.env.options.stack_num == 2
 
 

@@ -66,7 +66,7 @@ def recorded(kind: str, iteration: int) -> Rollout:
         actions=as_tensor(actions),
         rewards=as_tensor(rewards),
         values=as_tensor(generator.normal(size=(NUM_STEPS + 1, NUM_ENVS))),
-        parameters=as_tensor(0.1 * generator.normal(size=(*shape, 3))),
+        dist_params=as_tensor(0.1 * generator.normal(size=(*shape, 3))),
         terminated=as_tensor(ends & ~truncated),
         truncated=as_tensor(truncated),
         valid=as_tensor(valid),
@@ -136,11 +136,9 @@ class WatchedPPO(PPO):
         super().training_step(rollout, batch_idx)
         self.snapshots.append(self.snapshot(rollout.observations))
 
-    def loss(
-        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
-    ) -> Tensor:
+    def loss(self, batch: Minibatch) -> Tensor:
         self.losses += 1
-        return super().loss(parameters, values, minibatch, clip_coef)
+        return super().loss(batch)
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.acted_on.add(len(observations))
@@ -189,7 +187,7 @@ def from_recorded(rank: int, ranks: int, *, kind: str = "box", **options: Any) -
             "minibatch_size": 32,
             "update_epochs": EPOCHS,
             "learning_rate": 1e-3,
-            "schedule": "linear",
+            "anneal": ["learning_rate"],
             "ent_coef": 0.01,
             "compile": False,
             **options,
@@ -209,12 +207,12 @@ UPDATES: dict[str, Run] = {
     "box": from_recorded,
     "discrete": partial(from_recorded, kind="discrete"),
     "image": partial(from_recorded, kind="image"),
-    "two workers": partial(from_recorded, num_workers=2),
+    "two workers": partial(from_recorded, mpi_workers=2),
     "rollout": partial(from_recorded, normalize_advantages="rollout"),
     "minibatch": partial(from_recorded, normalize_advantages="minibatch"),
     "none": partial(from_recorded, normalize_advantages="none"),
     "target_kl": partial(
-        from_recorded, target_kl=0.005, update_epochs=8, learning_rate=3e-3, schedule="constant"
+        from_recorded, target_kl=0.005, update_epochs=8, learning_rate=3e-3, anneal=()
     ),
     "normalize_returns": partial(from_recorded, normalize_returns=True),
     "bootstrap_truncation": partial(from_recorded, bootstrap_truncation=True),
@@ -255,21 +253,27 @@ class Mistake(NamedTuple):
 ALONE = {"world_size": 1}  # so that sums and gathered tensors stay local
 FIRST = {"rank": 0}  # so that every rank takes the first share
 
+NORMALIZERS = "policies.normalization"
+
 MISTAKES = {
-    "advantage moments": Mistake("rollout", "module.PPO._standardize_advantages", ALONE),
-    "minibatch's advantage moments": Mistake("minibatch", "module.PPO._minibatches", ALONE),
-    "weights": Mistake("box", "module.minibatch_weights", ALONE),
-    "order": Mistake("box", "module.PPO.minibatch_order", FIRST),
-    "gradient": Mistake("box", "update.EagerUpdate.__call__", ALONE),
-    "observation moments": Mistake("box", "normalization.ObservationNormalizer.update", ALONE),
-    "return moments": Mistake("normalize_returns", "normalization.RewardNormalizer.forward", ALONE),
-    "seeds": Mistake("CartPole-v1", "data.RolloutDataModule._make_simulator", FIRST),
-    "noise": Mistake("Pendulum-v1", "rollout.RolloutDataset.collect", FIRST),
+    "advantage moments": Mistake("rollout", "rollouts.segment._standardized", ALONE),
+    "minibatch's advantage moments": Mistake("minibatch", "rollouts.segment._standardized", ALONE),
+    "weights": Mistake("box", "rollouts.segment.minibatch_weights", ALONE),
+    "order": Mistake("box", "algorithms.on_policy.OnPolicyModule.minibatch_order", FIRST),
+    "gradient": Mistake("box", "algorithms.update.EagerUpdate.__call__", ALONE),
+    "observation moments": Mistake(
+        "box", "policies.normalization.ObservationNormalizer.update", ALONE
+    ),
+    "return moments": Mistake(
+        "normalize_returns", "policies.normalization.RewardNormalizer.forward", ALONE
+    ),
+    "seeds": Mistake("CartPole-v1", "rollouts.datamodule.RolloutDataModule._make_simulator", FIRST),
+    "noise": Mistake("Pendulum-v1", "rollouts.collector.RolloutDataset.collect", FIRST),
 }
 MEASURING_MISTAKES = {
-    "losses": Mistake("box", "module.PPO._evaluate", ALONE),
-    "explained variance": Mistake("box", "module.explained_variance", ALONE),
-    "episodes": Mistake("box", "episodes.EpisodeStatistics.update", ALONE),
+    "losses": Mistake("box", "algorithms.metrics.measure", ALONE),
+    "explained variance": Mistake("box", "algorithms.metrics.explained_variance", ALONE),
+    "episodes": Mistake("box", "rollouts.episodes.EpisodeStatistics.update", ALONE),
 }
 
 

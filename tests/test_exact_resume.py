@@ -19,7 +19,6 @@ from torch import Tensor
 from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, Rollout, RolloutDataModule
 from ppo1_lightning.callbacks import RunCheckpoint
 from ppo1_lightning.rollouts.segment import Segment
-from ppo1_lightning.rollouts.sizes import Plan
 from ppo1_lightning.runs.csv_logger import CSVLogger
 
 NUM_ENVS, NUM_STEPS = 4, 32
@@ -38,10 +37,10 @@ class Mortal(PPO):
         super().__init__(*args, **options)
         self.dies_in = dies_in
 
-    def _finish_iteration(self, rollout: Rollout, segment: Segment, plan: Plan) -> None:
+    def finish(self, rollout: Rollout, segment: Segment) -> None:
         if self.counters.iterations == self.dies_in:
             raise KilledError
-        super()._finish_iteration(rollout, segment, plan)
+        super().finish(rollout, segment)
 
 
 def fit(
@@ -119,7 +118,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "eager": {},
     "traced": {"compile": "trace"},
     "actions of Box": {"env": "Pendulum-v1", "compile": "trace"},
-    "returns normalised": {"normalize_returns": True, "schedule": "linear"},
+    "returns normalised": {"normalize_returns": True, "anneal": ["learning_rate"]},
 }
 SLOW = [pytest.param({"compile": True}, id="compiled", marks=pytest.mark.slow)]
 

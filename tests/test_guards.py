@@ -27,7 +27,6 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.errors import DivergenceError, SimulationError
 from ppo1_lightning.rollouts.seeding import environment_seeds
 from ppo1_lightning.rollouts.segment import Minibatch, Segment
-from ppo1_lightning.rollouts.sizes import Plan
 
 NUM_ENVS, NUM_STEPS = 4, 8
 
@@ -164,15 +163,13 @@ class Poisoned(PPO):
 
     poison = "none"
 
-    def loss(
-        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
-    ) -> Tensor:
-        loss = super().loss(parameters, values, minibatch, clip_coef)
+    def loss(self, batch: Minibatch) -> Tensor:
+        loss = super().loss(batch)
         if self.poison in ("nan loss", "inf loss") and self.counters.iterations == 4:
             return loss * float(self.poison[:3])
         return loss
 
-    def _finish_iteration(self, rollout: Rollout, segment: Segment, plan: Plan) -> None:
+    def finish(self, rollout: Rollout, segment: Segment) -> None:
         with torch.no_grad():
             parameter = next(self.policy.parameters())
             if self.poison == "parameter" and self.counters.iterations == 4:
@@ -181,7 +178,7 @@ class Poisoned(PPO):
                 named = dict(self.policy.named_parameters())
                 named["value_trunk.2.bias"].fill_(100.0)
                 named["value_head.weight"].fill_(6e18)  # the square of the value overflows
-        super()._finish_iteration(rollout, segment, plan)
+        super().finish(rollout, segment)
 
 
 @pytest.mark.parametrize(

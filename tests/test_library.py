@@ -184,10 +184,9 @@ def test_normalizer_saw_every_transition_once(saved: Saved):
 
 
 class ValueOnly(PPO):
-    def loss(
-        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
-    ) -> Tensor:
-        return (minibatch.weights * (values - 7).square()).sum()
+    def loss(self, batch: Minibatch) -> Tensor:
+        _, values = self.outputs(batch)
+        return (batch.weights * (values - 7).square()).sum()
 
 
 def test_overridden_loss_is_what_is_minimised():
@@ -225,8 +224,8 @@ def test_frozen_parameters_stay_as_they_are():
         {"learning_rate": float("nan")},
         {"gamma": 1.5},
         {"clip_coef": "0.2"},
-        {"schedule": "Linear"},
-        {"adam_epsilon_style": "pytorch"},
+        {"anneal": ["learning_rat"]},
+        {"anneal": "learning_rate"},
         {"normalize_advantages": True},
         {"bootstrap_truncation": 1},
     ],
@@ -328,7 +327,7 @@ def test_finished_run_has_nothing_left(saved: Saved):
 
 
 def test_linear_schedule_follows_the_whole_run(saved: Saved):
-    ppo = make_ppo(schedule="linear", gamma=0.9)
+    ppo = make_ppo(anneal=["learning_rate"], gamma=0.9)
     fit(ppo, ckpt_path=saved.middle)
     assert ppo.metrics["learning_rate"] == pytest.approx(1e-2 / 4)  # of the last of 4 iterations
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ppo1_lightning import PPO, MlpPolicy
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.rollouts.segment import Minibatch
-from ppo1_lightning.rollouts.sizes import Plan
+from ppo1_lightning.rollouts.sizes import Sizes
 
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
 
@@ -41,15 +41,15 @@ def minibatch(ppo: PPO, drift: float) -> tuple[torch.Tensor, torch.Tensor, Minib
     stream = torch.Generator().manual_seed(1)
     observations, actions = (torch.randn(32, 3, generator=stream) for _ in range(2))
     parameters, values, _ = ppo.policy(observations, None)
-    old_parameters = parameters.detach() + drift * torch.randn(parameters.shape, generator=stream)
+    old_dist_params = parameters.detach() + drift * torch.randn(parameters.shape, generator=stream)
     rows = Minibatch(
         observations=observations,
         actions=actions,
         advantages=torch.randn(32, generator=stream),
         returns=torch.randn(32, generator=stream),
         old_values=values.detach() + 0.5 * torch.randn(32, generator=stream),
-        old_parameters=old_parameters,
-        old_log_probs=ppo.distribution.log_prob(old_parameters, actions),
+        old_dist_params=old_dist_params,
+        old_log_probs=ppo.distribution.log_prob(old_dist_params, actions),
         weights=torch.full((32,), 1 / 32),
     )
     return parameters, values, rows
@@ -59,7 +59,7 @@ def test_ppo2_loss_is_the_originals() -> None:
     """``ppo2/model.py``: half the larger squared error, weight 0.5; the larger of two pg losses."""
     ppo = preset("ppo2")
     parameters, values, rows = minibatch(ppo, drift=0.3)
-    ours = ppo.loss(parameters, values, rows, torch.tensor(0.2)).item()
+    ours = ppo.loss(rows).item()
     log_probs = ppo.distribution.log_prob(parameters, rows.actions).detach().numpy()
     v, returns, old = (x.detach().numpy() for x in (values, rows.returns, rows.old_values))
     advantages, ratio = rows.advantages.numpy(), np.exp(log_probs - rows.old_log_probs.numpy())
@@ -75,7 +75,7 @@ def test_a2c_gradient_is_the_actor_critics() -> None:
     ppo = preset("a2c")
     parameters, values, rows = minibatch(ppo, drift=0.0)
     weights = list(ppo.policy.parameters())
-    ours = ppo.loss(parameters, values, rows, torch.tensor(ppo.clip_coef))
+    ours = ppo.loss(rows)
     log_probs = ppo.distribution.log_prob(parameters, rows.actions)
     entropy = ppo.distribution.entropy(parameters).mean()
     error = (values - rows.returns).square().mean()
@@ -89,13 +89,13 @@ def test_a2c_gradient_is_the_actor_critics() -> None:
 def test_a2c_takes_one_step_on_the_whole_rollout() -> None:
     config = compose("env=hopper", "algo=a2c", "num_envs=4")
     sizes = {key: config[key] for key in ("num_envs", "num_steps")}
-    plan = Plan.create(
+    sizes = Sizes.create(
         **sizes,
         minibatch_size=config.algo.minibatch_size,
-        update_epochs=config.algo.update_epochs,
+        epochs=config.algo.update_epochs,
     )
-    assert plan.minibatch_size == 4 * 5
-    assert plan.minibatches * plan.update_epochs == 1
+    assert sizes.minibatch_size == 4 * 5
+    assert sizes.minibatches * sizes.epochs == 1
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -23,13 +23,11 @@ class Agent(PPO):
         super().__init__(*arguments, **options)
         self.logit_penalty = logit_penalty
 
-    def loss(
-        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
-    ) -> Tensor:
+    def loss(self, batch: Minibatch) -> Tensor:
         """Return PPO's loss and the penalty; weights make sums the means over all devices' rows."""
-        squares = (minibatch.weights * parameters.square().sum(-1)).sum()
-        loss = super().loss(parameters, values, minibatch, clip_coef)
-        return loss + self.logit_penalty * squares
+        logits, _ = self.outputs(batch)
+        squares = (batch.weights * logits.square().sum(-1)).sum()
+        return super().loss(batch) + self.logit_penalty * squares
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """Learn from a rollout, and log what it paid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import zipfile
@@ -13,6 +14,7 @@ from typing import IO, Any
 import torch
 from gymnasium import Space
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _load as pl_load
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
@@ -104,6 +106,42 @@ def policy_entry(policy: nn.Module) -> dict[str, Any]:
 def spaces_entry(observation_space: Space[Any], action_space: Space[Any]) -> dict[str, Any]:
     """Describe the spaces of an environment."""
     return {"observation": describe(observation_space), "action": describe(action_space)}
+
+
+def upgraded(checkpoint_path: Any, *, weights_only: bool) -> Any:
+    """Return a checkpoint, or where its hyperparameters are named as in 0.1 one with today's names.
+
+    What it says of the optimizer is not kept: the caller passes another than the default.
+    """
+    content = pl_load(checkpoint_path, weights_only=weights_only)
+    if hasattr(checkpoint_path, "seek"):
+        checkpoint_path.seek(0)
+    given = content.get("hyper_parameters", {})
+    if "schedule" not in given:
+        return checkpoint_path
+    old = ("schedule", "anneal_clip", "optimizer", "adam_epsilon", "adam_epsilon_style")
+    kept = {name: value for name, value in given.items() if name not in (*old, "num_workers")}
+    annealed = ["learning_rate", "clip_coef"] if given["anneal_clip"] else ["learning_rate"]
+    content["hyper_parameters"] = {
+        **kept,
+        "mpi_workers": given["num_workers"],
+        "anneal": annealed if given["schedule"] == "linear" else [],
+    }
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return file
+
+
+def identity(
+    environment: str | None, spaces: tuple[Space[Any], Space[Any]], policy: nn.Module
+) -> dict[str, Any]:
+    """Describe what a checkpoint has to agree with."""
+    return {
+        "environment": environment,
+        "spaces": spaces_entry(*spaces),
+        "policy": policy_entry(policy),
+    }
 
 
 def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class RecordVideo(Callback):
         if due == self._recorded or cast(Any, trainer).fast_dev_run:
             return
         self._recorded = due
-        with module.off_the_clock():
+        with module.clock.paused():
             if trainer.is_global_zero:
                 self._record(trainer, module)
             trainer.strategy.barrier()

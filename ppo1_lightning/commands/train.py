@@ -46,7 +46,7 @@ from ppo1_lightning.errors import (
 from ppo1_lightning.policies import MlpPolicy
 from ppo1_lightning.rollouts.datamodule import RolloutDataModule
 from ppo1_lightning.rollouts.evaluation import Evaluation
-from ppo1_lightning.rollouts.sizes import Plan
+from ppo1_lightning.rollouts.sizes import Sizes
 from ppo1_lightning.runs import resume
 from ppo1_lightning.runs.instantiation import make
 from ppo1_lightning.runs.signals import exit_status_of_signals
@@ -97,12 +97,12 @@ def train(config: DictConfig) -> float | None:
     identity = _identify(data, policy)
     trainer = _make_trainer(config, _initial_weights(config, identity))
     launch.check_size(trainer)
-    plan = Plan.create(
+    sizes = Sizes.create(
         num_envs=config.num_envs,
         num_steps=config.num_steps,
         minibatch_size=config.algo.minibatch_size,
-        num_workers=config.num_workers,
-        update_epochs=config.algo.update_epochs,
+        mpi_workers=config.mpi_workers,
+        epochs=module.passes,
         devices=trainer.world_size,
     )
     if checkpoint is not None:
@@ -117,7 +117,7 @@ def train(config: DictConfig) -> float | None:
     if launch.is_needed(trainer):
         return launch.run_ranks(config, trainer)
     if trainer.is_global_zero:
-        _announce(config, plan.describe(data.budget), folder)
+        _announce(config, sizes.describe(data.budget), folder)
     keep_freed_memory()
     threads = few_threads(policy, speak=trainer.is_global_zero)
     products = matmul_precision(config.float32_matmul_precision)
@@ -272,8 +272,8 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None:
-    """Print the resolved config and the plan, and save both with the run."""
+def _announce(config: DictConfig, sizes: Mapping[str, str], folder: Path) -> None:
+    """Print the resolved config and the sizes, and save both with the run."""
     resolved = OmegaConf.to_container(config, resolve=True)
     hydra_folder = folder / ".hydra"
     hydra_folder.mkdir(parents=True, exist_ok=True)
@@ -281,7 +281,7 @@ def _announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None
     tree = Tree("config", guide_style="dim")
     _grow(tree, resolved)
     table = Table("plan", "", show_edge=False, box=None)
-    for name, value in plan.items():
+    for name, value in sizes.items():
         table.add_row(name, value)
     for content, file in ((tree, "config_tree.txt"), (table, "plan.txt")):
         rich.print(content)

@@ -20,33 +20,45 @@ from ppo1_lightning.fast.compiler import Run, compile_ahead
 from ppo1_lightning.fast.winograd import replace_convolutions
 
 
+class LayoutError(RuntimeError):
+    """A graph was given tensors that it was not made for."""
+
+
 class Graph:
     """A function that writes into tensors whose layouts never change, traced for its first ones.
 
     Args:
         function: takes tensors and returns nothing: results are written into its arguments. What
             it does must not depend on the numbers in them.
-        policy: that the function calls; None where it calls none.
+        module: that the function calls; None where it calls none.
         compiled: compile the graph, which takes some seconds and, on the CPU, a C++ compiler.
     """
 
     def __init__(
-        self, function: Callable[..., None], *, policy: PolicyCall | None = None, compiled: bool
+        self, function: Callable[..., None], *, module: ModuleCall | None = None, compiled: bool
     ) -> None:
-        self._function, self._policy, self._compiled = function, policy, compiled
+        self._function, self._module, self._compiled = function, module, compiled
         self._layout: list[tuple[Any, ...]] | None = None
         self._bind: Callable[[Sequence[Tensor], Sequence[Tensor]], Run] | None = None
 
-    def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run | None:
+    def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
         """Return the graph as ``run(first, end)``, to be called under `torch.inference_mode`.
 
         It calls the function with ``(*fixed, *(tensor[k] for tensor in rows))`` for every k from
-        ``first`` to ``end - 1``. None where the tensors are not laid out as the first ones.
+        ``first`` to ``end - 1``.
+
+        Raises:
+            LayoutError: the tensors are not laid out as the first ones.
         """
         found = [*layout(*fixed), *((t.shape[1:], t.stride()[1:], t.dtype) for t in rows)]
         if self._bind is None:
             self._bind, self._layout = self._make(*fixed, *(tensor[0] for tensor in rows)), found
-        return self._bind(fixed, rows) if found == self._layout else None
+        if found != self._layout:
+            raise LayoutError(
+                "shapes, strides or dtypes of the minibatches, the observations or a buffer have "
+                "changed since the graph was made; use compile=false"
+            )
+        return self._bind(fixed, rows)
 
     def _make(self, *tensors: Tensor) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Run]:
         with torch.inference_mode(False), torch.no_grad():  # inference mode knows no derivative
@@ -59,17 +71,14 @@ class Graph:
             graph = make_fx(lambda *inputs: self._call(*inputs))(*copies)
             graph.graph.eliminate_dead_code()
             graph.recompile()
-            if self._policy is not None:
-                self._policy.check_constants(graph)
+            if self._module is not None:
+                self._module.check_constants(graph)
             if not self._compiled:
                 return functools.partial(_in_python, graph)
             if all(tensor.device.type == "cpu" for tensor in tensors):
                 replace_convolutions(graph)
                 return compile_ahead(graph, copies).bind
-        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-        if all(tensor.device.type == "cuda" for tensor in tensors):
-            return CapturedGraph(compiled).bind
-        return functools.partial(_in_python, compiled)
+        return functools.partial(_in_python, torch.compile(graph, fullgraph=True, dynamic=False))
 
     def _call(self, *tensors: Tensor) -> tuple[()]:
         self._function(*tensors)
@@ -84,110 +93,54 @@ def _in_python(graph: Callable[..., Any], fixed: Sequence[Tensor], rows: Sequenc
     return run
 
 
-class CapturedGraph:
-    """A graph on a CUDA device, recorded as one launch that goes from row to row by itself.
-
-    Not run by its authors yet, for want of a device; `GraphUpdate.prepare` compares its gradient
-    with the eager one before it is used.
-
-    Args:
-        graph: reads its row tensors only; what it writes to is among the fixed ones.
-    """
-
-    def __init__(self, graph: Callable[..., Any]) -> None:
-        self._graph = graph
-        self._addresses: list[Any] = []
-
-    def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
-        """Return the graph for these tensors; the rows are copied, the last ones bound count."""
-        addresses = [*(tensor.data_ptr() for tensor in fixed), *(len(tensor) for tensor in rows)]
-        if addresses != self._addresses:
-            self._record(fixed, rows)
-            self._addresses = addresses
-        for own, given in zip(self._rows, rows, strict=True):
-            own.copy_(given)
-
-        def run(first: int, end: int) -> None:
-            self._row.fill_(first)
-            for _ in range(first, end):
-                self._recording.replay()
-
-        return run
-
-    def _record(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
-        self._rows = [tensor.clone() for tensor in rows]
-        self._row = torch.zeros(1, dtype=torch.int64, device=fixed[0].device)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiled and warmed up before it is recorded
-            for _ in range(3):
-                self._graph(*(tensor.clone() for tensor in fixed), *(t[0] for t in self._rows))
-        torch.cuda.current_stream().wait_stream(stream)
-        self._recording, self._fixed = torch.cuda.CUDAGraph(), fixed
-        with torch.cuda.graph(self._recording):
-            self._graph(*fixed, *(t.index_select(0, self._row).squeeze(0) for t in self._rows))
-            self._row.add_(1)
-
-
 def layout(*tensors: Tensor) -> list[tuple[Any, ...]]:
     """Return what must stay the same from call to call of a `Graph`."""
     return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
 
 
-class PolicyCall:
-    """A policy as a function of tensors: its parameters and buffers are arguments like others."""
+class ModuleCall:
+    """A call of a module as a function of tensors: its parameters and buffers are arguments too.
 
-    def __init__(self, policy: nn.Module) -> None:
-        self.policy = policy
-        self.parameters = dict(policy.named_parameters())
-        self._buffers = [name for name, _ in policy.named_buffers()]
+    Args:
+        module: what is called. What it reads in its parts, parameters or buffers, is an argument.
+        learning: which of its parameters are listed apart from the rest.
+    """
 
-    def buffers(self) -> list[Tensor]:
-        """Return the buffers as they are now: a policy may put new tensors in their place."""
-        return [self.policy.get_buffer(name) for name in self._buffers]
+    def __init__(self, module: nn.Module, learning: Sequence[Tensor]) -> None:
+        self.module = module
+        listed = set(map(id, learning))
+        named = dict(module.named_parameters())
+        self.learning = {name: p for name, p in named.items() if id(p) in listed}
+        self._others = [name for name in named if name not in self.learning]
+        self._buffers = [name for name, _ in module.named_buffers()]
+
+    def others(self) -> list[Tensor]:
+        """Return the rest as it is now: a module may put new tensors in a buffer's place."""
+        parameters = [self.module.get_parameter(name).detach() for name in self._others]
+        return [*parameters, *(self.module.get_buffer(name) for name in self._buffers)]
 
     def check_constants(self, graph: nn.Module) -> None:
-        """Refuse a graph that has frozen a tensor of the policy.
+        """Refuse a graph that has frozen a tensor of the module.
 
         Raises:
-            ConfigurationError: the policy reads a tensor that is neither parameter nor buffer.
+            ConfigurationError: the module reads a tensor that is neither parameter nor buffer.
         """
         frozen = {constant.data_ptr() for constant in graph.state_dict().values()}
-        for module in self.policy.modules():
+        for module in self.module.modules():
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) and value.numel() and value.data_ptr() in frozen:
                     raise ConfigurationError(
-                        f"the policy reads {type(module).__name__}.{name}, a tensor, expected a "
+                        f"{type(module).__name__}.{name} is a tensor that is read, expected a "
                         "parameter or a buffer (register_buffer)"
                     )
 
-    def __call__(self, parameters: Any, buffers: Any, observations: Tensor) -> Any:
-        """Evaluate the policy with the given tensors in the place of its own."""
-        tensors = dict(zip(self.parameters, parameters, strict=True))
-        tensors |= dict(zip(self._buffers, buffers, strict=True))
-        return functional_call(self.policy, tensors, (observations, None))
-
-
-def separate_parameters(
-    policy: nn.Module, observations: Tensor
-) -> tuple[list[str], list[str]] | None:
-    """Return the names of the parameters that choose actions, and of those that estimate values.
-
-    None where a parameter does both, or neither: then they cannot be taken apart.
-    """
-    names, tensors = zip(*policy.named_parameters(), strict=True)
-
-    def used_by(output: Tensor) -> list[str]:
-        gradients = torch.autograd.grad(output.sum(), tensors, allow_unused=True, retain_graph=True)
-        pairs = zip(names, gradients, strict=True)
-        return [name for name, gradient in pairs if gradient is not None]
-
-    with torch.inference_mode(False), torch.enable_grad():
-        parameters, values, _ = policy(observations.clone(), None)
-        if not (parameters.requires_grad and values.requires_grad):
-            return None
-        acting, valuing = used_by(parameters), used_by(values)
-    return (acting, valuing) if sorted(acting + valuing) == sorted(names) else None
+    def __call__(
+        self, learning: Sequence[Tensor], others: Sequence[Tensor], *inputs: Tensor | None
+    ) -> Any:
+        """Call the module with the given tensors in the place of its own."""
+        tensors = dict(zip(self.learning, learning, strict=True))
+        tensors |= dict(zip([*self._others, *self._buffers], others, strict=True))
+        return functional_call(self.module, tensors, inputs)
 
 
 class PolicyGraph:
@@ -201,21 +154,18 @@ class PolicyGraph:
     """
 
     def __init__(self, policy: nn.Module, function: Callable[..., None], *, compiled: bool) -> None:
-        self._call, self._function = PolicyCall(policy), function
-        self._graph = Graph(self._run, policy=self._call, compiled=compiled)
+        self._call, self._function = ModuleCall(policy, []), function
+        self._graph = Graph(self._run, module=self._call, compiled=compiled)
 
-    def bind(self, *rows: Tensor) -> Run | None:
+    def bind(self, *rows: Tensor) -> Run:
         """Return the graph with the policy's tensors as they are now, see `Graph.bind`."""
-        parameters = [parameter.detach() for parameter in self._call.policy.parameters()]
-        buffers = [buffer.detach() for buffer in self._call.buffers()]
-        return self._graph.bind([*parameters, *buffers], rows)
+        return self._graph.bind([tensor.detach() for tensor in self._call.others()], rows)
 
     def _run(self, *tensors: Tensor) -> None:
-        first = len(self._call.parameters)
-        end = first + len(self._call.buffers())
-        parameters, buffers, inputs = tensors[:first], tensors[first:end], tensors[end:]
+        count = len(self._call.others())
+        others, inputs = tensors[:count], tensors[count:]
 
         def policy(observations: Tensor, state: Any) -> Any:
-            return self._call(parameters, buffers, observations)
+            return self._call([], others, observations, state)
 
         self._function(policy, *inputs)

@@ -10,7 +10,7 @@ from gymnasium import Space
 from torch import Tensor, nn
 
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.functional.distributions import DiagonalGaussian
+from ppo1_lightning.functional.distributions import DiagonalGaussian, Distribution
 from ppo1_lightning.policies.initialization import linear
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import Part, distribution_for, name_of
@@ -30,16 +30,63 @@ choices are equally likely.
 class PolicyOutput(NamedTuple):
     """What a policy's ``forward(observation, state)`` returns; a plain tuple will do."""
 
-    parameters: Tensor  # [B, distribution.num_parameters], see `distributions`
+    dist_params: Tensor  # [B, distribution.num_parameters], see `functional.distributions`
     values: Tensor  # [B]
     state: Any  # of a recurrent policy, None otherwise
+
+
+ActionOutputs = tuple[Tensor, Tensor, Tensor]
+"""Actions ``[N, ...]``, distribution parameters ``[N, P]`` and values ``[N]``."""
+
+
+def choose_actions(
+    policy: Callable[..., Any], distribution: Distribution, observations: Tensor, noise: Tensor
+) -> ActionOutputs:
+    """Sample actions for ``[N, *observation_shape]`` with ``noise [N, noise_size]``."""
+    dist_params, values, _ = policy(observations, None)
+    dist_params = dist_params.float()
+    return distribution.sample(dist_params, noise), dist_params, values.float()
+
+
+EVALUATION_BATCH = 2048
+"""Rows that the policy evaluates at once outside of the minibatch steps."""
+
+
+@torch.no_grad()
+def evaluate(policy: nn.Module, observations: Tensor) -> tuple[Tensor, Tensor]:
+    """Return distribution parameters ``[B, P]`` and values ``[B]``, in large batches."""
+    outputs = [policy(part, None) for part in observations.split(EVALUATION_BATCH)]
+    dist_params, values, _ = zip(*outputs, strict=True)
+    return torch.cat(dist_params).float(), torch.cat(values).float()
+
+
+def separate_parameters(
+    policy: nn.Module, observations: Tensor
+) -> tuple[list[str], list[str]] | None:
+    """Return the names of the parameters that choose actions, and of those that estimate values.
+
+    None where a parameter does both, or neither: then they cannot be taken apart.
+    """
+    names, tensors = zip(*policy.named_parameters(), strict=True)
+
+    def used_by(output: Tensor) -> list[str]:
+        gradients = torch.autograd.grad(output.sum(), tensors, allow_unused=True, retain_graph=True)
+        pairs = zip(names, gradients, strict=True)
+        return [name for name, gradient in pairs if gradient is not None]
+
+    with torch.inference_mode(False), torch.enable_grad():
+        dist_params, values, _ = policy(observations.clone(), None)
+        if not (dist_params.requires_grad and values.requires_grad):
+            return None
+        acting, valuing = used_by(dist_params), used_by(values)
+    return (acting, valuing) if sorted(acting + valuing) == sorted(names) else None
 
 
 class ActorCritic(nn.Module):
     """Trunk(s), an action head and a value head.
 
     Any ``nn.Module`` whose ``forward(observation [B, ...], state)`` returns
-    ``(parameters, values, state)`` can take its place. An ``observation_normalizer`` attribute, if
+    ``(dist_params, values, state)`` can take its place. An ``observation_normalizer`` attribute, if
     it has one, is updated by the algorithm with every rollout, before the policy learns from it.
 
     Args:
@@ -93,13 +140,13 @@ class ActorCritic(nn.Module):
         inputs = self.preprocess(observation)
         features = self.trunk(inputs)
         value_features = features if self.value_trunk is None else self.value_trunk(inputs)
-        parameters = self.action_head(features)
+        dist_params = self.action_head(features)
         if self.log_std is not None:
-            parameters = torch.cat([parameters, self.log_std.expand_as(parameters)], -1)
+            dist_params = torch.cat([dist_params, self.log_std.expand_as(dist_params)], -1)
         if self.action_mask is not None:
             forbidden = observation[:, self.action_mask.columns] == 0
-            parameters = parameters.float().masked_fill(forbidden, FORBIDDEN)
-        return PolicyOutput(parameters, self.value_head(value_features).squeeze(-1), state)
+            dist_params = dist_params.float().masked_fill(forbidden, FORBIDDEN)
+        return PolicyOutput(dist_params, self.value_head(value_features).squeeze(-1), state)
 
 
 def _check_mask(mask: Part, action_space: Space[Any]) -> None:

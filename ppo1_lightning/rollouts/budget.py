@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 
 from ppo1_lightning.errors import ConfigurationError, check_integer, check_number
@@ -29,6 +33,45 @@ class Counters:
     def state_dict(self) -> dict[str, float]:
         """Return plain numbers for a checkpoint."""
         return asdict(self)
+
+
+class Clock:
+    """Counts a run's seconds, those left out that are not training."""
+
+    def __init__(self) -> None:
+        self._since, self._last_row = time.perf_counter(), Counters()
+
+    def start(self, counters: Counters) -> None:
+        """Start, or go on, with a run that has used up so much."""
+        self._since, self._last_row = time.perf_counter(), copy(counters)
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+    def pause(self) -> None:
+        """Stop the clock: what comes now is not training."""
+        self._since -= time.perf_counter()
+
+    def resume(self) -> None:
+        """Start it again."""
+        self._since += time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for a while."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
+
+    def steps_per_second(self, counters: Counters) -> float:
+        """Return the speed since this was last asked for."""
+        last, self._last_row = self._last_row, copy(counters)
+        return (counters.env_steps - last.env_steps) / max(counters.seconds - last.seconds, 1e-9)
 
 
 @dataclass(frozen=True)

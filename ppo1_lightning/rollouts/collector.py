@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from ppo1_lightning import distributed
 from ppo1_lightning.errors import ConfigurationError, DivergenceError, SimulationError
 from ppo1_lightning.functional.distributions import Distribution
+from ppo1_lightning.rollouts.acting import Acting
 from ppo1_lightning.rollouts.budget import Budget, Counters
 from ppo1_lightning.rollouts.episodes import EpisodeTracker
 from ppo1_lightning.rollouts.seeding import generator
@@ -31,7 +32,7 @@ class Rollout(NamedTuple):
     actions: Tensor  # [T, N, *action_shape], as sampled: neither clipped nor scaled
     rewards: Tensor  # [T, N] float32, scaled
     values: Tensor  # [T + 1, N] float32, as the policy saw them while it acted
-    parameters: Tensor  # [T, N, P] float32, of the action distribution, likewise
+    dist_params: Tensor  # [T, N, P] float32, of the action distribution, likewise
     terminated: Tensor  # [T, N] bool
     truncated: Tensor  # [T, N] bool, never together with terminated
     valid: Tensor  # [T, N] bool
@@ -39,25 +40,6 @@ class Rollout(NamedTuple):
     episode_lengths: Tensor  # [T, N] float32, likewise
     policy_version: int  # updates of the policy when collection started
     fraction_spent: float  # of the budget when collection started, in [0, 1]
-
-
-class Acting(Protocol):
-    """How a policy acts throughout one rollout."""
-
-    def act(self, step: int, pool: int) -> NDArray[Any]:
-        """Return the actions ``[n, *action_shape]`` of a pool, once its observations are there.
-
-        It is called under `torch.inference_mode`, for all pools of a step in turn.
-        """
-        ...
-
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return what the rollout is made of, once all observations are there.
-
-        That is observations ``[T + 1, N, *observation_shape]``, actions ``[T, N, *action_shape]``,
-        distribution parameters ``[T, N, P]`` and values ``[T + 1, N]``, where the policy is.
-        """
-        ...
 
 
 class Actor(Protocol):
@@ -134,7 +116,7 @@ class Collector:
                         chosen = None
                 for pool, envs in pools:
                     steps_taken.append(receive(array[num_steps, envs], pool))
-            observations, actions, parameters, values = acting_now.outputs()
+            observations, actions, dist_params, values = acting_now.outputs()
         except ConfigurationError:  # an action that is no number may come from an observation
             rows, some = divmod(len(steps_taken), len(pools))
             if some:  # of the last row only that of some pools is there
@@ -152,7 +134,7 @@ class Collector:
             actions=actions,
             rewards=torch.from_numpy(steps.reward),
             values=values,
-            parameters=parameters,
+            dist_params=dist_params,
             terminated=torch.from_numpy(steps.terminated),
             truncated=torch.from_numpy(steps.truncated),
             valid=torch.from_numpy(steps.valid),

@@ -15,7 +15,8 @@ from torch.utils.data import IterableDataset
 from ppo1_lightning import distributed, simulators
 from ppo1_lightning.errors import check_flag, check_integer
 from ppo1_lightning.functional.distributions import Distribution
-from ppo1_lightning.rollouts.acting import ModuleActing, Outputs
+from ppo1_lightning.policies.base import ActionOutputs
+from ppo1_lightning.rollouts.acting import ModuleActing
 from ppo1_lightning.rollouts.collector import Collector
 from ppo1_lightning.rollouts.seeding import environment_seeds, generator
 from ppo1_lightning.simulators.base import EnvironmentSpec
@@ -98,11 +99,11 @@ class Player(Protocol):
         """Return where the policy is."""
         ...
 
-    def act(self, observations: Tensor, noise: Tensor) -> Outputs:
+    def act(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
         """Sample actions, see `PPO.act`."""
         ...
 
-    def act_greedily(self, observations: Tensor, noise: Tensor) -> Outputs:
+    def act_greedily(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
         """Return the most likely actions, likewise; the noise is not looked at."""
         ...
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppo1_lightning.distributed import all_sum
+from ppo1_lightning.functional.advantages import group_moments
+from ppo1_lightning.functional.advantages import standardize as standardize_rows
+from ppo1_lightning.functional.distributions import Distribution
+from ppo1_lightning.rollouts.collector import Rollout
+from ppo1_lightning.rollouts.sizes import Sizes
 
 
 class Minibatch(NamedTuple):
@@ -18,15 +24,20 @@ class Minibatch(NamedTuple):
     advantages: Tensor  # [B]
     returns: Tensor  # [B] value targets
     old_values: Tensor  # [B] of the policy that acted
-    old_parameters: Tensor  # [B, P] action distribution before the update
+    old_dist_params: Tensor  # [B, P] action distribution before the update
     old_log_probs: Tensor  # [B]
     weights: Tensor  # [B] 1 / (valid rows of the minibatch on all ranks), 0 for invalid rows
+
+
+GATHERED_BYTES = 32 * 2**20
+"""Bytes of observations up to which minibatches of several epochs are gathered at once."""
 
 
 class Segment(NamedTuple):
     """All rows of this rank, one worker's segment after the other: B = workers * rows_per_worker.
 
-    Invalid rows stay where they are; their weight in a minibatch is 0.
+    Invalid rows stay where they are; their weight in a minibatch is 0. The minibatches are drawn
+    beforehand: those of E passes, and of one more over which losses are measured.
     """
 
     observations: Tensor  # [B, *observation_shape]
@@ -34,37 +45,144 @@ class Segment(NamedTuple):
     advantages: Tensor  # [B]
     returns: Tensor  # [B] value targets
     old_values: Tensor  # [B]
-    old_parameters: Tensor  # [B, P]
+    old_dist_params: Tensor  # [B, P]
     old_log_probs: Tensor  # [B]
     valid: Tensor  # [B] bool
+    rows: Tensor  # [E + 1, M, b] int64, the rows of every minibatch
+    row_weights: Tensor  # [E + 1, M, b], see `Minibatch`
+    row_advantages: Tensor  # [E + 1, M, b]
 
-    def as_minibatch(self, weights: Tensor) -> Minibatch:
-        """Return all rows as one minibatch, with ``weights [B]``."""
-        return Minibatch(*self[:-1], weights)
+    def epochs(self, *, one_by_one: bool = False) -> Iterator[Minibatch]:
+        """Yield each pass's minibatches ``[M, b, ...]``, or those of several passes at once.
 
-    def minibatches(self, rows: Tensor, weights: Tensor) -> Minibatch:
-        """Gather the minibatches of one epoch: ``rows [M, B]``, ``weights [M, B]``."""
+        Few large copies take less time than many small ones.
+        """
+        passes = len(self.rows) - 1
+        at_once = 1 if one_by_one else max(1, GATHERED_BYTES // self.observations.nbytes)
+        for first in range(0, passes, at_once):
+            yield self._gathered(slice(first, min(first + at_once, passes)), slice(None))
+
+    def first_minibatch(self) -> Minibatch:
+        """Return the first minibatch, ``[b, ...]``."""
+        gathered = self._gathered(slice(0, 1), slice(0, 1))
+        return Minibatch(*(field[0] for field in gathered))
+
+    def _gathered(self, passes: slice, minibatches: slice) -> Minibatch:
+        rows, weights, advantages = (
+            field[passes, minibatches].flatten(0, 1)
+            for field in (self.rows, self.row_weights, self.row_advantages)
+        )
 
         def gather(field: Tensor) -> Tensor:
             # Copies whole rows, which takes a quarter of the time of `field[rows]`.
             return field.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
-        return Minibatch._make([*map(gather, self[:-1]), weights])
+        return Minibatch(
+            observations=gather(self.observations),
+            actions=gather(self.actions),
+            advantages=advantages,
+            returns=gather(self.returns),
+            old_values=gather(self.old_values),
+            old_dist_params=gather(self.old_dist_params),
+            old_log_probs=gather(self.old_log_probs),
+            weights=weights,
+        )
+
+    def whole(self) -> Minibatch:
+        """Return all rows as one minibatch ``[B, ...]``."""
+        return Minibatch(*self[:7], weights=minibatch_weights(self.valid))
+
+    def last_pass(self) -> Minibatch:
+        """Return all rows, weighted as in the mean of the last pass's minibatches' means.
+
+        Weights are float64.
+        """
+        rows = self.rows[-1]
+        share = self.row_weights[-1].double() / len(rows)
+        weights = torch.zeros_like(self.returns, dtype=torch.float64).index_put((rows,), share)
+        advantages = self.advantages.index_put((rows,), self.row_advantages[-1])
+        return Minibatch(*self[:7], weights=weights)._replace(advantages=advantages)
 
 
-def in_worker_order(rows: Tensor, num_workers: int) -> Tensor:
+def lay_out(
+    rollout: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    *,
+    sizes: Sizes,
+    order: Tensor,
+    standardize: str,
+    distribution: Distribution,
+    evaluate: Callable[[Tensor], Tensor] | None,
+) -> Segment:
+    """Lay out a rollout as the learner sees it.
+
+    Args:
+        advantages, returns: ``[T, N]``.
+        order: ``[E + 1, W, M, b]``, see `shuffled_rows`.
+        standardize: advantages over each ``"worker"``'s rows, the whole ``"rollout"``, each
+            ``"minibatch"``, or ``"none"``; all ranks together.
+        evaluate: from observations ``[B, ...]`` to what the old policy says now, ``[B, P]``; None
+            where that is what it said while it acted.
+    """
+    workers = sizes.workers_per_device
+    valid = in_worker_order(rollout.valid, workers)
+    rows = minibatch_rows(order, sizes.rows_per_worker)
+    flat = in_worker_order(advantages, workers)
+    if standardize in ("worker", "rollout"):
+        groups = workers if standardize == "worker" else 1
+        flat = _standardized(flat, valid, groups, over_ranks=standardize == "rollout")
+    row_advantages = flat[rows]
+    if standardize == "minibatch":
+        count = len(rows) * rows.shape[1]
+        row_advantages = _standardized(
+            row_advantages, valid[rows], count, over_ranks=True, epsilon=1e-8
+        )
+    observations = in_worker_order(rollout.observations, workers)
+    actions = in_worker_order(rollout.actions, workers)
+    if evaluate is None:
+        dist_params = in_worker_order(rollout.dist_params, workers)
+    else:
+        dist_params = evaluate(observations)
+    return Segment(
+        observations=observations,
+        actions=actions,
+        advantages=flat,
+        returns=in_worker_order(returns, workers),
+        old_values=in_worker_order(rollout.values[:-1], workers),
+        old_dist_params=dist_params,
+        old_log_probs=distribution.log_prob(dist_params, actions),
+        valid=valid,
+        rows=rows,
+        row_weights=minibatch_weights(valid[rows]),
+        row_advantages=row_advantages,
+    )
+
+
+def _standardized(
+    advantages: Tensor, valid: Tensor, groups: int, *, over_ranks: bool, epsilon: float = 0.0
+) -> Tensor:
+    """Standardise each of as many equal groups of rows, which may go on on the other ranks."""
+    rows, its_valid = advantages.reshape(groups, -1), valid.reshape(groups, -1)
+    moments = group_moments(rows, its_valid)
+    if over_ranks:
+        moments = all_sum(moments)
+    return standardize_rows(rows, its_valid, moments, epsilon).view_as(advantages)
+
+
+def in_worker_order(rows: Tensor, mpi_workers: int) -> Tensor:
     """Reorder ``[T, N, ...]`` to ``[T * N, ...]``, one worker's environments after the other's.
 
     Within a worker, rows are in the order of time, then of environments.
     """
     num_steps, num_envs, *rest = rows.shape
-    split = rows.reshape(num_steps, num_workers, num_envs // num_workers, *rest)
+    split = rows.reshape(num_steps, mpi_workers, num_envs // mpi_workers, *rest)
     return split.transpose(0, 1).reshape(num_steps * num_envs, *rest)
 
 
 def shuffled_rows(
     num_orders: int,
-    num_workers: int,
+    mpi_workers: int,
     rows_per_worker: int,
     worker_minibatch_size: int,
     generator: torch.Generator,
@@ -72,10 +190,10 @@ def shuffled_rows(
     """Draw independent orders of every worker's rows, cut into minibatches.
 
     Returns:
-        ``[num_orders, num_workers, minibatches, worker_minibatch_size]`` int64, indices into each
+        ``[num_orders, mpi_workers, minibatches, worker_minibatch_size]`` int64, indices into each
         worker's rows; a trailing partial minibatch is dropped.
     """
-    keys = torch.rand(num_orders, num_workers, rows_per_worker, generator=generator)
+    keys = torch.rand(num_orders, mpi_workers, rows_per_worker, generator=generator)
     order = keys.argsort(-1)
     minibatches = rows_per_worker // worker_minibatch_size
     kept = order[..., : minibatches * worker_minibatch_size]
@@ -96,6 +214,6 @@ def minibatch_rows(order: Tensor, rows_per_worker: int) -> Tensor:
 
 
 def minibatch_weights(valid: Tensor) -> Tensor:
-    """Turn ``valid [E, M, B]`` into weights: 1 / valid rows of the minibatch on all ranks."""
+    """Turn ``valid [..., B]`` into weights: 1 / valid rows of the minibatch on all ranks."""
     counts = all_sum(valid.sum(-1, dtype=torch.float32))
     return valid / counts.clamp(min=1).unsqueeze(-1)

@@ -9,10 +9,10 @@ from ppo1_lightning.rollouts.budget import Budget
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sizes:
     """The sizes of a run. All but ``devices`` describe the experiment, which devices only divide.
 
-    A *worker* is what an MPI process was to ppo1 (``mpirun -np num_workers``): it has its own
+    A *worker* is what an MPI process was to ppo1 (``mpirun -np mpi_workers``): it has its own
     environments, standardises its own advantages and shuffles its own segment, and every minibatch
     takes the same number of rows from each worker.
 
@@ -23,8 +23,8 @@ class Plan:
     num_envs: int
     num_steps: int
     minibatch_size: int
-    num_workers: int
-    update_epochs: int = 1
+    mpi_workers: int
+    epochs: int = 1  # passes over a rollout in minibatches
     devices: int = 1
 
     @classmethod
@@ -34,13 +34,13 @@ class Plan:
         num_envs: int,
         num_steps: int,
         minibatch_size: int | None,
-        num_workers: int | None = None,
-        update_epochs: int = 1,
+        mpi_workers: int | None = None,
+        epochs: int = 1,
         devices: int = 1,
-    ) -> Plan:
+    ) -> Sizes:
         """Check the sizes and fill in what is None: ``minibatch_size`` with the whole rollout.
 
-        The default of ``num_workers`` is num_envs, or its largest divisor that divides
+        The default of ``mpi_workers`` is num_envs, or its largest divisor that divides
         minibatch_size; it does not depend on the devices, which only divide the experiment.
         """
         num_envs = check_integer("num_envs", num_envs, at_least=1)
@@ -48,29 +48,29 @@ class Plan:
         if minibatch_size is None:
             minibatch_size = num_envs * num_steps
         minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
-        if num_workers is None:
-            num_workers = _default_num_workers(num_envs, minibatch_size)
-        plan = cls(
+        if mpi_workers is None:
+            mpi_workers = _default_mpi_workers(num_envs, minibatch_size)
+        sizes = cls(
             num_envs,
             num_steps,
             minibatch_size,
-            check_integer("num_workers", num_workers, at_least=1),
-            check_integer("update_epochs", update_epochs, at_least=1),
+            check_integer("mpi_workers", mpi_workers, at_least=1),
+            check_integer("epochs", epochs, at_least=1),
             devices,
         )
-        plan._check()
-        return plan
+        sizes._check()
+        return sizes
 
     def _check(self) -> None:
-        _check_divides("num_envs", self.num_envs, "num_workers", self.num_workers)
-        _check_divides("minibatch_size", self.minibatch_size, "num_workers", self.num_workers)
-        if self.num_workers % self.devices:
-            fitting = [d for d in _divisors(self.num_workers) if d <= self.devices]
+        _check_divides("num_envs", self.num_envs, "mpi_workers", self.mpi_workers)
+        _check_divides("minibatch_size", self.minibatch_size, "mpi_workers", self.mpi_workers)
+        if self.mpi_workers % self.devices:
+            fitting = [d for d in _divisors(self.mpi_workers) if d <= self.devices]
             raise ConfigurationError(
-                f"num_workers={self.num_workers} do not divide evenly among {self.devices} devices"
+                f"mpi_workers={self.mpi_workers} do not divide evenly among {self.devices} devices"
                 f" (num_envs={self.num_envs}, minibatch_size={self.minibatch_size}); "
                 f"nearest: trainer.devices={fitting[-1]}, or num_envs, minibatch_size and "
-                f"num_workers that are multiples of {self.devices}"
+                f"mpi_workers that are multiples of {self.devices}"
             )
         if self.minibatch_size > self.rows:
             raise ConfigurationError(
@@ -86,12 +86,12 @@ class Plan:
     @property
     def rows_per_worker(self) -> int:
         """Rows of a worker's segment."""
-        return self.rows // self.num_workers
+        return self.rows // self.mpi_workers
 
     @property
     def worker_minibatch_size(self) -> int:
         """A worker's share of every minibatch (ppo1's ``optim_batchsize``)."""
-        return self.minibatch_size // self.num_workers
+        return self.minibatch_size // self.mpi_workers
 
     @property
     def minibatches(self) -> int:
@@ -106,12 +106,12 @@ class Plan:
     @property
     def workers_per_device(self) -> int:
         """Workers on each rank."""
-        return self.num_workers // self.devices
+        return self.mpi_workers // self.devices
 
     def describe(self, budget: Budget) -> dict[str, str]:
-        """Return what the plan says about a run of ``budget``, for printing."""
+        """Return what the sizes say about a run of ``budget``, for printing."""
         iterations = budget.iterations(self.rows)
-        steps = self.minibatches * self.update_epochs
+        steps = self.minibatches * self.epochs
         dropped = self.rows - self.minibatches * self.minibatch_size
         total = "as the run goes" if iterations is None else f"{iterations * steps:,} in all"
         per_device = f"{self.minibatch_size // self.devices} per device"
@@ -119,7 +119,7 @@ class Plan:
             "budget": str(budget),
             "devices": f"{self.devices}",
             "environments": f"{self.num_envs} ({self.envs_per_device} per device)",
-            "workers": f"{self.num_workers} ({self.workers_per_device} per device)",
+            "workers": f"{self.mpi_workers} ({self.workers_per_device} per device)",
             "rows per iteration": f"{self.rows:,} ({self.rows // self.devices:,} per device)",
             "rows per minibatch": f"{self.minibatch_size:,} ({per_device}, "
             f"{self.worker_minibatch_size} per worker)",
@@ -134,7 +134,7 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _default_num_workers(num_envs: int, minibatch_size: int) -> int:
+def _default_mpi_workers(num_envs: int, minibatch_size: int) -> int:
     return max(d for d in _divisors(num_envs) if minibatch_size % d == 0)
 
 

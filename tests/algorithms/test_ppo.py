@@ -77,7 +77,7 @@ def test_new_environments_start_new_returns() -> None:
 
 
 def test_a_module_can_be_sent_to_another_process() -> None:
-    assert pickle.loads(pickle.dumps(small(schedule="linear"))).schedule == "linear"
+    assert pickle.loads(pickle.dumps(small(anneal=["clip_coef"]))).anneal == ("clip_coef",)
 
 
 class RebindingNormalizer(nn.Module):

@@ -126,7 +126,7 @@ BAD_INPUT = {
     "experiment": (["experiment=cartpole_second"], "'cartpole_seconds'"),
     "added argument": (["+algo.learn_rate=1"], "'learning_rate'"),
     "added argument of the policy": (["+policy.hidden=3"], "'hidden_size'"),
-    "choice": (["algo.schedule=liner"], "'linear'"),
+    "choice": (["algo.anneal=[learning_rat]"], "'learning_rate'"),
     "choice of the policy": (["env=pong", "policy.size=larg"], "'large'"),
     "target": (["algo._target_=ppo1_lightning.PPOO"], "PPOO"),
     # the command line itself
@@ -165,8 +165,8 @@ BAD_INPUT = {
     "vectors for a CNN": (["env=cartpole", "policy=cnn_small"], "policy=mlp"),
     "NaN reward": ([GYMNASIUM, "env.id=NanReward-v0"], "nan"),
     # sizes
-    "workers of environments": (["num_envs=3", "num_workers=2"], "num_envs=2 or 4"),
-    "workers of a minibatch": (["num_workers=2", "algo.minibatch_size=15"], "14 or 16"),
+    "workers of environments": (["num_envs=3", "mpi_workers=2"], "num_envs=2 or 4"),
+    "workers of a minibatch": (["mpi_workers=2", "algo.minibatch_size=15"], "14 or 16"),
     "minibatch of a rollout": (["algo.minibatch_size=2048"], "64"),
     "devices": (["num_envs=1", "trainer.devices=2"], "trainer.devices=1"),
     "no environments": (["num_envs=0"], "at least 1"),
@@ -183,7 +183,7 @@ BAD_INPUT = {
     "negative clip": (["algo.clip_coef=-0.1"], "clip_coef=-0.1"),
     "discount": (["algo.gamma=1.5"], "gamma=1.5"),
     "NaN": (["algo.learning_rate=nan"], "learning_rate"),
-    "word for a flag": (["algo.anneal_clip=maybe"], "anneal_clip='maybe'"),
+    "word for a flag": (["algo.bootstrap_truncation=maybe"], "bootstrap_truncation='maybe'"),
     "neither flag nor auto": (["compile=maybe"], "compile='maybe'"),
     "no layers": (["policy.num_layers=0"], "num_layers"),
     "wrapper made at once": (

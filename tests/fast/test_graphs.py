@@ -17,8 +17,9 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from ppo1_lightning import ConfigurationError, MlpPolicy
-from ppo1_lightning.fast.graphs import Graph, PolicyGraph, separate_parameters
+from ppo1_lightning.fast.graphs import Graph, LayoutError, PolicyGraph
 from ppo1_lightning.fast.native import cache_folder
+from ppo1_lightning.policies.base import separate_parameters
 
 both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
 
@@ -47,7 +48,6 @@ def descend(x: Tensor, loss: Tensor, target: Tensor) -> None:
 
 def run_once(graph: Graph, *tensors: Tensor) -> None:
     run = graph.bind(tensors, ())
-    assert run is not None
     run(0, 1)
 
 
@@ -69,7 +69,6 @@ def test_a_graph_goes_through_rows(compiled: bool):
     x, losses = torch.zeros(3), torch.full((5,), -1.0)
     targets = torch.randn(5, 2, 3)[:, 1]  # rows with gaps between them
     run = Graph(descend, compiled=compiled).bind([x], [losses, targets])
-    assert run is not None
     expected = torch.zeros(3)
     for first, end in ((0, 1), (1, 4)):
         run(first, end)
@@ -92,7 +91,6 @@ def test_two_compiled_graphs_run_in_two_threads_at_once():
     for x, its_rates in zip(xs, rates, strict=True):
         again = torch.eye(64)
         run = Graph(grow, compiled=True).bind([again], [its_rates])
-        assert run is not None
         run(0, 500)
         assert torch.equal(x, again)
 
@@ -171,7 +169,6 @@ def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
         policy.weight.data.fill_(step)
         policy.shift = torch.full((3,), 10.0 * step)
         run = graph.bind(x, parameters, values)
-        assert run is not None
         run(0, 2)
         assert torch.equal(parameters, step * x + 10 * step)
         assert torch.equal(values, x.sum(-1))
@@ -183,19 +180,21 @@ def results() -> tuple[Tensor, Tensor]:
 
 def test_a_policy_s_graph_is_for_one_layout():
     graph = PolicyGraph(Shifting(), write, compiled=False)
-    assert graph.bind(torch.zeros(1, 2, 3), *results())
-    assert graph.bind(torch.ones(4, 2, 3), *results())  # of any number of rows
+    graph.bind(torch.zeros(1, 2, 3), *results())
+    graph.bind(torch.ones(4, 2, 3), *results())  # of any number of rows
     for other in (torch.zeros(3, 3), torch.zeros(2, 3).double(), torch.zeros(3, 2).T):
-        assert not graph.bind(other[None], *results())
+        with pytest.raises(LayoutError):
+            graph.bind(other[None], *results())
 
 
 def test_a_buffer_of_another_layout_is_noticed():
     policy, x = Shifting(), torch.zeros(1, 2, 3)
     graph = PolicyGraph(policy, write, compiled=False)
-    assert graph.bind(x, *results())
+    graph.bind(x, *results())
     for other in (torch.zeros(3).double(), torch.zeros(1), torch.zeros(6)[::2]):
         policy.shift = other
-        assert not graph.bind(x, *results())
+        with pytest.raises(LayoutError):
+            graph.bind(x, *results())
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -280,7 +279,6 @@ def test_a_captured_graph_goes_through_rows():
     for _ in range(2):
         targets = torch.randn(5, 3, device="cuda")
         run = graph.bind([x, loss], [targets])
-        assert run is not None
         for first, end in ((0, 1), (1, 5)):
             run(first, end)
         for target in targets:

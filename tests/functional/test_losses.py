@@ -73,7 +73,7 @@ def test_weight_0_silences_what_led_to_its_term(field: str, value: float):
         advantages=torch.tensor([1.0, 2.0]),
         returns=torch.tensor([3.0, 4.0]),
         old_values=torch.zeros(2),
-        old_parameters=torch.zeros(2, 4),
+        old_dist_params=torch.zeros(2, 4),
         old_log_probs=torch.full((2,), math.log(0.25)),
         weights=torch.tensor([1.0, 0.0]),
     )
@@ -81,8 +81,8 @@ def test_weight_0_silences_what_led_to_its_term(field: str, value: float):
     spoilt[1] = value
     results = []
     for minibatch in (rows, rows._replace(**{field: spoilt})):
-        parameters = torch.zeros(2, 4, requires_grad=True)
+        dist_params = torch.zeros(2, 4, requires_grad=True)
         values = torch.zeros(2, requires_grad=True)
-        loss = ppo.loss(parameters, values, minibatch, torch.tensor(0.2))
-        results.append((loss.detach(), *torch.autograd.grad(loss, [parameters, values])))
+        loss = sum(ppo.loss_terms(minibatch, dist_params, values).values(), torch.zeros(()))
+        results.append((loss.detach(), *torch.autograd.grad(loss, [dist_params, values])))
     torch.testing.assert_close(results[0], results[1])

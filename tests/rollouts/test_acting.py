@@ -12,9 +12,11 @@ from gymnasium.spaces import Box, Discrete
 from lightning import Trainer
 from torch import Tensor
 
-import ppo1_lightning.rollouts.acting
+import ppo1_lightning.fast.acting
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
-from ppo1_lightning.rollouts.acting import WHOLE, ActingGraphs, ModuleActing, acting_on_accelerator
+from ppo1_lightning.fast.acting import ActingGraphs
+from ppo1_lightning.fast.graphs import LayoutError
+from ppo1_lightning.rollouts.acting import WHOLE, ModuleActing
 
 
 def made(policy: Any, observations: Box, actions: Any) -> PPO:
@@ -41,7 +43,7 @@ def test_graphs_act_as_the_policy_does(
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(
-        ppo1_lightning.rollouts.acting, "VALUE_BATCH", 7
+        ppo1_lightning.fast.acting, "VALUE_BATCH", 7
     )  # 24 rows: the last ones overlap
     ppo = made(
         lambda *spaces: MlpPolicy(*spaces, shared_trunk=shared), Box(-1, 1, (5,)), Discrete(3)
@@ -65,13 +67,14 @@ def test_graphs_act_as_the_policy_does(
             parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
 
 
-def test_a_rollout_of_another_size_is_acted_in_as_a_module():
+def test_graphs_are_for_rollouts_of_one_size():
     ppo = made(MlpPolicy, Box(-1, 1, (5,)), Box(-1, 1, (2,)))
     observations, noise = rollout_of(ppo, 5, 4, (5,))
-    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=False)
-    for size in ((5, 3), (6, 4)):  # other environments, other steps
-        assert isinstance(ppo.acting(*rollout_of(ppo, *size, (5,))), ModuleActing)
-    assert isinstance(ppo.acting(observations, noise, TWO_POOLS), ModuleActing)
+    graphs = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, WHOLE, compiled=False)
+    with pytest.raises(LayoutError):  # other environments
+        graphs(*rollout_of(ppo, 5, 3, (5,)), WHOLE)
+    with pytest.raises(LayoutError):
+        graphs(observations, noise, TWO_POOLS)
 
 
 def test_a_cnn_of_two_trunks_values_all_steps_at_once():
@@ -79,7 +82,9 @@ def test_a_cnn_of_two_trunks_values_all_steps_at_once():
     ppo = made(policy, Box(0, 255, (4, 36, 36), np.uint8), Discrete(3))
     observations = torch.randint(0, 255, (4, 2, 4, 36, 36), dtype=torch.uint8)
     noise = ppo.distribution.noise(3, 2)
-    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=False)
+    ppo._acting = ActingGraphs(
+        ppo.policy, ppo.distribution, observations, noise, WHOLE, compiled=False
+    )
     acting = ppo.acting(observations, noise)
     for step in range(3):
         acting.act(step, 0)
@@ -93,9 +98,9 @@ def test_observations_go_to_another_device_once(pools: Any):
     ppo = made(MlpPolicy, Box(-1, 1, (5,)), Box(-1, 1, (2,)))
     observations, noise = rollout_of(ppo, 3, 4, (5,))
     arriving = torch.full_like(observations, torch.nan)
-    acting_there = acting_on_accelerator(ppo.policy, ppo.distribution, torch.device("cpu", 0))
+    there = torch.device("cpu", 0)
     for _ in range(2):
-        acting = acting_there(arriving, noise, pools)
+        acting = ModuleActing(ppo.act, arriving, noise, there, pools)
         expected = ModuleActing(ppo.act, observations, noise, ppo.device)
         with torch.inference_mode():
             for step in range(3):
@@ -120,7 +125,7 @@ def test_a_policy_acts_in_the_precision_in_which_it_learns(graphs: bool):
         expected = ppo.policy(observations[0], None)[1].float()
         if graphs:  # made where the policy learns
             ppo._acting = ActingGraphs(
-                ppo.policy, ppo.distribution, observations, noise, compiled=False
+                ppo.policy, ppo.distribution, observations, noise, WHOLE, compiled=False
             )
     acting = ppo.acting(observations, noise)
     assert isinstance(acting, ModuleActing) != graphs
@@ -133,7 +138,9 @@ def test_a_policy_acts_in_the_precision_in_which_it_learns(graphs: bool):
 def test_a_module_can_be_copied_while_it_trains():
     ppo = made(MlpPolicy, Box(-1, 1, (5,)), Discrete(3))
     observations, noise = rollout_of(ppo, 2, 4, (5,))
-    ppo._acting = ActingGraphs(ppo.policy, ppo.distribution, observations, noise, compiled=True)
+    ppo._acting = ActingGraphs(
+        ppo.policy, ppo.distribution, observations, noise, WHOLE, compiled=True
+    )
     again = copy.deepcopy(ppo)
     assert isinstance(again.acting(observations, noise), ModuleActing)
     torch.testing.assert_close(again.state_dict(), ppo.state_dict())

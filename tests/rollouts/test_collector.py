@@ -33,7 +33,7 @@ from ppo1_lightning.rollouts.budget import Budget, Counters
 from ppo1_lightning.rollouts.collector import Acting, RolloutDataset
 from ppo1_lightning.rollouts.seeding import environment_seeds
 from ppo1_lightning.rollouts.segment import Minibatch
-from ppo1_lightning.rollouts.sizes import Plan
+from ppo1_lightning.rollouts.sizes import Sizes
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 
 GAMMA, LAMBDA = 0.97, 0.9
@@ -70,11 +70,9 @@ class RecordingPPO(PPO):
         super().training_step(rollout, batch_idx)
         self.records[-1].metrics = self.metrics
 
-    def loss(
-        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
-    ) -> Tensor:
-        self.records[-1].minibatches.append(minibatch)
-        return super().loss(parameters, values, minibatch, clip_coef)
+    def loss(self, batch: Minibatch) -> Tensor:
+        self.records[-1].minibatches.append(batch)
+        return super().loss(batch)
 
 
 class WholeRolloutPPO(RecordingPPO):
@@ -84,7 +82,7 @@ class WholeRolloutPPO(RecordingPPO):
         super().__init__(
             MlpPolicy,
             update_epochs=1,
-            num_workers=1,
+            mpi_workers=1,
             normalize_advantages="none",
             learning_rate=3e-3,
             gamma=GAMMA,
@@ -92,8 +90,8 @@ class WholeRolloutPPO(RecordingPPO):
             **options,
         )
 
-    def minibatch_order(self, plan: Plan) -> Tensor:
-        return torch.arange(plan.rows).expand(plan.update_epochs + 1, 1, 1, -1)
+    def minibatch_order(self, sizes: Sizes) -> Tensor:
+        return torch.arange(sizes.rows).expand(sizes.epochs + 1, 1, 1, -1)
 
 
 def fit(module: PPO, data: RolloutDataModule, max_epochs: int = -1) -> Trainer:
@@ -374,13 +372,11 @@ class RatioPPO(RecordingPPO):
         super().__init__(*args, **options)
         self.first_ratios: list[Tensor] = []
 
-    def loss(
-        self, parameters: Tensor, values: Tensor, minibatch: Minibatch, clip_coef: Tensor
-    ) -> Tensor:
+    def loss(self, batch: Minibatch) -> Tensor:
         if not self.records[-1].minibatches:
-            log_probs = self.distribution.log_prob(parameters, minibatch.actions)
-            self.first_ratios.append((log_probs - minibatch.old_log_probs).exp().detach())
-        return super().loss(parameters, values, minibatch, clip_coef)
+            log_probs = self.distribution.log_prob(self.outputs(batch)[0], batch.actions)
+            self.first_ratios.append((log_probs - batch.old_log_probs).exp().detach())
+        return super().loss(batch)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
@@ -504,13 +500,13 @@ def noise_of(iteration: int, seed: int, rank: int = 0, ranks: int = 1) -> Tensor
 
 def order_of(iteration: int, seed: int, rank: int = 0, ranks: int = 1) -> Tensor:
     """Return one rank's rows of all minibatches, ``[epochs + 1, W / ranks, M, B / W]``."""
-    plan = Plan.create(
-        num_envs=8, num_steps=5, minibatch_size=16, num_workers=4, update_epochs=2, devices=ranks
+    sizes = Sizes.create(
+        num_envs=8, num_steps=5, minibatch_size=16, mpi_workers=4, epochs=2, devices=ranks
     )
-    module = PPO(MlpPolicy, minibatch_size=16, update_epochs=2, num_workers=4, seed=seed)
+    module = PPO(MlpPolicy, minibatch_size=16, update_epochs=2, mpi_workers=4, seed=seed)
     module.counters.iterations = iteration
     with patch.multiple(distributed, world_size=lambda: ranks, rank=lambda: rank):
-        return module.minibatch_order(plan)
+        return module.minibatch_order(sizes)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -581,9 +577,8 @@ def test_a_budget_ends_the_run_and_drives_the_schedule(
         minibatch_size=8,
         update_epochs=1,
         learning_rate=0.01,
-        schedule="linear",
         clip_coef=0.3,
-        anneal_clip=True,
+        anneal=["learning_rate", "clip_coef"],
     )
     trainer = fit(module, data, max_epochs)
 

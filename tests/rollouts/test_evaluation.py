@@ -231,7 +231,7 @@ def test_resumed_run_evaluates_where_it_would_have(tmp_path: Path) -> None:
     exact = [*TRAIN, *EVERY, "exact_resume=true", "callbacks.checkpoint.every_n_iterations=1"]
     exact += [
         "compile=false",
-        "algo.schedule=constant",
+        "algo.anneal=[]",
     ]  # a linear one would follow the shorter budget
     whole = train_tiny(tmp_path / "whole", *exact)
     parts = train_tiny(tmp_path / "parts", *exact, "total_iterations=3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ppo1_lightning.rollouts.segment import (
@@ -55,11 +56,38 @@ def test_weights_of_a_minibatch_add_up_to_one():
     torch.testing.assert_close(minibatch_weights(valid), expected)
 
 
+def segment_of(rows: torch.Tensor) -> Segment:
+    """Return a segment of eight rows, every field of which tells its own values apart."""
+    fields = Segment._fields[:8]
+    return Segment(
+        *(torch.arange(8) + 100 * i for i in range(len(fields))),
+        rows=rows,
+        row_weights=rows / 10,
+        row_advantages=rows + 1000,
+    )
+
+
 def test_every_field_is_gathered():
     names = Segment._fields
-    segment = Segment(*(torch.arange(8) + 100 * i for i in range(len(names))))
-    rows = torch.tensor([[1, 3], [0, 7]])
-    minibatch = segment.minibatches(rows, torch.full((2, 2), 0.5))
-    for name in minibatch._fields[:-1]:
-        assert torch.equal(getattr(minibatch, name), rows + 100 * names.index(name))
-    assert (minibatch.weights == 0.5).all()
+    rows = torch.tensor([[[1, 3], [0, 7]], [[2, 4], [6, 5]], [[0, 1], [2, 3]]])
+    (both,) = segment_of(rows).epochs()
+    one_by_one = list(segment_of(rows).epochs(one_by_one=True))
+    assert len(one_by_one) == 2  # the last pass is for measuring
+    expected = rows[:2].flatten(0, 1)
+    for name in set(both._fields) - {"weights", "advantages"}:
+        field = expected + 100 * names.index(name)
+        assert torch.equal(getattr(both, name), field)
+        assert torch.equal(torch.cat([getattr(each, name) for each in one_by_one]), field)
+        assert torch.equal(getattr(segment_of(rows).first_minibatch(), name), field[0])
+    assert torch.equal(both.weights, expected / 10)
+    assert torch.equal(both.advantages, expected + 1000)
+
+
+def test_a_last_pass_is_the_mean_of_its_minibatches_means():
+    rows = torch.tensor([[[0, 1], [2, 3]], [[7, 1], [4, 2]]])
+    batch = segment_of(rows).last_pass()
+    assert len(batch.weights) == 8
+    for row in rows[1].flatten().tolist():
+        assert batch.weights[row].item() == pytest.approx(row / 10 / 2)
+        assert batch.advantages[row] == row + 1000
+    assert batch.weights[[0, 3, 5, 6]].sum() == 0

@@ -8,7 +8,7 @@ import pytest
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.rollouts.budget import Budget
-from ppo1_lightning.rollouts.sizes import Plan
+from ppo1_lightning.rollouts.sizes import Sizes
 
 SIZES = {"num_envs": 8, "num_steps": 128, "minibatch_size": 256}
 
@@ -19,42 +19,42 @@ SIZES = {"num_envs": 8, "num_steps": 128, "minibatch_size": 256}
 )
 def test_default_number_of_workers(num_envs: int, minibatch_size: int, expected: int):
     for devices in (1, expected):
-        plan = Plan.create(
+        sizes = Sizes.create(
             num_envs=num_envs, num_steps=100, minibatch_size=minibatch_size, devices=devices
         )
-        assert plan.num_workers == expected
+        assert sizes.mpi_workers == expected
 
 
 def test_sizes_of_the_papers_atari_run():
-    plan = Plan.create(**SIZES, update_epochs=3)
-    assert (plan.rows, plan.rows_per_worker, plan.worker_minibatch_size) == (1024, 128, 32)
-    assert (plan.minibatches, plan.envs_per_device, plan.workers_per_device) == (4, 8, 8)
+    sizes = Sizes.create(**SIZES, epochs=3)
+    assert (sizes.rows, sizes.rows_per_worker, sizes.worker_minibatch_size) == (1024, 128, 32)
+    assert (sizes.minibatches, sizes.envs_per_device, sizes.workers_per_device) == (4, 8, 8)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_devices_only_divide_the_work(devices: int):
-    one, many = Plan.create(**SIZES), Plan.create(**SIZES, devices=devices)
+    one, many = Sizes.create(**SIZES), Sizes.create(**SIZES, devices=devices)
     assert many.envs_per_device * devices == many.workers_per_device * devices == 8
-    for size in ("rows", "rows_per_worker", "worker_minibatch_size", "minibatches", "num_workers"):
+    for size in ("rows", "rows_per_worker", "worker_minibatch_size", "minibatches", "mpi_workers"):
         assert getattr(many, size) == getattr(one, size)
 
 
 def test_a_trailing_partial_minibatch_is_dropped_and_said_so():
-    plan = Plan.create(num_envs=2, num_steps=50, minibatch_size=32, update_epochs=4)
-    assert (plan.rows_per_worker, plan.worker_minibatch_size, plan.minibatches) == (50, 16, 3)
-    rows = plan.describe(Budget(total_steps=1000))
+    sizes = Sizes.create(num_envs=2, num_steps=50, minibatch_size=32, epochs=4)
+    assert (sizes.rows_per_worker, sizes.worker_minibatch_size, sizes.minibatches) == (50, 16, 3)
+    rows = sizes.describe(Budget(total_steps=1000))
     assert "4 rows left out" in rows["minibatches per epoch"]
     assert rows["iterations"] == "10"
     assert rows["optimizer steps"] == "12 per iteration, 120 in all"
 
 
 def test_one_minibatch_of_the_whole_rollout():
-    plan = Plan.create(**{**SIZES, "minibatch_size": None})
-    assert (plan.minibatch_size, plan.minibatches, plan.num_workers) == (1024, 1, 8)
+    sizes = Sizes.create(**{**SIZES, "minibatch_size": None})
+    assert (sizes.minibatch_size, sizes.minibatches, sizes.mpi_workers) == (1024, 1, 8)
 
 
 def test_description():
-    rows = Plan.create(**SIZES, devices=2, update_epochs=3).describe(Budget(total_seconds=60))
+    rows = Sizes.create(**SIZES, devices=2, epochs=3).describe(Budget(total_seconds=60))
     assert rows["environments"] == "8 (4 per device)"
     assert rows["workers"] == "8 (4 per device)"
     assert rows["rows per iteration"] == "1,024 (512 per device)"
@@ -68,17 +68,17 @@ def test_description():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_workers": 3}, "num_envs=8 is not a multiple of num_workers=3.*num_envs=6 or 9"),
-        ({"num_workers": 16}, "num_envs=8 is not a multiple of num_workers=16.*num_envs=16$"),
-        ({"num_workers": 8, "minibatch_size": 60}, "minibatch_size=60 .*minibatch_size=56 or 64"),
-        ({"num_envs": 1, "devices": 2}, "num_workers=1 .*2 devices.*trainer.devices=1,"),
+        ({"mpi_workers": 3}, "num_envs=8 is not a multiple of mpi_workers=3.*num_envs=6 or 9"),
+        ({"mpi_workers": 16}, "num_envs=8 is not a multiple of mpi_workers=16.*num_envs=16$"),
+        ({"mpi_workers": 8, "minibatch_size": 60}, "minibatch_size=60 .*minibatch_size=56 or 64"),
+        ({"num_envs": 1, "devices": 2}, "mpi_workers=1 .*2 devices.*trainer.devices=1,"),
         ({"num_envs": 6, "devices": 4, "minibatch_size": 6}, "trainer.devices=3,.*multiples of 4"),
         ({"minibatch_size": 2048}, "minibatch_size=2048 is more than .* 1024 rows"),
         ({"num_envs": 0}, "num_envs=0 is out of range, expected at least 1"),
         ({"num_steps": -1}, "num_steps=-1 is out of range"),
         ({"minibatch_size": 2.5}, "minibatch_size=2.5 is not a whole number"),
-        ({"num_workers": 0}, "num_workers=0 is out of range"),
-        ({"update_epochs": "3"}, "update_epochs='3' is not a whole number"),
+        ({"mpi_workers": 0}, "mpi_workers=0 is out of range"),
+        ({"update_epochs": "3"}, "epochs='3' is not a whole number"),
         ({"num_envs": True}, "num_envs=True is not a whole number"),
         ({"num_steps": float("inf")}, "num_steps=inf is not a whole number"),
         ({"num_steps": float("nan")}, "num_steps=nan is not a whole number"),
@@ -86,17 +86,17 @@ def test_description():
 )
 def test_errors_are_one_line(changes: dict[str, Any], message: str):
     with pytest.raises(ConfigurationError, match=message) as error:
-        Plan.create(**{**SIZES, **changes})
+        Sizes.create(**{**SIZES, **changes})
     assert "\n" not in str(error.value)
 
 
 def test_what_an_error_offers_is_accepted():
-    Plan.create(num_envs=9, num_steps=128, minibatch_size=255, num_workers=3)
-    Plan.create(num_envs=6, num_steps=128, minibatch_size=6, devices=3)
-    Plan.create(**{**SIZES, "minibatch_size": 1024})
+    Sizes.create(num_envs=9, num_steps=128, minibatch_size=255, mpi_workers=3)
+    Sizes.create(num_envs=6, num_steps=128, minibatch_size=6, devices=3)
+    Sizes.create(**{**SIZES, "minibatch_size": 1024})
 
 
 def test_whole_floats_become_integers():
-    plan = Plan.create(num_envs=8.0, num_steps=1e2, minibatch_size=32)  # type: ignore[arg-type]
-    assert (plan.num_envs, plan.num_steps) == (8, 100)
-    assert type(plan.num_steps) is int
+    sizes = Sizes.create(num_envs=8.0, num_steps=1e2, minibatch_size=32)  # type: ignore[arg-type]
+    assert (sizes.num_envs, sizes.num_steps) == (8, 100)
+    assert type(sizes.num_steps) is int

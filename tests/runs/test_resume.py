@@ -139,7 +139,7 @@ def test_finished_run_is_extended(how: str, run: Path, command: Command) -> None
         "run": [f"run={run}"],
         "ckpt_path": [f"ckpt_path={run}/checkpoints/last.ckpt", f"hydra.run.dir={run}"],
     }[how]
-    assert command("total_iterations=5", "algo.schedule=constant", *words) == 0
+    assert command("total_iterations=5", "algo.anneal=[]", *words) == 0
     assert load(run)["ppo1_lightning"]["counters"]["env_steps"] == 5 * STEPS
     steps = [STEPS * (i + 1) for i in range(5)]
     assert [int(row["env_steps"]) for row in kills.rows(run)] == steps

@@ -1,0 +1,45 @@
+"""Numbers that a loss reads and that may change in a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ppo1_lightning.algorithms.on_policy import OnPolicyModule
+
+
+class Coefficients(nn.Module):
+    """Numbers as 0-d buffers, so that a traced or compiled loss sees them change.
+
+    They are in no checkpoint: each iteration begins with their values anew, see `anneal`.
+    """
+
+    def __init__(self, **values: float) -> None:
+        super().__init__()
+        for name, value in values.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    def __getattr__(self, name: str) -> Tensor:  # all that this module holds are tensors
+        return super().__getattr__(name)  # type: ignore[return-value]
+
+
+def anneal(module: OnPolicyModule, optimizer: torch.optim.Optimizer, fraction_spent: float) -> None:
+    """Put an iteration's values where the loss and the optimizer read them.
+
+    Args:
+        module: its attributes are what is not annealed, and what a callback may change.
+        fraction_spent: of the budget; what is annealed has gone so far towards 0.
+        optimizer: one of the user's own keeps its learning rates, unless ``anneal`` asks for them.
+    """
+    left = max(1.0 - fraction_spent, 0.0)  # the original's ``lrmult``
+    for name, buffer in module.now.named_buffers():
+        buffer.fill_(getattr(module, name) * (left if name in module.anneal else 1.0))
+    annealed = "learning_rate" in module.anneal
+    for group in optimizer.param_groups:
+        if optimizer is module.own_optimizer:
+            group["lr"] = module.learning_rate * (left if annealed else 1.0)
+        elif annealed:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * left

@@ -1,0 +1,299 @@
+"""What every on-policy actor-critic does with a rollout, before and after its update."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from gymnasium import Space
+from torch import Tensor
+
+from ppo1_lightning import distributed
+from ppo1_lightning.algorithms import checks, entry, metrics
+from ppo1_lightning.algorithms.coefficients import Coefficients, anneal
+from ppo1_lightning.algorithms.guard import Snapshot
+from ppo1_lightning.algorithms.policy_module import PolicyModule
+from ppo1_lightning.algorithms.update import (
+    PATHS,
+    Update,
+    give_own_memory,
+    make_acting,
+    make_update,
+)
+from ppo1_lightning.errors import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
+from ppo1_lightning.functional.advantages import generalized_advantages
+from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.policies.base import PolicyFactory, evaluate
+from ppo1_lightning.policies.normalization import RewardNormalizer
+from ppo1_lightning.rollouts.collector import Rollout
+from ppo1_lightning.rollouts.seeding import generator
+from ppo1_lightning.rollouts.segment import Minibatch, Segment, lay_out, shuffled_rows
+from ppo1_lightning.rollouts.sizes import Sizes
+
+_log = logging.getLogger(__name__)
+
+
+class OnPolicyModule(PolicyModule):
+    """The base of the algorithms: policy, segment of a rollout, counters, Lightning's hooks.
+
+    A subclass has a `training_step` of `begin`, its update and `finish`, a `loss`, the `terms` to
+    be measured, and says with `passes` how often it goes over a rollout in minibatches.
+
+    Args:
+        policy: makes the policy from (observation_space, action_space); None only when a
+            checkpoint names a built-in one. See `policies.base.ActorCritic` for what it must be.
+        minibatch_size: rows of a minibatch, all devices together (``optim_batchsize`` times the
+            number of MPI workers). None: all rows of a rollout.
+        mpi_workers: the original's MPI processes: each standardises its own advantages and gives
+            the same number of rows to each minibatch. None: see `Sizes.create`.
+        learning_rate: the optimizer's step size (``optim_stepsize``).
+        optimizer: makes it from (named parameters, lr=...), as the class `torch.optim.Adam` does.
+        max_grad_norm: largest norm of the gradient, None for no clipping.
+        anneal: names of the arguments that go linearly to 0 at the end of the budget.
+        gamma: discount factor.
+        gae_lambda: lambda of the generalised advantage estimation (``lam``).
+        normalize_advantages: ``"worker"`` (the original's: over a worker's segment, population
+            std, no epsilon), ``"rollout"``, ``"minibatch"`` (epsilon 1e-8) or ``"none"``.
+        bootstrap_truncation: add V(final observation) where a time limit ended an episode; the
+            original takes a time limit as a failure.
+        normalize_returns: divide rewards by the running std of the discounted return.
+        compile: True, ``"trace"``, False or ``"auto"``, see `update.make_update`.
+        seed: of the initial weights and of the order of minibatches.
+        log_every: iterations between two rows of metrics, for which the policy is evaluated.
+        observation_space, action_space: None takes them from the data module.
+
+    Raises:
+        ConfigurationError: a value out of range, or (from Lightning's hooks) sizes that do not
+            divide, a strategy or precision that is not supported, a checkpoint that does not fit.
+    """
+
+    coefficients: tuple[str, ...] = ()
+    """Names of the arguments that the loss reads; ``anneal`` may hold them too."""
+
+    now: Coefficients
+    """Their values in this iteration; made by the subclass."""
+
+    def __init__(
+        self,
+        policy: PolicyFactory | None = None,
+        *,
+        minibatch_size: int | None = 64,
+        mpi_workers: int | None = None,
+        learning_rate: float = 3e-4,
+        optimizer: Callable[..., torch.optim.Optimizer] = TensorFlowAdam,
+        max_grad_norm: float | None = None,
+        anneal: Sequence[str] = (),
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        normalize_advantages: Literal["worker", "rollout", "minibatch", "none"] = "worker",
+        bootstrap_truncation: bool = False,
+        normalize_returns: bool = False,
+        compile: bool | Literal["auto", "trace"] = "auto",
+        seed: int = 0,
+        log_every: int = 1,
+        observation_space: Space[Any] | None = None,
+        action_space: Space[Any] | None = None,
+    ) -> None:
+        super().__init__(policy, seed, observation_space, action_space)
+        self.save_hyperparameters(
+            ignore=["policy", "optimizer", "observation_space", "action_space"]
+        )
+        self.automatic_optimization = False
+        self.minibatch_size, self.mpi_workers = minibatch_size, mpi_workers  # see `sizes`
+        self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
+        self.optimizer_factory = optimizer
+        self.max_grad_norm = checks.limit("max_grad_norm", max_grad_norm)
+        self.anneal = checks.names("anneal", anneal, ("learning_rate", *self.coefficients))
+        self.gamma = check_number("gamma", gamma, at_least=0, at_most=1)
+        self.gae_lambda = check_number("gae_lambda", gae_lambda, at_least=0, at_most=1)
+        choices = ("worker", "rollout", "minibatch", "none")
+        check_choice("normalize_advantages", normalize_advantages, choices)
+        self.normalize_advantages = normalize_advantages
+        self.bootstrap_truncation = check_flag("bootstrap_truncation", bootstrap_truncation)
+        normalize_returns = check_flag("normalize_returns", normalize_returns)
+        self.reward_normalizer = RewardNormalizer(self.gamma) if normalize_returns else None
+        check_choice("compile", compile, PATHS)
+        self.compile_update = compile
+        self.log_every = check_integer("log_every", log_every, at_least=1)
+        self.own_optimizer: torch.optim.Optimizer | None = None
+        self._update: Update | None = None  # made in the first iteration
+        self._before: Snapshot | None = None  # the update
+
+    # ---------------------------------------------------------------- what an algorithm says
+
+    @property
+    def passes(self) -> int:
+        """Return how many passes over a rollout are made in minibatches."""
+        raise NotImplementedError
+
+    def loss(self, batch: Minibatch) -> Tensor:
+        """Return this rank's share of what `update` makes small, a scalar, for its rows."""
+        raise NotImplementedError
+
+    def terms(self, batch: Minibatch, dist_params: Tensor, values: Tensor) -> dict[str, Tensor]:
+        """Return this rank's shares of the means that are logged, scalars by name.
+
+        ``dist_params [B, P]`` and ``values [B]`` are what the policy says of the rows now.
+        """
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- an iteration
+
+    def begin(self, rollout: Rollout) -> Segment:
+        """Lay out what the update needs; only the policy's statistics change.
+
+        They come first, then the old policy is frozen: so the ratio starts at 1.
+        """
+        checks.on_policy(rollout, self.counters)
+        self._before = Snapshot(self, self._optimizer)
+        anneal(self, self._optimizer, rollout.fraction_spent)
+        normalizer = getattr(self.policy, "observation_normalizer", None)
+        if normalizer is not None:
+            normalizer.update(rollout.observations[rollout.valid])
+        num_steps, local_envs = rollout.rewards.shape
+        sizes = self.sizes(local_envs * self.trainer.world_size, num_steps)
+        segment = lay_out(
+            rollout,
+            *self.estimate_advantages(rollout),
+            sizes=sizes,
+            order=self.minibatch_order(sizes).to(self.device),
+            standardize=self.normalize_advantages,
+            distribution=self.distribution,
+            # without statistics it acted as it is now
+            evaluate=None if normalizer is None else lambda rows: evaluate(self.policy, rows)[0],
+        )
+        if self._update is None:
+            with self.clock.paused():  # compiling is not training
+                self._update = make_update(self, segment, sizes)
+                self._acting = make_acting(self, self._update, rollout)
+        return segment
+
+    def update(self, minibatches: Minibatch) -> None:
+        """Take one optimizer step on `loss` for each of the minibatches ``[M, B, ...]``."""
+        assert self._update is not None
+        self._update(minibatches)
+
+    def finish(self, rollout: Rollout, segment: Segment) -> None:
+        """Count, measure the updated policy, log.
+
+        Explicit and no hook: Lightning calls the callbacks' hooks before the module's, and they
+        look at the counters.
+
+        Raises:
+            DivergenceError: something is not a finite number; the update has been undone.
+        """
+        norm = metrics.count(self, rollout)
+        assert self._before is not None
+        self._before.refuse_divergence({"parameter_norm": norm})
+        self.stop_when_spent()
+        # For callbacks to monitor; loggers get their rows from `metrics.log_row`.
+        self.log("episode_return_mean", self.episodes.return_mean, logger=False)
+        if self.counters.iterations % self.log_every == 0 or self.trainer.should_stop:
+            measured = self.measure(segment)
+            self._before.refuse_divergence(measured)
+            metrics.log_row(self, measured)
+        # Lightning counts `global_step`, and so triggers checkpoints, by steps of its wrapper: an
+        # optimizer without gradients changes nothing.
+        self._optimizer.zero_grad()
+        self.optimizers().step()  # type: ignore[union-attr]
+
+    def outputs(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
+        """Return distribution parameters ``[B, P]`` and values ``[B]`` in float32."""
+        dist_params, values, _ = self.policy(batch.observations, None)
+        return dist_params.float(), values.float()
+
+    def measure(self, segment: Segment) -> dict[str, float]:
+        """Return the row of metrics, over a last pass's minibatches as the original does."""
+        return metrics.measure(self, segment, segment.last_pass())
+
+    def minibatch_order(self, sizes: Sizes) -> Tensor:
+        """Draw this iteration's order of rows, see `shuffled_rows`: for every pass, and a last one.
+
+        Returns:
+            ``[passes + 1, workers_per_device, minibatches, worker_minibatch_size]`` int64.
+        """
+        order = shuffled_rows(
+            sizes.epochs + 1,
+            sizes.mpi_workers,
+            sizes.rows_per_worker,
+            sizes.worker_minibatch_size,
+            generator(self.seed, "minibatches", self.counters.iterations),
+        )
+        return order[:, distributed.own_share(sizes.mpi_workers)]
+
+    def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return advantages and value targets (TD(lambda) returns), ``[T, N]`` each."""
+        rewards = rollout.rewards
+        if self.reward_normalizer is not None:
+            done = rollout.terminated | rollout.truncated
+            rewards = self.reward_normalizer(rewards, done, rollout.valid)
+        advantages = generalized_advantages(
+            rewards,
+            rollout.values,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.valid,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            bootstrap_truncation=self.bootstrap_truncation,
+        )
+        return advantages, advantages + rollout.values[:-1]
+
+    # ---------------------------------------------------------------- Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """Check the run before anything is built, and a checkpoint is read as plain data."""
+        entry.read_plain_data(self.trainer.strategy)
+        if stage == "fit":
+            checks.trainer(self.trainer)
+            checks.data(self, self._datamodule)
+
+    def sizes(self, num_envs: int, num_steps: int) -> Sizes:
+        """Return how a rollout of all devices divides."""
+        return Sizes.create(
+            num_envs=num_envs,
+            num_steps=num_steps,
+            minibatch_size=self.minibatch_size,
+            mpi_workers=self.mpi_workers,
+            epochs=self.passes,
+            devices=self.trainer.world_size,
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer of this module's named parameters."""
+        self.own_optimizer = self.optimizer_factory(self.named_parameters(), lr=self.learning_rate)
+        return self.own_optimizer
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers(use_pl_optimizer=False)  # type: ignore[return-value]
+
+    def on_train_start(self) -> None:
+        """Start the clock; a restored optimizer gets its update path anew."""
+        self.stop_when_spent()
+        if self.trainer.should_stop:
+            _log.warning("nothing to train: the budget of %s is spent", self._datamodule.budget)
+        self.restart()
+        self.clock.start(self.counters)
+
+    def restart(self) -> None:
+        """Go on as a resumed run does: no episode under way, update and acting made anew."""
+        if self.reward_normalizer is not None:
+            self.reward_normalizer.restart()
+        self._update = self._acting = None
+        give_own_memory(self, self._optimizer)
+
+    def on_train_end(self) -> None:
+        """Let go of what only this fit could use."""
+        self._update = self._acting = self._before = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to one process, so that a copy can be made while training."""
+        return {**self.__dict__, "_update": None, "_acting": None, "_before": None}

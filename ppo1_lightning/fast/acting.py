@@ -1,0 +1,130 @@
+"""How a policy acts in a rollout as graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ppo1_lightning.fast.compiler import Run
+from ppo1_lightning.fast.graphs import PolicyGraph
+from ppo1_lightning.functional.distributions import Distribution
+from ppo1_lightning.policies.base import choose_actions, separate_parameters
+
+VALUE_BATCH = 4096
+"""Rows that the value function evaluates at once, where it is a network of its own."""
+
+
+class ActingGraphs:
+    """A policy's `choose_actions` as graphs, for rollouts of one size on the CPU.
+
+    A value function that shares nothing with the choice of actions is left out of it, and is
+    evaluated for all steps at once, which takes a fraction of the time.
+
+    Args:
+        observations: ``[T + 1, N, *observation_shape]`` of a rollout.
+        noise: ``[T, N, noise_size]``.
+        pools: the environments that it acts in at once.
+        compiled: see `graphs.Graph`.
+
+    Raises:
+        AssertionError: the graphs do not compute what the policy does.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        distribution: Distribution,
+        observations: Tensor,
+        noise: Tensor,
+        pools: Sequence[slice],
+        *,
+        compiled: bool,
+    ) -> None:
+        apart = separate_parameters(policy, observations[0]) is not None
+
+        def act(policy: Callable[..., Any], *row: Tensor) -> None:
+            observations, noise, *results = row
+            chosen = choose_actions(policy, distribution, observations, noise)
+            for result, its_content in zip(results, chosen, strict=False):
+                result.copy_(its_content)
+
+        def value(policy: Callable[..., Any], observations: Tensor, values: Tensor) -> None:
+            values.copy_(policy(observations, None)[1])
+
+        self._act = PolicyGraph(policy, act, compiled=compiled)
+        self._value = PolicyGraph(policy, value, compiled=compiled) if apart else None
+        with torch.inference_mode():
+            self._example = choose_actions(policy, distribution, observations[0], noise[0])
+        acting = self(observations, noise, pools)
+        with torch.inference_mode():
+            for pool in range(len(pools)):
+                acting.act(0, pool)
+        _, _, dist_params, values = acting.outputs()
+        torch.testing.assert_close((dist_params[0], values[0]), self._example[1:])
+
+    def __call__(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> GraphActing:
+        """Return the graphs for a rollout that is laid out as the first one."""
+        actions, dist_params, _ = (
+            torch.empty(len(noise), *one.shape, dtype=one.dtype) for one in self._example
+        )
+        values = torch.empty(observations.shape[:2])
+        if self._value is None:
+            step = observations, noise, actions, dist_params, values
+            nowhere = torch.empty_like(actions[:1]), torch.empty_like(dist_params[:1])
+            last_step = observations[-1:], noise[-1:], *nowhere, values[-1:]
+            steps, last = self._bind_step(step, pools), self._bind_step(last_step, pools)
+        else:
+            steps = self._bind_step((observations, noise, actions, dist_params), pools)
+            batches = zip(_batches(observations), _batches(values), strict=True)
+            last = [
+                self._value.bind(batch[None], its_values[None]) for batch, its_values in batches
+            ]
+        return GraphActing(steps, last, (observations, actions, dist_params, values), pools)
+
+    def _bind_step(self, tensors: Sequence[Tensor], pools: Sequence[slice]) -> list[Run]:
+        return [self._act.bind(*(tensor[:, envs] for tensor in tensors)) for envs in pools]
+
+
+class GraphActing:
+    """One rollout of a policy as graphs that write into ``outputs``; see `rollouts.acting.Acting`.
+
+    Args:
+        steps: for the rows of the steps, one for each pool.
+        last: whatever completes the outputs, each for one row.
+        outputs: observations, actions, distribution parameters and values of the rollout.
+        pools: see `ActingGraphs`.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Run],
+        last: Sequence[Run],
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+        pools: Sequence[slice],
+    ) -> None:
+        self._steps, self._last, self._outputs = steps, last, outputs
+        self._actions = [outputs[1][:, envs].numpy() for envs in pools]
+
+    def act(self, step: int, pool: int = 0) -> NDArray[Any]:
+        """Return the actions ``[n, *action_shape]`` of a step."""
+        self._steps[pool](step, step + 1)
+        return self._actions[pool][step]
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the rollout is made of."""
+        with torch.inference_mode():
+            for run in self._last:
+                run(0, 1)
+        return self._outputs
+
+
+def _batches(rows: Tensor) -> list[Tensor]:
+    """Return batches of one size that cover ``[T + 1, N, ...]``; the last one overlaps."""
+    flat = rows.flatten(0, 1)
+    size = min(VALUE_BATCH, len(flat))
+    starts = [*range(0, len(flat) - size, size), len(flat) - size]
+    return [flat[start : start + size] for start in starts]

@@ -1,0 +1,331 @@
+"""The minibatch step as a graph: flat parameters, gradient and Adam without modules and autograd.
+
+Where there are several ranks it is two graphs, around the all-reduce.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import vjp
+
+from ppo1_lightning.distributed import all_sum, world_size
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.fast.graphs import Graph, ModuleCall
+from ppo1_lightning.fast.parts import learning_together
+from ppo1_lightning.optimizers import TensorFlowAdam
+
+
+class _FlatState(NamedTuple):
+    flat: Tensor  # all parameters, [P]
+    mean: Tensor  # Adam's first moments, [P]
+    square: Tensor  # Adam's second moments, [P]
+
+
+class GraphUpdate:
+    """Takes one Adam step on an objective for each of some minibatches, see `algorithms.update`.
+
+    The optimizer's parameters and moments become views of flat vectors, so that checkpoints, the
+    policy and the optimizer see every step; create it when nothing moves the parameters any more.
+
+    Parameters that do not depend on each other, as those of a value function with a network of its
+    own, learn in a graph of their own, at the same time where a second core is free.
+
+    Args:
+        objective: a module; called with a minibatch's tensors it returns this rank's share of the
+            loss, a scalar.
+        optimizer: Adam over some of its parameters.
+        max_grad_norm: largest norm of the gradient, None for no clipping.
+        compiled: compile the graphs, see `Graph`.
+
+    Attributes:
+        parts: names of the parameters that learn together.
+        second_core: a thread for the second part, None where the parts take turns.
+
+    Raises:
+        ConfigurationError: another optimizer, or parameters that are frozen or not float32.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float | None,
+        *,
+        compiled: bool,
+    ) -> None:
+        why_not = unsupported(optimizer)
+        if why_not:
+            raise ConfigurationError(f"a graph {why_not}; use compile=false")
+        self.optimizer, self.compiled = optimizer, compiled
+        self.path = "compiled" if compiled else "traced"
+        self.max_grad_norm = max_grad_norm
+        self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
+        first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
+        self._steps_taken = int(first.get("step", 0))
+
+    def prepare(self, example: Sequence[Tensor]) -> None:
+        """Trace (and compile) for minibatches like this one, whose fields are ``[B, ...]``.
+
+        The first step is taken on copies, which leaves the run as it is, and without a collective:
+        should one rank fail, the others still are where it is.
+
+        Raises:
+            ConfigurationError: the graph's gradient is not the eager one, as for a policy that
+                draws random numbers or depends on more than its arguments; or the objective changes
+                buffers.
+        """
+        with self._buffers_unchanged():
+            together = self.max_grad_norm is not None  # the norm is that of all
+            self.parts = learning_together(self._objective, example, together=together)
+            self._parameters = [self._objective.learning[n] for part in self.parts for n in part]
+            self._state = self._flatten()
+            self._gradient_steps = self._graphs_of_parts(self._take_gradient_step)
+            self._gradients = self._graphs_of_parts(self._take_gradient)
+            self._adam = Graph(self._take_adam_step, compiled=self.compiled)
+            self.second_core = self._find_second_core()
+            self._check_gradient(example)
+
+    @contextmanager
+    def _buffers_unchanged(self) -> Iterator[None]:
+        """Refuse an objective that changes buffers when it is called: a graph would not."""
+        before = [tensor.clone() for tensor in self._objective.others()]
+        changed = False
+        try:
+            yield
+        finally:
+            for tensor, as_it_was in zip(self._objective.others(), before, strict=True):
+                if not torch.equal(tensor, as_it_was):
+                    changed = True
+                    tensor.copy_(as_it_was)
+        if changed:
+            raise ConfigurationError(
+                "the policy changes its buffers when it is called, expected a pure function of its "
+                "arguments, parameters and buffers"
+            )
+
+    def _flatten(self) -> _FlatState:
+        """Lay parameters and moments out in flat vectors, of which they become views."""
+        flat = _flat(p.detach() for p in self._parameters)
+        mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
+        splits = map(self._split, (flat, mean, square))
+        for parameter, *parts in zip(self._parameters, *splits, strict=True):
+            values, mean_view, square_view = (part.view_as(parameter) for part in parts)
+            parameter.data = values
+            state = self.optimizer.state[parameter]
+            for name, view in (("exp_avg", mean_view), ("exp_avg_sq", square_view)):
+                if name in state:
+                    view.copy_(state[name])
+                state[name] = view
+            state["step"] = torch.tensor(float(self._steps_taken))
+        return _FlatState(flat, mean, square)
+
+    def _split(self, vector: Tensor) -> Sequence[Tensor]:
+        return vector.split([parameter.numel() for parameter in self._parameters])
+
+    def _by_part(self, vector: Tensor) -> Sequence[Tensor]:
+        named = self._objective.learning
+        return vector.split([sum(named[name].numel() for name in part) for part in self.parts])
+
+    def _find_second_core(self) -> ThreadPoolExecutor | None:
+        """Return a thread for the second part, None where it would wait for the first."""
+        cores, several_ranks = len(os.sched_getaffinity(0)), world_size() > 1
+        if len(self.parts) < 2 or cores < 2 or several_ranks or not self.compiled:
+            return None
+        if torch.get_num_threads() > 1:  # each part takes all of them
+            return None
+        return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+    def _check_gradient(self, example: Sequence[Tensor]) -> None:
+        """Compare each parameter's first moment after a first step with its eager gradient."""
+        zeros = torch.zeros_like(self._state.flat)
+        copies = _FlatState(self._state.flat.clone(), zeros, zeros.clone())
+        self._fixed = [tensor.clone() for tensor in self._objective.others()]
+        minibatches, scales = [field[None] for field in example], self._adam_scales(1)
+        with torch.inference_mode():
+            self._run(copies, minibatches, scales, reduce=lambda gradient: gradient)
+        loss = self._objective.module(*example)
+        eager = torch.autograd.grad(
+            loss, self._parameters, allow_unused=True, materialize_grads=True
+        )
+        clipped = self._split(self._clipped(_flat(eager)))
+        beta1 = self.optimizer.param_groups[0]["betas"][0]
+        # Half precision rounds where operators end, and a compiled graph has fewer of them.
+        tolerance = 0.1 if torch.is_autocast_enabled(zeros.device.type) else 1e-3
+        floor = 1e-6 * _flat(clipped).norm() + 1e-7  # of sums that cancel out
+        names = (name for part in self.parts for name in part)
+        for name, mean, gradient in zip(names, self._split(copies.mean), clipped, strict=True):
+            error, scale = (mean / (1 - beta1) - gradient).norm(), gradient.norm()
+            if error > tolerance * scale + floor:
+                raise ConfigurationError(
+                    f"its gradient is not the eager one: that of {name} differs by {error:.2g}, "
+                    f"its norm is {scale:.2g}; expected a policy and a loss that are pure "
+                    "functions of their arguments, parameters and buffers"
+                )
+
+    @torch.inference_mode()
+    def __call__(self, minibatches: Sequence[Tensor]) -> None:
+        """Take the steps: fields are ``[M, B, ...]``."""
+        self._check_in_place()
+        for own, now in zip(self._fixed, self._objective.others(), strict=True):
+            if own.shape != now.shape or own.dtype != now.dtype:
+                raise RuntimeError("a buffer has another shape or dtype; use compile=false")
+            own.copy_(now)
+        scales = self._adam_scales(len(minibatches[0]))
+        self._run(self._state, minibatches, scales, reduce=all_sum)
+        self._steps_taken += len(scales)
+        for parameter in self._parameters:
+            self.optimizer.state[parameter]["step"].fill_(self._steps_taken)
+
+    def _check_in_place(self) -> None:
+        """Raise an error where the module's and the optimizer's tensors are not ours any more."""
+        flats, means = self._split(self._state.flat), self._split(self._state.mean)
+        now = dict(self._objective.module.named_parameters())
+        names = (name for part in self.parts for name in part)
+        for name, flat, mean in zip(names, flats, means, strict=True):
+            parameter = now[name]
+            its_mean = self.optimizer.state[parameter].get("exp_avg", flat)
+            is_flat = parameter.data_ptr() == flat.data_ptr()
+            if not (is_flat and its_mean.data_ptr() == mean.data_ptr() and parameter.requires_grad):
+                raise RuntimeError(
+                    "the policy's parameters or the optimizer's state were replaced or frozen in "
+                    "the middle of training, expected them changed in place; use compile=false"
+                )
+
+    def _run(
+        self,
+        state: _FlatState,
+        minibatches: Sequence[Tensor],
+        scales: Tensor,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Take a step on ``state`` for each minibatch: one graph, or two around the all-reduce."""
+        count, parts = len(scales), range(len(self.parts))
+        flats, means, squares = map(self._by_part, state)
+        if world_size() == 1:
+            rows = (*minibatches, scales)
+            steps = [
+                graph.bind((*flats, means[i], squares[i], *self._fixed), rows)
+                for i, graph in enumerate(self._gradient_steps)
+            ]
+            self._at_once([functools.partial(step, 0, count) for step in steps])
+            return
+        gradient = torch.empty_like(state.flat)
+        gradients = self._by_part(gradient)
+        gradient_steps = [
+            self._gradients[i].bind((*flats, gradients[i], *self._fixed), minibatches)
+            for i in parts
+        ]
+        adam_step = self._adam.bind((*state, gradient), [scales])
+        for k in range(count):
+            for gradient_step in gradient_steps:
+                gradient_step(k, k + 1)
+            gradient.copy_(reduce(gradient))
+            adam_step(k, k + 1)
+
+    def _at_once(self, calls: Sequence[Callable[[], None]]) -> None:
+        if self.second_core is None:
+            for call in calls:
+                call()
+        else:
+            first, second = calls
+            done = self.second_core.submit(second)
+            try:
+                first()
+            finally:  # nothing is to change the parameters after this
+                done.result()
+
+    def _adam_scales(self, count: int) -> Tensor:
+        """Return the step size and epsilon of the next steps, bias corrections folded in.
+
+        Both styles as a * m / (sqrt(v) + eps), see `TensorFlowAdam`: ``[count, 2]``.
+        """
+        group = self.optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        t = self._steps_taken + np.arange(1, count + 1)
+        correction = np.sqrt(1 - beta2**t)
+        is_hat = isinstance(self.optimizer, TensorFlowAdam)
+        epsilon = group["eps"] * (np.ones(count) if is_hat else correction)
+        step_size = group["lr"] * correction / (1 - beta1**t)
+        return torch.from_numpy(np.stack([step_size, epsilon], -1)).to(self._state.flat)
+
+    # ---------------------------------------------------------------- what the graphs hold
+
+    def _graphs_of_parts(self, function: Callable[..., None]) -> list[Graph]:
+        functions = [functools.partial(function, i) for i in range(len(self.parts))]
+        return [Graph(f, module=self._objective, compiled=self.compiled) for f in functions]
+
+    def _take_gradient_step(self, part: int, *tensors: Tensor) -> None:
+        count = len(self.parts)
+        flats, (mean, square, *batch, scale) = tensors[:count], tensors[count:]
+        gradient = self._gradient_of(part, flats, batch)
+        self._take_adam_step(flats[part], mean, square, gradient, scale)
+
+    def _take_gradient(self, part: int, *tensors: Tensor) -> None:
+        count = len(self.parts)
+        flats, (gradient, *batch) = tensors[:count], tensors[count:]
+        gradient.copy_(self._gradient_of(part, flats, batch))
+
+    def _gradient_of(self, part: int, flats: Sequence[Tensor], batch: Sequence[Tensor]) -> Tensor:
+        """Return this rank's share of the gradient for one part's parameters."""
+        count = len(self._objective.others())
+        others, minibatch = batch[:count], batch[count:]
+
+        def loss_of(flat: Tensor) -> Tensor:
+            views = self._views([*flats[:part], flat, *flats[part + 1 :]])
+            return self._objective(views, others, *minibatch)
+
+        # Not `grad`: it starts from the loss, and a part's graph is to be free of the other part.
+        pull_back = vjp(loss_of, flats[part])[1]
+        return pull_back(flats[part].new_ones(()))[0]
+
+    def _views(self, flats: Sequence[Tensor]) -> list[Tensor]:
+        """Return the parameters, in the module's order, as views of the parts' flat vectors."""
+        shapes, views = self._objective.learning, {}
+        for names, flat in zip(self.parts, flats, strict=True):
+            pieces = flat.split([shapes[name].numel() for name in names])
+            views |= {
+                name: piece.view_as(shapes[name]) for name, piece in zip(names, pieces, strict=True)
+            }
+        return [views[name] for name in shapes]
+
+    def _take_adam_step(
+        self, flat: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, scale: Tensor
+    ) -> None:
+        gradient = self._clipped(gradient)
+        beta1, beta2 = self.optimizer.param_groups[0]["betas"]
+        step_size, epsilon = scale.unbind()
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        flat.sub_(step_size * mean / (square.sqrt() + epsilon))
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        if self.max_grad_norm is None:
+            return gradient
+        return gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+
+
+def unsupported(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return why no graph takes this optimizer's steps, None where one can."""
+    if type(optimizer) not in (torch.optim.Adam, TensorFlowAdam):
+        return f"supports Adam only, not {type(optimizer).__name__}"
+    if len(optimizer.param_groups) != 1:
+        return "supports one parameter group only"
+    group = optimizer.param_groups[0]
+    if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+        return "supports Adam without weight_decay, amsgrad and maximize only"
+    if any(p.dtype != torch.float32 or not p.requires_grad for p in group["params"]):
+        return "supports float32 parameters only, none of them frozen"
+    return None
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
