@@ -9,7 +9,8 @@ import torch
 from gymnasium.spaces import Box
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from ppo1_lightning import PPO, MlpPolicy
 from ppo1_lightning.commands import config as cli
@@ -26,12 +27,12 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def preset(name: str) -> PPO:
-    config = OmegaConf.to_container(compose("env=hopper", f"algo={name}").algo, resolve=True)
-    assert isinstance(config, dict)
-    arguments = {str(k): v for k, v in config.items() if k != "_target_"}
+    config = compose("env=hopper", f"algo={name}").algo
     torch.manual_seed(0)
     box = Box(-1, 1, (3,))
-    ppo = PPO(MlpPolicy, **arguments, observation_space=box, action_space=box)
+    ppo: PPO = instantiate(
+        config, policy=MlpPolicy, observation_space=box, action_space=box, _convert_="all"
+    )
     ppo.configure_model()
     return ppo
 

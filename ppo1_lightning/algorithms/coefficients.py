@@ -15,12 +15,23 @@ class Coefficients(nn.Module):
     """Numbers as 0-d buffers, so that a traced or compiled loss sees them change.
 
     They are in no checkpoint: each iteration begins with their values anew, see `anneal`.
+
+    Attributes:
+        values: the numbers themselves.
     """
+
+    values: dict[str, float]
 
     def __init__(self, **values: float) -> None:
         super().__init__()
+        self.values = values
         for name, value in values.items():
             self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    def put(self, name: str, value: float) -> None:
+        """Change one of them."""
+        self.values[name] = value
+        getattr(self, name).fill_(value)
 
     def __getattr__(self, name: str) -> Tensor:  # all that this module holds are tensors
         return super().__getattr__(name)  # type: ignore[return-value]
@@ -35,8 +46,8 @@ def anneal(module: OnPolicyModule, optimizer: torch.optim.Optimizer, fraction_sp
         optimizer: one of the user's own keeps its learning rates, unless ``anneal`` asks for them.
     """
     left = max(1.0 - fraction_spent, 0.0)  # the original's ``lrmult``
-    for name, buffer in module.now.named_buffers():
-        buffer.fill_(getattr(module, name) * (left if name in module.anneal else 1.0))
+    for name in module.now.values:
+        module.now.put(name, getattr(module, name) * (left if name in module.anneal else 1.0))
     annealed = "learning_rate" in module.anneal
     for group in optimizer.param_groups:
         if optimizer is module.own_optimizer:

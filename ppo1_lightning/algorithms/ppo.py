@@ -126,7 +126,7 @@ class PPO(OnPolicyModule):
 
     def measure(self, segment: Segment) -> dict[str, float]:
         """Return the metrics of an iteration, the clip range among them."""
-        return {**super().measure(segment), "clip_coef": self.now.clip_coef.item()}
+        return {**super().measure(segment), "clip_coef": self.now.values["clip_coef"]}
 
     @torch.no_grad()
     def mean_kl(self, minibatches: Minibatch) -> float:

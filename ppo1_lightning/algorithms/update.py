@@ -167,7 +167,9 @@ def choose_path(
             _log.info("update: %s in %.1f s", update.path, seconds)
             return update
         if compile != "auto":
-            raise ConfigurationError(f"compile={str(compile).lower()} failed: {reason}")
+            raise ConfigurationError(
+                f"compile={str(compile).lower()} failed: {reason}; use compile=false"
+            )
         _log.warning("update: %s failed: %s", "compiling" if compiled else "tracing", reason)
     _log.info("update: eager")
     return eager

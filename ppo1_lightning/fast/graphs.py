@@ -130,7 +130,7 @@ class ModuleCall:
             for name, value in vars(module).items():
                 if isinstance(value, Tensor) and value.numel() and value.data_ptr() in frozen:
                     raise ConfigurationError(
-                        f"{type(module).__name__}.{name} is a tensor that is read, expected a "
+                        f"the policy reads {type(module).__name__}.{name}, a tensor, expected a "
                         "parameter or a buffer (register_buffer)"
                     )
 

@@ -52,7 +52,7 @@ def _dependencies(objective: ModuleCall, example: Sequence[Tensor]) -> list[set[
         rest = tensors[len(learning) : len(learning) + len(others)]
         minibatch = tensors[len(learning) + len(others) :]
         pull_back = vjp(lambda *t: objective(t, rest, *minibatch), *given)[1]
-        return pull_back(given[0].new_ones(()))
+        return pull_back(torch.ones((), device=given[0].device))  # which depends on none
 
     with torch.no_grad():
         graph = make_fx(gradients)(*learning, *others, *example).graph

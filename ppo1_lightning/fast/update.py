@@ -64,7 +64,7 @@ class GraphUpdate:
     ) -> None:
         why_not = unsupported(optimizer)
         if why_not:
-            raise ConfigurationError(f"a graph {why_not}; use compile=false")
+            raise ConfigurationError(f"a graph {why_not}")
         self.optimizer, self.compiled = optimizer, compiled
         self.path = "compiled" if compiled else "traced"
         self.max_grad_norm = max_grad_norm
@@ -167,8 +167,8 @@ class GraphUpdate:
             if error > tolerance * scale + floor:
                 raise ConfigurationError(
                     f"its gradient is not the eager one: that of {name} differs by {error:.2g}, "
-                    f"its norm is {scale:.2g}; expected a policy and a loss that are pure "
-                    "functions of their arguments, parameters and buffers"
+                    f"its norm is {scale:.2g}; expected a pure function of its arguments, "
+                    "parameters and buffers"
                 )
 
     @torch.inference_mode()

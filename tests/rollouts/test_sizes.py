@@ -78,7 +78,7 @@ def test_description():
         ({"num_steps": -1}, "num_steps=-1 is out of range"),
         ({"minibatch_size": 2.5}, "minibatch_size=2.5 is not a whole number"),
         ({"mpi_workers": 0}, "mpi_workers=0 is out of range"),
-        ({"update_epochs": "3"}, "epochs='3' is not a whole number"),
+        ({"epochs": "3"}, "epochs='3' is not a whole number"),
         ({"num_envs": True}, "num_envs=True is not a whole number"),
         ({"num_steps": float("inf")}, "num_steps=inf is not a whole number"),
         ({"num_steps": float("nan")}, "num_steps=nan is not a whole number"),
