@@ -13,8 +13,9 @@ from typing import Any
 from gymnasium import Space
 
 from ppo1_lightning.errors import ConfigurationError, nearest
-from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
+from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
+from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.vector import VectorSimulator
 
 __all__ = [

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest, one_line
-from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
+from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
+from ppo1_lightning.simulators.observations import ObservationAdapter
 
 
 class Outcome(NamedTuple):
