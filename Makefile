@@ -22,6 +22,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
 
 # site/index.html; a broken link is an error
 docs: $(VENV)/.installed-dev
@@ -37,7 +38,7 @@ bench-check: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.check
 
 clean:
-	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .import_linter_cache
 
 # The last line of each recipe marks its install as finished: without the mark it starts afresh.
 $(VENV)/.installed: pyproject.toml constraints.txt

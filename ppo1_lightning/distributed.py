@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -22,6 +24,19 @@ def world_size() -> int:
 def rank() -> int:
     """Return this process's rank, 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def local_ranks() -> tuple[int, int]:
+    """Return how many ranks share this process's cores and which one this is, if that is known."""
+    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun and `commands.ranks`
+        ranks = max(1, int(os.environ["LOCAL_WORLD_SIZE"]))
+        return ranks, int(os.environ.get("LOCAL_RANK", 0))
+    if "SLURM_LOCALID" in os.environ and world_size() > 1:
+        if re.search("mask|map|rank|ldom", os.environ.get("SLURM_CPU_BIND", "")):
+            return 1, 0  # srun has divided the cores already
+        tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+        return int(tasks[0]) if tasks else 1, int(os.environ["SLURM_LOCALID"])
+    return world_size(), rank()
 
 
 def own_share(total: int) -> slice:

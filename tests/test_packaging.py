@@ -23,8 +23,10 @@ def test_wheel_carries_configs_and_types(tmp_path: Path) -> None:
     package = {f"{file.relative_to(ROOT)}" for file in ROOT.glob("ppo1_lightning/**/*.py")}
     configs = {f"ppo1_lightning/{file.relative_to(ROOT)}" for file in ROOT.glob("conf/**/*.yaml")}
     assert len(configs) > 40
-    sources = {"ppo1_lightning/loop.cpp", "ppo1_lightning/winograd.cpp"}
-    other = {"ppo1_lightning/py.typed", "ppo1_lightning/report/page.html"} | sources
+    files = [*ROOT.glob("ppo1_lightning/**/*.cpp"), *ROOT.glob("ppo1_lightning/**/*.h")]
+    sources = {f"{file.relative_to(ROOT)}" for file in files}
+    assert {"loop.cpp", "winograd.cpp", "products.h"} <= {file.name for file in files}
+    other = {"ppo1_lightning/py.typed", "ppo1_lightning/runs/report/page.html"} | sources
     assert package | configs | other <= names
     assert not [name for name in names if name.startswith(("tests/", "conf/", "outputs/"))]
 

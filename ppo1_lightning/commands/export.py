@@ -28,7 +28,8 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.runs.load import load_run
-from ppo1_lightning.simulators.adapters import ActionAdapter, Entry, ObservationAdapter
+from ppo1_lightning.simulators.actions import ActionAdapter
+from ppo1_lightning.simulators.observations import Entry, ObservationAdapter
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -95,7 +96,7 @@ class GreedyPolicy(nn.Module):
 
 
 class _Entry(nn.Module):
-    """`simulators.adapters.Entry` in tensors."""
+    """`simulators.observations.Entry` in tensors."""
 
     columns: Tensor | None
     values: Tensor | None
@@ -114,7 +115,7 @@ class _Entry(nn.Module):
 
 
 class _Action(nn.Module):
-    """`simulators.adapters.ActionAdapter` in tensors."""
+    """`simulators.actions.ActionAdapter` in tensors."""
 
     offset: Tensor | None
     low: Tensor | None

@@ -20,11 +20,14 @@ _log = logging.getLogger(__name__)
 def load(source: Path, *options: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
     """Load a C++ file as a library, compiled with these options if need be.
 
+    It may include the headers (``.h``) next to it.
+
     Raises:
         RuntimeError: the compiler is missing or fails.
         OSError: what it made cannot be loaded.
     """
-    content = source.read_bytes(), options, torch.__version__, processor()
+    files = [source, *sorted(source.parent.glob("*.h"))]
+    content = [file.read_bytes() for file in files], options, torch.__version__, processor()
     name = f"{source.stem}-{hashlib.sha256(repr(content).encode()).hexdigest()[:32]}.so"
     library = cache_folder() / name
     try:

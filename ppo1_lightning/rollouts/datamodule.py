@@ -16,6 +16,7 @@ from ppo1_lightning.rollouts.collector import Actor, RolloutDataset
 from ppo1_lightning.rollouts.evaluation import Evaluation, EvaluationDataset, Player
 from ppo1_lightning.rollouts.seeding import environment_seeds
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
+from ppo1_lightning.simulators.placement import own_cores
 
 
 class RolloutDataModule(LightningDataModule):
@@ -102,7 +103,9 @@ class RolloutDataModule(LightningDataModule):
         module = cast(Actor, self.trainer.lightning_module)
         iteration = module.counters.iterations
         seeds = environment_seeds(self.seed, self.num_envs, iteration=iteration)
-        return simulators.make_simulator(self.env, seeds[distributed.own_share(self.num_envs)])
+        own_seeds = seeds[distributed.own_share(self.num_envs)]
+        cores = own_cores(*distributed.local_ranks())
+        return simulators.make_simulator(self.env, own_seeds, cores=cores)
 
     def _close(self) -> None:
         if self._dataset is not None:

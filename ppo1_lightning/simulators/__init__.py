@@ -13,8 +13,9 @@ from typing import Any
 from gymnasium import Space
 
 from ppo1_lightning.errors import ConfigurationError, nearest
-from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
+from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
+from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.vector import VectorSimulator
 
 __all__ = [
@@ -51,7 +52,11 @@ def make_adapters(spec: EnvironmentSpec) -> tuple[ObservationAdapter, ActionAdap
 
 
 def make_simulator(
-    spec: EnvironmentSpec, seeds: Sequence[int], *, render: bool = False
+    spec: EnvironmentSpec,
+    seeds: Sequence[int],
+    *,
+    render: bool = False,
+    cores: Sequence[int] | None = None,
 ) -> Simulator:
     """Return a simulator of ``len(seeds)`` environments, each with its own int32 seed.
 
@@ -59,11 +64,13 @@ def make_simulator(
 
     Args:
         render: whether `Simulator.render` will be called.
+        cores: those that EnvPool's threads may use, None: all of this process; with several ranks
+            on a machine each has a share, see `placement.own_cores`.
 
     Raises:
         ConfigurationError: an unknown id or option, a space that is not supported, a bad seed.
     """
-    return _backend(spec)(spec, seeds, render=render)
+    return _backend(spec)(spec, seeds, render=render, cores=cores)
 
 
 def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:

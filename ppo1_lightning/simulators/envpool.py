@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import operator
-import os
-import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,10 +19,9 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo1_lightning import distributed
 from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer, check_number
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
-from ppo1_lightning.simulators.placement import Placement, own_cores, started_threads
+from ppo1_lightning.simulators.placement import shared_core, spread, started_threads
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 
 _RESERVED = {
@@ -93,25 +90,30 @@ class EnvPoolSimulator(VectorSimulator):
             _load_opengl()
             options["render_mode"] = "rgb_array"
         num_envs = len(seeds[0])
-        options |= {"num_envs": num_envs, "num_threads": _num_threads(spec, num_envs)}
+        num_threads = spec.num_threads or max(1, min(num_envs, len(self._cores)))
+        options |= {"num_envs": num_envs, "num_threads": num_threads}
         self._pools: list[Any] = []
-        placements = [self._open_pool(spec, its_seeds, options) for its_seeds in seeds]
-        # Only a single pool's worker has nothing to do while the policy acts.
-        self._placement = placements[0] if len(placements) == 1 else None
+        workers = [self._open_pool(spec, its_seeds, options) for its_seeds in seeds]
+        # Only a single pool's only worker has nothing to do while the policy acts.
+        is_alone = spec.pin_threads and len(workers) == len(workers[0]) == 1
+        self._lone_worker = workers[0][0] if is_alone else None
         self._env_ids = np.arange(num_envs, dtype=np.int32)
         self._find_fields(spec, self._pools[0])
 
     def _open_pool(
         self, spec: EnvironmentSpec, seeds: list[int], options: dict[str, Any]
-    ) -> Placement | None:
-        """Create one pool and place its threads."""
+    ) -> list[int]:
+        """Create one pool, place its workers, and return their thread ids."""
         with started_threads() as threads:
             pool = envpool.make_gymnasium(spec.id, seed=seeds, **options)
         self._pools.append(pool)
         with _no_cast_warnings():
             _ = pool.observation_space  # made on first use, then kept
         workers = threads[-options["num_threads"] :]  # the thread before them prepares buffers
-        return Placement(workers, _own_cores()) if spec.pin_threads else None
+        # Fewer workers than cores stay free, lest other runs on this machine take the same cores.
+        if spec.pin_threads and len(workers) == len(self._cores) > 1:
+            spread(workers, self._cores)
+        return workers
 
     def _find_fields(self, spec: EnvironmentSpec, pool: Any) -> None:
         """Note where in what a pool returns each of its fields is."""
@@ -161,7 +163,7 @@ class EnvPoolSimulator(VectorSimulator):
         return self._opened()[0].render()[0]
 
     def stepping(self) -> AbstractContextManager[None]:
-        return self._placement.shared_core() if self._placement else nullcontext()
+        return shared_core(self._lone_worker) if self._lone_worker else nullcontext()
 
     def close(self) -> None:
         self._pools = []  # EnvPool's own close() stops no thread; its destructor does
@@ -220,23 +222,3 @@ def _checked(name: str, value: Any, default: Any) -> Any:
             f"{name}={value!r} has the wrong type, expected something like {default!r}"
         )
     return value
-
-
-def _num_threads(spec: EnvironmentSpec, num_envs: int) -> int:
-    """Return the number of worker threads of this rank."""
-    if spec.num_threads is not None:
-        return spec.num_threads
-    return max(1, min(num_envs, len(_own_cores())))
-
-
-def _own_cores() -> list[int]:
-    """Return this rank's cores, as far as it can be known how many ranks share this machine."""
-    if "LOCAL_WORLD_SIZE" in os.environ:  # set by torchrun and `launch.run_ranks`
-        ranks, rank = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
-        return own_cores(max(1, ranks), rank)
-    if "SLURM_LOCALID" in os.environ and distributed.world_size() > 1:
-        if re.search("mask|map|rank|ldom", os.environ.get("SLURM_CPU_BIND", "")):
-            return own_cores(1, 0)  # srun has divided the cores already
-        tasks = re.match(r"\d+", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-        return own_cores(int(tasks[0]) if tasks else 1, int(os.environ["SLURM_LOCALID"]))
-    return own_cores(distributed.world_size(), distributed.rank())

@@ -3,6 +3,9 @@
 A step of a small pool takes as long as waking a thread on another core that has gone idle. So a
 pool's workers stay on a core each; and a single worker shares the core of the loop that it serves:
 one of the two always waits for the other. Linux only; elsewhere nothing is moved.
+
+EnvPool's own ``thread_affinity_offset`` counts the machine's cores from 0: it would put workers on
+cores that taskset, SLURM or another rank has taken from this process.
 """
 
 from __future__ import annotations
@@ -18,36 +21,13 @@ import torch
 _TASKS = Path("/proc/self/task")
 
 
-class Placement:
-    """The cores of one pool's workers.
-
-    Args:
-        workers: thread ids, see `started_threads`.
-        cores: those that are this process's own, with several ranks on the machine its share.
-    """
-
-    def __init__(self, workers: Sequence[int], cores: Sequence[int]) -> None:
-        self._worker = workers[0] if len(workers) == 1 else None
-        # Fewer workers than cores stay free, lest other runs on this machine take the same cores.
-        if len(workers) == len(cores) > 1:
-            for worker, core in zip(workers, cores, strict=True):
-                _move(worker, {core})
-
-    @contextmanager
-    def shared_core(self) -> Iterator[None]:
-        """Keep this thread and a pool's only worker on the core that this thread is on."""
-        # PyTorch's own threads would inherit the place of the one that starts them.
-        core = _current_core() if self._worker and torch.get_num_threads() == 1 else None
-        if core is None or self._worker is None:
-            yield
-            return
-        before = os.sched_getaffinity(0)
-        for thread in (0, self._worker):
-            _move(thread, {core})
-        try:
-            yield
-        finally:
-            _move(0, before)
+def own_cores(ranks: int = 1, rank: int = 0) -> list[int]:
+    """Return the share of one of several ranks of the cores that they all may use."""
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range((os.cpu_count() or 1) // ranks))
+    cores = sorted(os.sched_getaffinity(0))
+    count = len(cores) // ranks
+    return cores[rank * count : (rank + 1) * count]
 
 
 @contextmanager
@@ -58,13 +38,27 @@ def started_threads() -> Iterator[list[int]]:
     started += sorted(_threads() - before)
 
 
-def own_cores(ranks: int, rank: int) -> list[int]:
-    """Return the share of one of several ranks of the cores that they all may use."""
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range((os.cpu_count() or 1) // ranks))
-    cores = sorted(os.sched_getaffinity(0))
-    count = len(cores) // ranks
-    return cores[rank * count : (rank + 1) * count]
+def spread(threads: Sequence[int], cores: Sequence[int]) -> None:
+    """Keep as many threads as there are cores on a core each."""
+    for thread, core in zip(threads, cores, strict=True):
+        _move(thread, {core})
+
+
+@contextmanager
+def shared_core(worker: int) -> Iterator[None]:
+    """Keep this thread and a pool's only worker on the core that this thread is on."""
+    core = _current_core()
+    # PyTorch's own threads would inherit the place of the one that starts them.
+    if core < 0 or torch.get_num_threads() > 1:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    for thread in (0, worker):
+        _move(thread, {core})
+    try:
+        yield
+    finally:
+        _move(0, before)
 
 
 def _threads() -> set[int]:
@@ -76,12 +70,9 @@ def _move(thread: int, cores: Collection[int]) -> None:
         os.sched_setaffinity(thread, cores)
 
 
-def _current_core() -> int | None:
-    """Return the core that runs this thread, None where that cannot be known."""
-    if not hasattr(os, "sched_setaffinity"):
-        return None
+def _current_core() -> int:
+    """Return the core that runs this thread, -1 where that cannot be known."""
     try:
-        core = ctypes.CDLL(None).sched_getcpu()
+        return ctypes.CDLL(None).sched_getcpu()
     except (AttributeError, OSError):
-        return None
-    return core if core >= 0 else None
+        return -1

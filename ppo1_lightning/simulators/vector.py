@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest, one_line
-from ppo1_lightning.simulators.adapters import ActionAdapter, ObservationAdapter
+from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
+from ppo1_lightning.simulators.observations import ObservationAdapter
+from ppo1_lightning.simulators.placement import own_cores
 
 
 class Outcome(NamedTuple):
@@ -35,6 +37,7 @@ class VectorSimulator(Simulator):
         spec: an id that the library has (`has_id`), with the library's own options.
         seeds: one int32 seed per environment; their number is N.
         render: whether `render` will be called.
+        cores: those that the environments' threads may use, None: all of this process.
 
     Raises:
         ConfigurationError: an option, a space or a seed that cannot work.
@@ -44,11 +47,17 @@ class VectorSimulator(Simulator):
     """The library's name for messages."""
 
     def __init__(
-        self, spec: EnvironmentSpec, seeds: Sequence[int], *, render: bool = False
+        self,
+        spec: EnvironmentSpec,
+        seeds: Sequence[int],
+        *,
+        render: bool = False,
+        cores: Sequence[int] | None = None,
     ) -> None:
         checked = _check_seeds(seeds)
         observation_space, action_space = self.native_spaces(spec)
         self._id = spec.id
+        self._cores = own_cores() if cores is None else cores
         self._reward_scale = np.float32(spec.reward_scale)
         self._observations = ObservationAdapter(spec, observation_space)
         self.num_envs = len(checked)

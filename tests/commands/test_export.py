@@ -24,7 +24,7 @@ from ppo1_lightning.commands import export
 from ppo1_lightning.policies.spaces import row_space
 from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.simulators import make_adapters, make_simulator
-from ppo1_lightning.simulators.adapters import ObservationAdapter
+from ppo1_lightning.simulators.observations import ObservationAdapter
 
 
 class Spaces(gymnasium.Env[Any, Any]):

@@ -11,6 +11,7 @@ from gymnasium.spaces import Box, Discrete, flatten, unflatten
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.simulators import EnvironmentSpec, Simulator, Step, make_simulator, spaces
+from ppo1_lightning.simulators.placement import started_threads
 
 
 def roll(simulator: Simulator, num_steps: int, seed: int = 0) -> list[Step]:
@@ -226,17 +227,19 @@ def test_stepping_needs_a_reset_first():
         simulator.step(np.zeros(1, np.int64))
 
 
-def test_threads_are_shared_between_the_ranks_of_a_machine(monkeypatch):
-    from ppo1_lightning.simulators import envpool as module
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts Linux threads")
+def test_there_are_as_many_threads_as_environments_or_cores():
+    spec = EnvironmentSpec("CartPole-v1", pin_threads=False)
 
-    spec = EnvironmentSpec("CartPole-v1")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert [module._num_threads(spec, n) for n in (1, 6, 64)] == [1, 6, 8]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert [module._num_threads(spec, n) for n in (1, 6, 64)] == [1, 2, 2]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert module._num_threads(spec, 64) == 1
+    def workers(num_envs: int, cores: int) -> int:
+        with started_threads() as threads:
+            simulator = make_simulator(spec, range(num_envs), cores=range(cores))
+        simulator.close()
+        return len(threads) - 1  # one more prepares buffers
+
+    assert [workers(n, cores=8) for n in (1, 6, 64)] == [1, 6, 8]
+    assert [workers(n, cores=2) for n in (1, 6, 64)] == [1, 2, 2]
+    assert workers(64, cores=0) == 1  # there are more ranks than cores
 
 
 BAD_OPTIONS = [

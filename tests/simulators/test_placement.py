@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from ppo1_lightning import distributed
+from ppo1_lightning import RolloutDataModule, distributed
 from ppo1_lightning.simulators import EnvironmentSpec, Simulator, make_simulator
-from ppo1_lightning.simulators.envpool import _own_cores
 from ppo1_lightning.simulators.placement import own_cores, started_threads
 
 pytestmark = pytest.mark.skipif(
@@ -99,4 +99,18 @@ def test_cores_are_divided_among_the_ranks_of_a_machine(
     monkeypatch.setattr(distributed, "world_size", lambda: 8)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert _own_cores() == sorted(all_cores)[-(len(all_cores) // count) :]
+    assert own_cores(*distributed.local_ranks()) == sorted(all_cores)[-(len(all_cores) // count) :]
+
+
+def test_the_rollouts_of_a_rank_run_on_its_own_cores(
+    all_cores: set[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    data: Any = RolloutDataModule("CartPole-v1", num_envs=64, num_steps=1, total_iterations=1)
+    counters = SimpleNamespace(iterations=0)
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(counters=counters))
+    with started_threads() as threads:
+        simulator = data._make_simulator()
+    simulator.close()
+    assert len(threads) - 1 == len(all_cores) // 2

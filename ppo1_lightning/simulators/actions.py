@@ -1,0 +1,148 @@
+"""From the plain arrays of a policy's actions to those of the simulator.
+
+All simulators share it, so that a space means the same whichever library it came from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from numpy.typing import NDArray
+
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.policies.spaces import name_of
+from ppo1_lightning.simulators.base import EnvironmentSpec
+from ppo1_lightning.simulators.observations import float_box
+
+_MOST_OUTPUTS = 2**24
+
+
+class ActionAdapter:
+    """Checks a policy's actions and turns them into those of the simulator.
+
+    Policies see the simplest space that holds the same actions: Discrete and MultiDiscrete start
+    at 0, an integer Box is a MultiDiscrete, a float Box is float32, and all have one dimension.
+
+    Attributes:
+        native: the simulator's own space.
+        space: the space that policies act in.
+        offset: what is added to the policy's action, None where nothing is.
+        bounds: (lowest, highest) to which actions are clipped, None where they are not.
+
+    Raises:
+        ConfigurationError: an unsupported space.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any], num_envs: int) -> None:
+        self.native = space
+        self.offset: NDArray[np.int64] | None = None
+        self.space: Box | Discrete | MultiDiscrete | MultiBinary
+        if isinstance(space, Discrete):
+            self.space = Discrete(int(space.n))
+            self.offset = np.asarray(space.start, np.int64)
+        elif isinstance(space, MultiDiscrete):
+            self.space = MultiDiscrete(space.nvec.ravel())
+            self.offset = space.start.astype(np.int64).ravel()
+        elif isinstance(space, MultiBinary):
+            self.space = MultiBinary(int(np.prod(space.shape)))
+        elif isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
+            self.space = float_box(space, (int(np.prod(space.shape)),))
+        elif isinstance(space, Box) and np.issubdtype(space.dtype, np.integer):
+            low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
+            counts = [int(b) - int(a) + 1 for a, b in zip(low, high, strict=True)]
+            # more than int64 has would wrap around; they are refused below
+            self.space = MultiDiscrete(np.minimum(counts, 2**31).astype(np.int64))
+            self.offset = low
+        else:
+            raise ConfigurationError(
+                f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
+                "Discrete, MultiDiscrete or MultiBinary"
+            )
+        _check_size(spec, space, self.space)
+        # What never changes is looked up here: a call costs as much as a third of the simulation.
+        box = self.space if isinstance(self.space, Box) else None
+        self._shape = (num_envs, *(self.space.shape or ()))
+        self._kinds = "f" if box else "iub" if isinstance(self.space, MultiBinary) else "iu"
+        self._counts = None if isinstance(self.space, Box) else _counts(self.space)
+        self.bounds = _inner_bounds(space) if isinstance(space, Box) and spec.clip_actions else None
+        self._native_shape = (num_envs, *(space.shape or ()))
+        self._native_dtype = space.dtype
+
+    def __call__(self, action: NDArray[Any]) -> NDArray[Any]:
+        """Return a new array of the simulator's actions; ``action`` itself is never changed.
+
+        Args:
+            action: [num_envs, *space.shape]; integers, for a Box floats.
+
+        Raises:
+            ConfigurationError: a wrong shape or dtype, a value out of range or not finite.
+        """
+        if action.shape != self._shape or action.dtype.kind not in self._kinds:
+            raise self._of_wrong_kind(action)
+        good = self._good(action)
+        if not good.all():
+            raise self._out_of_range(action, good)
+        if self.bounds is not None:
+            action = np.clip(action, *self.bounds)
+        if self.offset is not None:
+            action = action + self.offset
+        # A copy always: an environment may keep or change the array that it is given.
+        native = action.astype(self._native_dtype)
+        return native if self._native_shape == self._shape else native.reshape(self._native_shape)
+
+    def _good(self, action: NDArray[Any]) -> NDArray[np.bool_]:
+        if self._counts is None:
+            return np.isfinite(action)
+        return (action >= 0) & (action < self._counts)
+
+    def _of_wrong_kind(self, action: NDArray[Any]) -> ConfigurationError:
+        if action.shape != self._shape:
+            return ConfigurationError(
+                f"action has the shape {action.shape}, expected {self._shape}: one {self.space} "
+                f"for each of {self._shape[0]} environments"
+            )
+        expected = "floats" if self._counts is None else "integers"
+        return ConfigurationError(
+            f"action has the dtype {action.dtype}, expected {expected} for {self.space}"
+        )
+
+    def _out_of_range(self, action: NDArray[Any], good: NDArray[np.bool_]) -> ConfigurationError:
+        row = int(np.argwhere(~good)[0][0])
+        counts = self._counts
+        expected = "a finite number" if counts is None else f"0 to {(counts - 1).tolist()}"
+        return ConfigurationError(
+            f"action {action[row].tolist()} of environment {row} is out of range, "
+            f"expected {expected} ({self.space})"
+        )
+
+
+def _check_size(spec: EnvironmentSpec, native: gymnasium.Space[Any], space: Any) -> None:
+    """Raise `ConfigurationError` where a policy would have no output, or too many for a network."""
+    size = int(np.prod(space.shape)) if isinstance(space, Box) else int(np.sum(_counts(space)))
+    if not 1 <= size <= _MOST_OUTPUTS:
+        raise ConfigurationError(
+            f"environment {spec.id!r} has the action space {name_of(native)} of {size} choices or "
+            f"numbers, expected 1 to {_MOST_OUTPUTS}: the policy has an output for each"
+        )
+
+
+def _counts(space: Discrete | MultiDiscrete | MultiBinary) -> NDArray[np.int64]:
+    """Return how many values each part of an action has: [] or [*space.shape]."""
+    if isinstance(space, MultiDiscrete):
+        return space.nvec
+    return np.asarray(space.n if isinstance(space, Discrete) else 2, np.int64)
+
+
+def _inner_bounds(space: Box) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Return the bounds of a float Box as float32 [size] that lie within, None for integers."""
+    if not np.issubdtype(space.dtype, np.floating):
+        return None
+    ours = float_box(space, (int(np.prod(space.shape)),))
+    low, high = space.low.ravel(), space.high.ravel()
+    return (
+        np.where(ours.low < low, np.nextafter(ours.low, np.float32(np.inf)), ours.low),
+        np.where(ours.high > high, np.nextafter(ours.high, np.float32(-np.inf)), ours.high),
+    )
