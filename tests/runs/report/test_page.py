@@ -78,18 +78,21 @@ def test_page_of_a_sweep(tmp_path: Path) -> None:
     assert "2 configurations by algo.clip_coef" in page.words
 
 
-def test_labels_stand_apart_near_the_ends_of_their_lines(tmp_path: Path) -> None:
-    path = make(write_sweep(tmp_path, seeds=1, clips=(0.1, 0.101, 0.102, 0.05)))
+@pytest.mark.parametrize("clips", [(0.1, 0.101), (0.1, 0.101, 0.102, 0.103)])
+def test_labels_stand_apart_near_the_ends_of_their_lines(
+    tmp_path: Path, clips: tuple[float, ...]
+) -> None:
+    path = make(write_sweep(tmp_path, seeds=1, clips=(*clips, 0.05)))
     layout = _Content(path).charts[0]["layout"]
     low, high = layout["yaxis"]["range"]
     gap = 17 / (layout["height"] - 52) * (high - low)  # of 17 pixels
     found = {label["text"]: label["y"] for label in layout["annotations"]}
-    assert list(found) == [f"clip_coef {clip}" for clip in (0.05, 0.1, 0.101, 0.102)]
+    assert list(found) == [f"clip_coef {clip}" for clip in (0.05, *clips)]
     assert found["clip_coef 0.05"] == pytest.approx(11)  # alone, so where its line ends
-    # the middle one of three stays, unless the highest would leave the chart
-    highest = min(21.2 + gap, high)
-    expected = [highest - 2 * gap, highest - gap, highest]
-    assert list(found.values())[1:] == pytest.approx(expected)
+    # around the middle of the others' ends; four of them would leave the chart
+    highest = 21.1 + gap / 2 if len(clips) == 2 else high
+    expected = [highest - gap * below for below in range(len(clips))]
+    assert list(found.values())[:0:-1] == pytest.approx(expected)
 
 
 def test_page_needs_no_network(tmp_path: Path) -> None:
