@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppo1_lightning.errors import ConfigurationError, check_choice, nearest
-from ppo1_lightning.runs.report.runs import find_runs
-
-FORMATS = ("html", "png", "svg", "pdf")
+from ppo1_lightning.errors import ConfigurationError, nearest
+from ppo1_lightning.runs.report import make_report
 
 USAGE = """\
 python -m ppo1_lightning report FOLDER [FOLDER ...] [format=html|png|svg|pdf] [output=FILE]
@@ -58,40 +55,3 @@ def parse(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     if not folders:
         raise ConfigurationError("there is no folder to report on, expected that of a run or sweep")
     return folders, options
-
-
-def make_report(folders: Sequence[Path], format: str = "", output: str = "") -> Path:
-    """Write the report of all runs in ``folders`` and return where it is.
-
-    Args:
-        folders: of runs or sweeps.
-        format: one of `FORMATS`; by default what ``output`` ends with, or HTML.
-        output: the file; by default ``report.FORMAT`` in the folder that all ``folders`` are in.
-
-    Raises:
-        ConfigurationError: there is no run, no such format, ``output`` ends in another, the file
-            cannot be written, or the extra ``report`` is missing.
-    """
-    ending = Path(output).suffix[1:]
-    format = format or ending or FORMATS[0]
-    check_choice("format", format, FORMATS)
-    if output and ending != format:
-        raise ConfigurationError(f"output={output} does not end in the format, expected .{format}")
-    runs = find_runs(folders)
-    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    near = common.is_relative_to(Path.cwd())
-    default = (Path(os.path.relpath(common)) if near else common) / f"report.{format}"
-    path = Path(output) if output else default
-    try:
-        if format == "html":
-            from ppo1_lightning.runs.report.page import write_page as write
-        else:
-            from ppo1_lightning.runs.report.figure import write_figure as write
-        write(runs, path)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"the report needs {error.name}: pip install 'ppo1-lightning[report]'"
-        ) from error
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written ({error.strerror or error})") from error
-    return path

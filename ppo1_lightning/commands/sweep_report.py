@@ -37,7 +37,7 @@ def write() -> None:
     folder, _folder = _folder, None
     if folder is None or not folder.is_dir():
         return
-    from ppo1_lightning.commands.report import make_report
+    from ppo1_lightning.runs.report import make_report
 
     try:
         print(f"report of the sweep: {make_report([folder])}", flush=True)

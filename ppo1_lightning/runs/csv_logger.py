@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ class CSVLogger(Logger):
 
     Existing rows stay, and new ones are appended, except that a run which is continued from a
     checkpoint first cuts off the rows after it (``purge_step``): their iterations are done again.
-    A row costs one short append; only a metric that is new to the file makes it be rewritten,
-    once, with a new last column. Missing values are empty, NaN is ``nan``.
+    A row costs one short append; only the first one, and a metric that is new to the file (the
+    first evaluation's), make it be rewritten, the metric as the last column. Missing values are
+    empty, NaN is ``nan``.
 
     Args:
         save_dir: folder of the run.
@@ -45,7 +47,7 @@ class CSVLogger(Logger):
         super().__init__()
         self._purge_step = purge_step
         self._save_dir, self._name, self._version = os.fspath(save_dir), name, version
-        self._columns: list[str] | None = None  # None until the file was looked at
+        self._columns: list[str] = []  # none until the first row
 
     @property
     def name(self) -> str:
@@ -63,19 +65,9 @@ class CSVLogger(Logger):
         return self._save_dir
 
     @property
-    def root_dir(self) -> str:
-        """Folder of this logger."""
-        return os.path.join(self._save_dir, self._name)
-
-    @property
-    def log_dir(self) -> str:
-        """Folder of the file."""
-        return os.path.join(self.root_dir, self._version)
-
-    @property
     def path(self) -> Path:
         """The file."""
-        return Path(self.log_dir) / "metrics.csv"
+        return Path(self._save_dir, self._name, self._version, "metrics.csv")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -88,25 +80,19 @@ class CSVLogger(Logger):
         """
         row = {X_AXIS: step} | {name: _plain(value) for name, value in metrics.items()}
         try:
-            self._append(row)
+            if not row.keys() <= set(self._columns):
+                self._columns = self._rewrite(row)
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                _writer(file).writerow([row.get(name) for name in self._columns])
         except OSError as error:
             raise StorageError(
                 f"{self.path} could not be written ({error.strerror or error})"
             ) from error
 
-    def _append(self, row: dict[str, Any]) -> None:
-        if self._columns is None:
-            self._columns = self._open()
-        new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns = self._rewrite([*self._columns, *new])
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            _writer(file).writerow([row.get(name) for name in self._columns])
-
     @rank_zero_only
     def save(self) -> None:
         """Put the rows so far on the disk itself, out of reach of a power cut."""
-        if self._columns is not None:
+        if self._columns:
             with self.path.open("rb+") as file:
                 os.fsync(file.fileno())
 
@@ -114,40 +100,26 @@ class CSVLogger(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the configuration is saved with the run."""
 
-    def _open(self) -> list[str]:
-        """Create the folder, cut off a row that a crash left half written, return the columns."""
+    def _rewrite(self, new: Iterable[str]) -> list[str]:
+        """Replace the file by one with ``new`` columns too, and return all; the x axis is first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            return []
-        text = self.path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):
-            os.truncate(self.path, whole)
-        with self.path.open(newline="", encoding="utf-8") as file:
-            columns = next(csv.reader(file), [])
-        return self._rewrite(columns) if self._purge_step is not None and columns else columns
-
-    def _is_kept(self, row: Mapping[str, str]) -> bool:
-        step = row.get(X_AXIS)
-        return self._purge_step is None or not step or float(step) < self._purge_step
-
-    def _rewrite(self, columns: list[str]) -> list[str]:
-        """Rewrite the file under this header and return its columns, the x axis first."""
-        columns.sort(key=lambda name: name != X_AXIS)  # stable
-        rows: list[dict[str, str]] = []
-        if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file, restval="") if self._is_kept(row)]
+        text = self.path.read_text("utf-8", "replace") if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a crash may have left half a row
+        reader = csv.DictReader(io.StringIO(whole), restval="")
+        columns = list(dict.fromkeys([X_AXIS, *(reader.fieldnames or ()), *new]))
+        rows = [[row.get(name, "") for name in columns] for row in reader if self._is_kept(row)]
         self._purge_step = None  # done
         temporary = self.path.with_suffix(".csv.tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = _writer(file)
-            writer.writerow(columns)
-            writer.writerows([row.get(name, "") for name in columns] for row in rows)
+            _writer(file).writerows([columns, *rows])
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
         return columns
+
+    def _is_kept(self, row: Mapping[str, str]) -> bool:
+        step = row.get(X_AXIS)
+        return self._purge_step is None or not step or float(step) < self._purge_step
 
 
 def _plain(value: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ppo1_lightning import simulators
-from ppo1_lightning.errors import ConfigurationError, StorageError
+from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
 from ppo1_lightning.rollouts.evaluation import Player
 from ppo1_lightning.rollouts.seeding import environment_seeds, generator
 from ppo1_lightning.simulators.base import EnvironmentSpec
@@ -105,94 +106,55 @@ def write_videos(pictures: Iterable[Picture], *paths: Path, fps: int = 30) -> No
         ConfigurationError: the extra ``video`` is not installed.
         StorageError: a file cannot be written.
     """
-    writers = [_Writer(path, fps) for path in paths]
+    check_installed()
+    padded = (_even(picture) for picture in pictures)
+    if (first := next(padded, None)) is None:
+        return
+    with ExitStack() as files:
+        adds = [files.enter_context(_encoder(path, first.shape, fps)) for path in paths]
+        for picture in chain([first], padded):
+            for add in adds:
+                add(picture)
+
+
+@contextmanager
+def _encoder(path: Path, shape: tuple[int, ...], fps: int) -> Iterator[Callable[[Picture], Any]]:
+    """Give what adds a picture to a file; its process is FFmpeg's."""
+    import imageio_ffmpeg
+
+    codec: dict[str, Any] = {"codec": "libx264", "output_params": _H264}
+    if path.suffix == ".gif":
+        filters = f"framestep={-(-fps // GIF_FPS)},{_PALETTE}"
+        codec = {"codec": "gif", "pix_fmt_out": "pal8", "output_params": ["-lavfi", filters]}
+    temporary = path.with_name(f".tmp_{path.name}")
     try:
-        for picture in pictures:
-            for writer in writers:
-                writer.add(picture)
-        for writer in writers:
-            writer.finish()
-    finally:
-        for writer in writers:
-            writer.abandon()
-
-
-class _Writer:
-    """One file, encoded by a process of FFmpeg's."""
-
-    def __init__(self, path: Path, fps: int) -> None:
-        check_installed()
-        self._path, self._is_gif = path, path.suffix == ".gif"
-        self._every = -(-fps // GIF_FPS) if self._is_gif else 1
-        self._fps = fps / self._every
-        self._temporary = path.with_name(f".tmp_{path.name}")
-        self._count = 0
-        self._process: Any = None
-
-    def add(self, picture: Picture) -> None:
-        self._count += 1
-        if (self._count - 1) % self._every:
-            return
-        picture = _even(picture)  # H.264 stores colours for squares of four pixels
-        try:
-            if self._process is None:
-                self._process = self._start(picture.shape[1], picture.shape[0])
-            self._process.send(np.ascontiguousarray(picture))
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _start(self, width: int, height: int) -> Iterator[Any]:
-        import imageio_ffmpeg
-
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary.write_bytes(
-            b""
-        )  # says why where it cannot be written: FFmpeg's pipe only breaks
-        kind: dict[str, Any] = {"codec": "libx264", "output_params": _H264}
-        if self._is_gif:
-            kind = {
-                "codec": "gif",
-                "pix_fmt_out": "pal8",
-                "output_params": ["-filter_complex", _PALETTE],
-            }
-        process = imageio_ffmpeg.write_frames(
-            str(self._temporary),
-            (width, height),
-            fps=self._fps,  # type: ignore[arg-type]  # FFmpeg takes fractions
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(b"")  # tells why it cannot be: FFmpeg's pipe only breaks
+        frames = imageio_ffmpeg.write_frames(
+            str(temporary),
+            shape[1::-1],
+            fps=fps,
             macro_block_size=1,
             ffmpeg_log_level="error",
-            **kind,
+            **codec,
         )
-        process.send(None)
-        return process
-
-    def finish(self) -> None:
-        if self._process is None:
-            return
-        self._process.close()
-        try:
-            if not self._temporary.stat().st_size:
-                raise OSError("nothing was written")
-            os.replace(self._temporary, self._path)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def abandon(self) -> None:
-        if self._process is not None:
-            self._process.close()
-        with suppress(OSError):  # there is none where its folder could not be made
-            self._temporary.unlink()
-
-    def _failure(self, error: OSError) -> StorageError:
-        reason = error.strerror or str(error).strip().splitlines()[0]
-        return StorageError(f"{self._path} could not be written ({reason})")
+        with closing(frames):
+            frames.send(None)  # starts the process
+            yield frames.send
+        if not temporary.stat().st_size:
+            raise OSError("nothing was written")
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise StorageError(f"{path} could not be written ({reason})") from error
+    finally:
+        with suppress(OSError):  # there is none where it was put in place, or never made
+            temporary.unlink()
 
 
 def _even(picture: Picture) -> Picture:
-    """Repeat the last row and column where their number is odd."""
+    """Repeat the last row and column where their number is odd: H.264 halves both for colours."""
     height, width = picture.shape[:2]
-    if height % 2 == width % 2 == 0:
-        return picture
     return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), "edge")
 
 

@@ -110,6 +110,7 @@ def test_videos_hold_the_pictures(tmp_path: Path) -> None:
         assert np.abs(difference).mean() < 12  # lossy
     with Image.open(gif) as image:
         assert (image.size, getattr(image, "n_frames", 1)) == ((22, 32), 6)  # every other one
+        assert image.info["duration"] == 40  # ms: it lasts as long as the film
     assert sorted(path.name for path in mp4.parent.iterdir()) == ["a.gif", "a.mp4"]
 
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from ppo1_lightning.runs.report.groups import COLOURS, Group
 from ppo1_lightning.runs.report.runs import SCORE, Run
 from ppo1_lightning.runs.report.statistics import Floats, common_grid, mean_and_interval, resample
 
-EVALUATION = "evaluation/return_mean"
-"""The column of evaluations while training, where they are on."""
-
 X_AXES = {"env_steps": "environment steps", "seconds": "wall time of training"}
 
 LABEL_LENGTH = 32
 """Characters at the end of a line."""
+
+EVALUATION = ("evaluation/return_mean", "Return in evaluation", "whole episodes, frozen policy")
 
 DIAGNOSTICS = (
     ("loss/surrogate", "Policy loss", "clipped surrogate, negated, after the update"),
@@ -39,6 +40,14 @@ DIAGNOSTICS = (
 )
 """Columns, their titles and what they show."""
 
+SPEED = (
+    "steps_per_second",
+    "Steps per second",
+    "environment steps over wall time, between two rows of metrics",
+)
+
+_FROM_ZERO = ("kl", "clip_fraction", "steps_per_second", "learning_rate")
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -47,7 +56,29 @@ class Chart:
     title: str
     subtitle: str
     figure: Mapping[str, Any]
-    height: int
+
+
+@dataclass(frozen=True)
+class Section:
+    """The charts of one environment: those of which some run has the column."""
+
+    env: str
+    curves: list[Chart]
+    diagnostics: list[Chart]
+    throughput: list[Chart]
+
+
+def section_of(groups: Sequence[Group], env: str) -> Section:
+    """Return the charts of one environment, a line for each group."""
+    large, small = (partial(_chart, groups, env, height=height) for height in (340, 210))
+    returns = "mean of the last 100 training episodes"
+    curves = [
+        large(SCORE, f"Return over {X_AXES[axis]}", returns, x_axis=axis, labels=len(groups) > 1)
+        for axis in X_AXES
+    ]
+    diagnostics = [small(*row) for row in DIAGNOSTICS]
+    parts = [*curves, large(*EVALUATION)], diagnostics, [small(*SPEED)]
+    return Section(env, *([chart for chart in part if chart is not None] for part in parts))
 
 
 @dataclass(frozen=True)
@@ -71,59 +102,49 @@ def curve_of(runs: Sequence[Run], column: str, x_axis: str) -> Curve | None:
     if not runs:
         return None
     grid = common_grid([run.column(x_axis)[np.isfinite(run.column(column))] for run in runs])
+    stays = [x_axis == "seconds" and run.share >= 1 for run in runs]
     curves = np.stack(
         [
             resample(
                 run.column(x_axis),
                 run.column(column),
                 grid,
-                right=run.last(column) if x_axis == "seconds" and run.share >= 1 else np.nan,
+                right=run.last(column) if stay else np.nan,
             )
-            for run in runs
+            for run, stay in zip(runs, stays, strict=True)
         ]
     )
-    mean, low, high = mean_and_interval(curves)
-    return Curve(grid, mean, low, high, np.asarray(np.isfinite(curves).all(0)))
+    return Curve(grid, *mean_and_interval(curves), np.asarray(np.isfinite(curves).all(0)))
 
 
-def learning_curve(groups: Sequence[Group], env: str, x_axis: str, *, height: int = 340) -> Chart:
-    """Return the mean return of each group, labelled at the end of its line."""
-    title = f"Return over {X_AXES[x_axis]}"
-    chart = line_chart(groups, env, SCORE, x_axis, height=height, labels=len(groups) > 1)
-    return Chart(title, "mean of the last 100 training episodes", chart, height)
-
-
-def line_chart(
+def _chart(
     groups: Sequence[Group],
     env: str,
     column: str,
-    x_axis: str = "env_steps",
+    title: str,
+    subtitle: str,
     *,
     height: int,
+    x_axis: str = "env_steps",
     labels: bool = False,
-) -> dict[str, Any]:
-    """Return a line with its interval for each group; empty where no run has the column."""
-    curves = [(g, c) for g in groups if (c := curve_of(g.of(env), column, x_axis)) is not None]
-    if not curves:
-        return {}
-    curves.sort(key=lambda pair: (pair[0].colour is not None, -(pair[0].colour or 0)))
-    last = max(float(np.nanmax(curve.x)) for _, curve in curves)
+) -> Chart | None:
+    """Return a line with its interval for each group, None where no run has the column."""
+    lines = [(g, c) for g in groups if (c := curve_of(g.of(env), column, x_axis)) is not None]
+    if not lines:
+        return None
+    lines.sort(key=lambda line: (line[0].colour is not None, -(line[0].colour or 0)))
+    last = max(float(curve.x[-1]) for _, curve in lines)
     unit, unit_name = _time_unit(last) if x_axis == "seconds" else (1.0, "")
-    low, high = _y_range(column, [curve for _, curve in curves])
+    low, high = _y_range(column, [curve for _, curve in lines])
     log = column == "loss/value" and low > 0 and high / low > 100
-    traces: list[dict[str, Any]] = []
-    ends: list[tuple[float, Group]] = []
-    for group, curve in curves:
-        traces += _traces(group, curve, unit, opacity="26" if len(curves) <= 4 else "18")
-        if group.colour is not None:
-            ends.append((float(curve.mean[np.isfinite(curve.mean)][-1]), group))
+    opacity = "26" if len(lines) <= 4 else "18"
     layout: dict[str, Any] = {
         "height": height,
         "margin": {"l": 56, "r": 16, "t": 8, "b": 44},
         "showlegend": False,
-        "hovermode": "x unified" if len(curves) <= COLOURS else "closest",
+        "hovermode": "x unified" if len(lines) <= COLOURS else "closest",
         "xaxis": {
-            "title": {"text": f"{X_AXES[x_axis]}{f', {unit_name}' if unit_name else ''}"},
+            "title": {"text": X_AXES[x_axis] + unit_name},
             "range": [0, last / unit * 1.005],
             "hoverformat": ",.4~s" if x_axis == "env_steps" else ".3~f",
         },
@@ -132,21 +153,20 @@ def line_chart(
             **({"tickformat": "~s"} if max(-low, high) >= 2000 else {}),
         },
     }
-    if labels and ends:
-        layout["annotations"] = _end_labels(ends, low, high, height - 52)
-        layout["margin"]["r"] = 24 + round(6.6 * max(len(_end_label(g)) for _, g in ends))
-    return {"data": traces, "layout": layout}
+    if labels:
+        layout["annotations"] = _end_labels(lines, low, high, height - 52)
+        length = max((len(label["text"]) for label in layout["annotations"]), default=0)
+        layout["margin"]["r"] = 24 + round(6.6 * length)
+    data = [trace for group, curve in lines for trace in _traces(group, curve, unit, opacity)]
+    return Chart(title, subtitle, {"data": data, "layout": layout})
 
 
-def _traces(group: Group, curve: Curve, unit: float, *, opacity: str) -> list[dict[str, Any]]:
-    muted = group.colour is None
-    colour = "@muted-line" if muted else f"@c{group.colour}"
-    # the second half of the palette is dashed as well, for who tells fewer colours apart
-    dash = "dash" if group.colour is not None and group.colour >= COLOURS // 2 else "solid"
-    x = curve.x / unit
-    band = np.isfinite(curve.low)
+def _traces(group: Group, curve: Curve, unit: float, opacity: str) -> list[dict[str, Any]]:
+    """Return a group's band, and its line: dotted where not all of its runs count."""
+    colour = "@muted-line" if group.colour is None else f"@c{group.colour}"
+    x, band = curve.x / unit, np.isfinite(curve.low)
     traces: list[dict[str, Any]] = []
-    if band.any() and not muted:
+    if band.any() and group.colour is not None:
         traces.append(
             {
                 "x": _rounded(np.concatenate([x[band], x[band][::-1]])),
@@ -158,18 +178,16 @@ def _traces(group: Group, curve: Curve, unit: float, *, opacity: str) -> list[di
                 "hoverinfo": "skip",
             }
         )
-    line = {"color": colour, "width": 1 if muted else 2}
-    common = {
-        "mode": "lines",
-        "name": group.label,
-        "hovertemplate": "%{y:.4~g}" + ("<extra>" + group.label.replace("<", "&lt;") + "</extra>"),
-    }
+    dash = "dash" if group.dashed else "solid"
+    name = group.label.replace("<", "&lt;")
+    common = {"name": group.label, "hovertemplate": f"%{{y:.4~g}}<extra>{name}</extra>"}
     partly = ~curve.complete
     joined = partly | np.r_[partly[1:], False] | np.r_[False, partly[:-1]]  # to the solid parts
     for where, style in ((curve.complete, dash), (joined & partly.any(), "dot")):
         if where.any():
+            line = {"color": colour, "width": 1 if group.colour is None else 2, "dash": style}
             y = _rounded(np.where(where, curve.mean, np.nan))
-            traces.append({**common, "x": _rounded(x), "y": y, "line": {**line, "dash": style}})
+            traces.append({**common, "mode": "lines", "x": _rounded(x), "y": y, "line": line})
     if len(x) == 1:
         traces[-1] |= {"mode": "markers", "marker": {"color": colour, "size": 7}}
     return traces
@@ -177,47 +195,42 @@ def _traces(group: Group, curve: Curve, unit: float, *, opacity: str) -> list[di
 
 def _y_range(column: str, curves: Sequence[Curve]) -> tuple[float, float]:
     """Return the range of the y axis: all of a score, no outliers of anything else."""
-    parts = [part for c in curves for part in (c.mean, c.low, c.high)]
-    values = np.concatenate(parts)
-    values = values[np.isfinite(values)]
-    low, high = np.percentile(values, (0, 100) if column == SCORE else (0.5, 99.5))
+    values = np.concatenate([part for c in curves for part in (c.mean, c.low, c.high)])
+    edges = (0, 100) if column == SCORE else (0.5, 99.5)
+    low, high = np.percentile(values[np.isfinite(values)], edges)
     if column == "explained_variance":
         low, high = max(low, -1.0), max(high, 0.0)
-    elif low >= 0 and column in ("kl", "clip_fraction", "steps_per_second", "learning_rate"):
+    elif low >= 0 and column in _FROM_ZERO:
         low = 0.0
-    span = (high - low) or abs(high) or 1.0
-    bottom = 0.0 if low == 0 else low - 0.06 * span
-    return float(bottom), float(high + 0.06 * span)
+    margin = 0.06 * ((high - low) or abs(high) or 1.0)
+    return float(low - margin if low else 0.0), float(high + margin)
 
 
 def _end_labels(
-    ends: Sequence[tuple[float, Group]], low: float, high: float, pixels: int
+    lines: Sequence[tuple[Group, Curve]], low: float, high: float, pixels: int
 ) -> list[dict[str, Any]]:
-    """Return a label right of each line's end, moved apart where lines end close together."""
-    gap = 17 * (high - low) / pixels
-    ordered = sorted(ends, key=lambda end: end[0])
-    places = [value for value, _ in ordered]
-    for _ in range(200):  # push neighbours apart until none overlap
-        for i in range(len(places) - 1):
-            lack = gap - (places[i + 1] - places[i])
-            if lack > 1e-9 * gap:
-                places[i] -= lack / 2
-                places[i + 1] += lack / 2
-        lift = max(low - places[0], 0.0) if places else 0.0
-        drop = max(places[-1] - high, 0.0) if places else 0.0
-        places = [place + lift - drop for place in places]
+    """Return a label right of each coloured line's end, moved apart where they would overlap."""
+    ends = [(c.mean[np.isfinite(c.mean)][-1], g) for g, c in lines if g.colour is not None]
+    if not ends:
+        return []
+    ends.sort(key=lambda end: end[0])
+    # A label's place is at least a gap above the one below it, and else as near to its line as can
+    # be: without the gaps the places only rise.
+    gaps = 17 * (high - low) / pixels * np.arange(len(ends))
+    places = isotonic_regression(np.array([value for value, _ in ends]) - gaps).x
+    places = np.clip(places, low, max(low, high - gaps[-1])) + gaps
     return [
         {
             "x": 1,
             "xref": "paper",
             "xanchor": "left",
             "xshift": 8,
-            "y": place,
+            "y": float(place),
             "text": _end_label(group).replace("<", "&lt;"),
             "showarrow": False,
             "font": {"color": f"@c{group.colour}", "size": 12},
         }
-        for place, (_, group) in zip(places, ordered, strict=True)
+        for place, (_, group) in zip(places, ends, strict=True)
     ]
 
 
@@ -230,8 +243,8 @@ def _end_label(group: Group) -> str:
 def _time_unit(seconds: float) -> tuple[float, str]:
     for unit, name in ((3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * unit:
-            return unit, name
-    return 1.0, "seconds"
+            return unit, f", {name}"
+    return 1.0, ", seconds"
 
 
 def _rounded(values: Floats) -> list[float | None]:

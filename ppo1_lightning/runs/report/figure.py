@@ -9,13 +9,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.runs.report.charts import curve_of
-from ppo1_lightning.runs.report.groups import COLOURS, Group, environments, make_groups
+from ppo1_lightning.runs.report.groups import Group, environments, make_groups
 from ppo1_lightning.runs.report.runs import SCORE, Run
 
 PALETTE = ("#0067a8", "#c04a00", "#007a58", "#a0447d", "#5459c4", "#8a6400", "#137a92", "#666b73")
@@ -49,9 +48,7 @@ def write_figure(runs: Sequence[Run], path: Path) -> None:
         ConfigurationError: no episode has ended in any run.
     """
     groups = make_groups(runs)
-    envs = [
-        env for env in environments(runs) if any(np.isfinite(r.score) for r in runs if r.env == env)
-    ]
+    envs = environments([run for run in runs if np.isfinite(run.score)])
     if not envs:
         raise ConfigurationError("no episode has ended in any of the runs: there is no curve")
     with mpl.rc_context(STYLE):
@@ -59,7 +56,6 @@ def write_figure(runs: Sequence[Run], path: Path) -> None:
         rows = -(-len(envs) // columns)
         size = (5.2, 3.2) if len(envs) == 1 else (2.9 * columns, 2.3 * rows)
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, env in zip(panels, envs, strict=False):
             _draw(panel, groups, env)
@@ -67,19 +63,11 @@ def write_figure(runs: Sequence[Run], path: Path) -> None:
             panel.axis("off")
         for panel in panels[::columns]:
             panel.set_ylabel("return, last 100 episodes")
-        handles = {
-            label: line
-            for p in panels
-            for line, label in zip(*p.get_legend_handles_labels(), strict=True)
-        }
         if len(groups) > 1:
-            figure.legend(
-                handles.values(),
-                handles.keys(),
-                loc="outside lower center",
-                ncols=min(len(handles), 4),
-                frameon=False,
-            )
+            lines = [line for panel in panels for line in panel.lines]
+            named = {str(line.get_label()): line for line in lines if line.get_label()[0] != "_"}
+            place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
+            figure.legend(named.values(), named.keys(), ncols=min(len(named), 4), **place)
         figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -90,10 +78,10 @@ def _draw(panel: Axes, groups: Sequence[Group], env: str) -> None:
             continue
         look: dict[str, Any] = {"color": GREY, "linewidth": 0.6}
         if group.colour is not None:
-            dashes = "dashed" if group.colour >= COLOURS // 2 else "solid"
-            look = {"color": PALETTE[group.colour], "linewidth": 1.3, "linestyle": dashes}
-            look["label"] = group.label
-            band = {"color": look["color"], "alpha": 0.16, "linewidth": 0}
+            colour = PALETTE[group.colour]
+            look = {"color": colour, "linewidth": 1.3, "label": group.label}
+            look["linestyle"] = "dashed" if group.dashed else "solid"
+            band = {"color": colour, "alpha": 0.16, "linewidth": 0}
             panel.fill_between(curve.x, curve.low, curve.high, **band)
         panel.plot(curve.x, curve.mean, **look)
     panel.set_title(env, loc="left")

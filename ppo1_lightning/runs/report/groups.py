@@ -41,6 +41,11 @@ class Group:
     colour: int | None
     runs: tuple[Run, ...]
 
+    @property
+    def dashed(self) -> bool:
+        """Of the palette's second half, which is dashed for who tells fewer colours apart."""
+        return self.colour is not None and self.colour >= COLOURS // 2
+
     def of(self, env: str) -> list[Run]:
         """Return the runs on one environment."""
         return [run for run in self.runs if run.env == env]
@@ -88,30 +93,36 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         by_values.setdefault(tuple(value_of(run, key) for key in keys), []).append(run)
     ordered = sorted(by_values, key=lambda values: [_in_order(value) for value in values])
-    labels = [_label(keys, values, by_values[values]) for values in ordered]
-    short = [", ".join(values) for values in ordered]
-    members = [tuple(by_values[values]) for values in ordered]
-    return [Group(*group) for group in zip(labels, short, _colours(members), members, strict=True)]
+    colours = _colours([by_values[values] for values in ordered])
+    return [
+        Group(
+            _label(keys, values, by_values[values]),
+            ", ".join(values),
+            colour,
+            tuple(by_values[values]),
+        )
+        for values, colour in zip(ordered, colours, strict=True)
+    ]
 
 
 def _colours(members: Sequence[Sequence[Run]]) -> list[int | None]:
     """Return a colour for each group, or for the best ones where the colours do not go round."""
     if len(members) <= COLOURS:
         return list(range(len(members)))
-    mean_scores = [_mean_scaled_score(runs, members) for runs in members]
-    best = sorted(range(len(members)), key=lambda group: -mean_scores[group])[:HIGHLIGHTED]
+    scales = scales_of([run for group in members for run in group])
+
+    def mean_scaled_score(runs: Sequence[Run]) -> float:
+        known = [scales[run.env](run.score) for run in runs if math.isfinite(run.score)]
+        return sum(known) / len(known) if known else -math.inf
+
+    ranked = sorted(range(len(members)), key=lambda group: -mean_scaled_score(members[group]))
+    best = ranked[:HIGHLIGHTED]
     return [best.index(group) if group in best else None for group in range(len(members))]
 
 
-def _mean_scaled_score(runs: Sequence[Run], members: Sequence[Sequence[Run]]) -> float:
-    scales = scales_of([run for group in members for run in group])
-    known = [scales[run.env](run.score) for run in runs if math.isfinite(run.score)]
-    return sum(known) / len(known) if known else -math.inf
-
-
-def scales_of(runs: Sequence[Run]) -> dict[str, Callable[[float], float]]:
-    """Return for each environment what maps its lowest score to 0 and its highest to 1."""
-    scales: dict[str, Callable[[float], float]] = {}
+def scales_of(runs: Sequence[Run]) -> dict[str, Callable[[Any], Any]]:
+    """Return for each environment what maps its lowest score to 0, its highest to 1."""
+    scales: dict[str, Callable[[Any], Any]] = {}
     for env in environments(runs):
         known = [run.score for run in runs if run.env == env and math.isfinite(run.score)]
         low, span = (min(known), (max(known) - min(known)) or 1.0) if known else (0.0, 1.0)

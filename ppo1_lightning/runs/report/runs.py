@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -102,6 +104,11 @@ class Run:
         return self.last(SCORE)
 
     @property
+    def best(self) -> float:
+        """The highest mean return, NaN without one."""
+        return float(np.nanmax(self.column(SCORE))) if math.isfinite(self.score) else math.nan
+
+    @property
     def speed(self) -> float:
         """Median of the rows' steps per second."""
         speed = self.column("steps_per_second")
@@ -113,6 +120,15 @@ class Run:
         given = ((key, self.config.get(key)) for key in _BUDGETS)
         limits = ((key, limit) for key, limit in given if isinstance(limit, int | float))
         return next(limits, None)
+
+    @property
+    def status(self) -> str:
+        """How far it is, in words."""
+        if not len(self.steps):
+            return "no rows"
+        if math.isnan(self.share):
+            return "unknown"
+        return "finished" if self.share >= 1 else f"{math.floor(100 * self.share)} % done"
 
     @property
     def share(self) -> float:
@@ -136,23 +152,23 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
         ConfigurationError: one is not a folder, there is no run, or none has metrics.
     """
     folders = [Path(folder) for folder in folders]
-    found: dict[Path, Path] = {}  # by its real path: folders may overlap
+    places: dict[Path, Path] = {}  # by their real paths: folders may overlap
     for folder in folders:
         if not folder.is_dir():
             raise ConfigurationError(f"{folder} is not a folder, expected that of a run or a sweep")
         markers = [*folder.rglob("csv/metrics.csv"), *folder.rglob(".hydra/resolved.yaml")]
         for place in sorted({marker.parent.parent for marker in markers}, key=_in_order):
-            found.setdefault(place.resolve(), place)
-    if not found:
-        names = ", ".join(map(str, folders))
+            places.setdefault(place.resolve(), place)
+    names = ", ".join(map(str, folders))
+    if not places:
         raise ConfigurationError(
             f"no run in {names}, expected folders with csv/metrics.csv (logger=csv writes it)"
         )
-    named = zip(found.values(), _short_names(list(found.values())), strict=True)
-    runs = [read_run(place, name) for place, name in named]
+    shared = os.path.commonpath([real.parent for real in places])
+    runs = [read_run(place, os.path.relpath(real, shared)) for real, place in places.items()]
     if not any(len(run.steps) for run in runs):
         raise ConfigurationError(
-            f"no run in {', '.join(map(str, folders))} has a row of metrics yet, expected some in "
+            f"no run in {names} has a row of metrics yet, expected some in "
             "csv/metrics.csv (logger=csv writes it)"
         )
     return runs
@@ -172,7 +188,7 @@ def read_run(folder: Path, name: str = "") -> Run:
         choices={str(k): str(v) for k, v in choices.items() if v is not None},
         overrides={key: value for key, _, value in overrides},
         metrics=read_metrics(folder / "csv" / "metrics.csv"),
-        videos=_videos(folder / "videos"),
+        videos=_videos(folder),
     )
 
 
@@ -222,10 +238,14 @@ def _yaml(path: Path, kind: type[_Container]) -> _Container:
     return content if isinstance(content, kind) else kind()
 
 
-def _videos(folder: Path) -> tuple[Path, ...]:
-    """Return the videos; a GIF beside an MP4 of the same name shows the same."""
-    files = [f for f in folder.glob("*") if f.suffix in (".mp4", ".gif") and f.is_file()]
-    files.sort(key=_in_order)
+def _videos(run: Path) -> tuple[Path, ...]:
+    """Return the videos; a GIF beside an MP4 of the same name shows the same.
+
+    Links are left out: a page must not embed what lies outside of the run's folder.
+    """
+    inside = run.resolve() / "videos"
+    found = [f for f in (run / "videos").glob("*") if f.suffix in (".mp4", ".gif") and f.is_file()]
+    files = sorted((f for f in found if f.resolve() == inside / f.name), key=_in_order)
     movies = {file.stem for file in files if file.suffix == ".mp4"}
     return tuple(f for f in files if f.suffix == ".mp4" or f.stem not in movies)
 
@@ -234,18 +254,5 @@ def _in_order(path: Path) -> list[Any]:
     """Sort key of a path that puts job 2 before job 10."""
     return [
         (0, int(part), "") if part.isdigit() else (1, 0, part)
-        for part in (*path.parts[:-1], path.stem)
+        for part in (*path.parts[:-1], path.stem, path.name)
     ]
-
-
-def _short_names(places: list[Path]) -> list[str]:
-    """Return the paths without what all of them share."""
-    if len(places) == 1:
-        return [places[0].resolve().name]
-    parts = [place.resolve().parts for place in places]
-    shared = 0
-    while len({part[: shared + 1] for part in parts}) == 1 and all(
-        len(p) > shared + 1 for p in parts
-    ):
-        shared += 1
-    return [str(Path(*part[shared:])) for part in parts]

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import bootstrap, trim_mean
 
 Floats = NDArray[np.float64]
-
-CONFIDENCE = 95.0
-"""Per cent of the bootstrap distribution inside an interval."""
-
-REPETITIONS = 10_000
-"""Bootstrap samples of a score."""
 
 GRID_POINTS = 240
 """Points of a curve at most: more cannot be told apart on a page."""
 
+interquartile_mean = partial(trim_mean, proportiontocut=0.25)
+"""The mean without the lowest and the highest quarter (each rounded down): of fewer than four
+scores it is the mean.
 
-def interquartile_mean(scores: NDArray[Any], axis: int | None = None) -> Any:
-    """Return the mean without the lowest and the highest quarter (each rounded down).
+Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice"
+(https://arxiv.org/abs/2108.13264), section 4.3.
+"""
 
-    Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice"
-    (https://arxiv.org/abs/2108.13264), section 4.3; the same as ``scipy.stats.trim_mean(x, 0.25)``,
-    so with fewer than four scores it is the mean.
-    """
-    if axis is None:
-        scores, axis = np.ravel(scores), 0
-    count = scores.shape[axis]
-    cut = count // 4
-    return np.sort(scores, axis).take(range(cut, count - cut), axis).mean(axis)
+# the same runs give the same interval
+_interval = partial(bootstrap, confidence_level=0.95, method="percentile", vectorized=True, rng=0)
 
 
 def bootstrap_interval(
-    strata: Sequence[NDArray[Any]], *, repetitions: int = REPETITIONS, seed: int = 0
+    strata: Sequence[NDArray[Any]], *, repetitions: int = 10_000
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the interquartile mean of all scores.
+    """Return the 95 % percentile bootstrap interval of the interquartile mean of all scores.
 
     Runs are drawn with replacement within each stratum (environment), as in Agarwal et al. 2021,
     section 4.1.
@@ -45,19 +38,21 @@ def bootstrap_interval(
     Args:
         strata: the scores ``[runs]`` of each environment.
         repetitions: bootstrap samples.
-        seed: of the draws: the same runs give the same interval.
 
     Returns:
         Lower and upper end; NaN unless some environment has two runs.
     """
-    if max(map(len, strata), default=0) < 2:
+    several = [scores for scores in strata if len(scores) > 1]
+    if not several:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    samples = [
-        scores[rng.integers(len(scores), size=(repetitions, len(scores)))] for scores in strata
-    ]
-    means = interquartile_mean(np.concatenate(samples, axis=1), axis=1)
-    low, high = np.percentile(means, _tails())
+    # one run alone is drawn each time; scipy wants two at least
+    single = np.concatenate([np.empty(0), *(scores for scores in strata if len(scores) == 1)])
+
+    def statistic(*drawn: Floats, axis: int) -> Floats:
+        constant = np.broadcast_to(single, (*drawn[0].shape[:-1], len(single)))
+        return interquartile_mean(np.concatenate([*drawn, constant], -1), axis=axis)
+
+    low, high = _interval(several, statistic, n_resamples=repetitions).confidence_interval
     return float(low), float(high)
 
 
@@ -78,29 +73,19 @@ def resample(positions: Floats, values: Floats, grid: Floats, *, right: float = 
     return np.interp(grid, positions[known], values[known], left=np.nan, right=right)
 
 
-def mean_and_interval(
-    curves: Floats, *, repetitions: int = 1000, seed: int = 0
-) -> tuple[Floats, Floats, Floats]:
+def mean_and_interval(curves: Floats, *, repetitions: int = 1000) -> tuple[Floats, Floats, Floats]:
     """Return the mean of ``curves [n, G]`` and the ends of its bootstrap interval, ``[G]`` each.
 
     At each point only the curves that are not NaN count. The ends are NaN where fewer than two do.
     """
+    mean, low, high = np.full((3, curves.shape[1]), np.nan)
     known = np.isfinite(curves)
-    filled = np.where(known, curves, 0.0)
-    counts = known.sum(0)
-    mean = np.where(counts > 0, filled.sum(0) / np.maximum(counts, 1), np.nan)
-    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    several = counts > 1
-    if several.any():
-        drawn = np.random.default_rng(seed).multinomial(
-            len(curves), np.full(len(curves), 1 / len(curves)), size=repetitions
-        )
-        weights = drawn @ known[:, several]  # [repetitions, G]: draws of curves that count there
-        sums = drawn @ filled[:, several]
-        means = np.where(weights > 0, sums / np.maximum(weights, 1), np.nan)
-        low[several], high[several] = np.nanpercentile(means, _tails(), axis=0)
+    for counting in np.unique(known, axis=1).T:  # [n]: the curves that count at some points alike
+        points = (known == counting[:, None]).all(0)
+        drawn = curves[np.ix_(counting, points)]
+        if len(drawn):
+            mean[points] = drawn.mean(0)
+        if len(drawn) > 1:
+            interval = _interval((drawn,), np.mean, axis=0, n_resamples=repetitions)
+            low[points], high[points] = interval.confidence_interval
     return mean, low, high
-
-
-def _tails() -> tuple[float, float]:
-    return (100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2

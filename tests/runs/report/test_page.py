@@ -19,12 +19,13 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from written_runs import write_run, write_sweep
 
 from ppo1_lightning.commands import report
+from ppo1_lightning.runs.report import make_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
 
 
 def make(folder: Path, **options: str) -> Path:
-    return report.make_report([folder], **options)
+    return make_report([folder], **options)
 
 
 class _Content(HTMLParser):
@@ -75,6 +76,23 @@ def test_page_of_a_sweep(tmp_path: Path) -> None:
     assert "clip_coef 0.2 3 42 41 to 43 42 ± 1 43" in page.words
     assert "Agarwal et al. 2021" in page.words
     assert "2 configurations by algo.clip_coef" in page.words
+
+
+@pytest.mark.parametrize("clips", [(0.1, 0.101), (0.1, 0.101, 0.102, 0.103)])
+def test_labels_stand_apart_near_the_ends_of_their_lines(
+    tmp_path: Path, clips: tuple[float, ...]
+) -> None:
+    path = make(write_sweep(tmp_path, seeds=1, clips=(*clips, 0.05)))
+    layout = _Content(path).charts[0]["layout"]
+    low, high = layout["yaxis"]["range"]
+    gap = 17 / (layout["height"] - 52) * (high - low)  # of 17 pixels
+    found = {label["text"]: label["y"] for label in layout["annotations"]}
+    assert list(found) == [f"clip_coef {clip}" for clip in (0.05, *clips)]
+    assert found["clip_coef 0.05"] == pytest.approx(11)  # alone, so where its line ends
+    # around the middle of the others' ends; four of them would leave the chart
+    highest = 21.1 + gap / 2 if len(clips) == 2 else high
+    expected = [highest - gap * below for below in range(len(clips))]
+    assert list(found.values())[:0:-1] == pytest.approx(expected)
 
 
 def test_page_needs_no_network(tmp_path: Path) -> None:

@@ -88,6 +88,10 @@ def test_runs_are_found_once_and_in_order(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweep", seeds=6)
     runs = find_runs([tmp_path / "sweep", tmp_path / "sweep" / "3"])
     assert [run.name for run in runs] == [str(job) for job in range(12)]
+    names = [f"clip=0.{clip}" for clip in range(1, 9)]
+    for name in names[::-1]:
+        write_run(tmp_path / "named" / name, rows=1)
+    assert [run.name for run in find_runs([tmp_path / "named"])] == names
     assert [run.name for run in find_runs([tmp_path / "sweep" / "3"])] == ["3"]
 
 
@@ -154,5 +158,7 @@ def test_files_of_any_content(tmp_path: Path, text: str) -> None:
         file.write_text(text)
     (run / "videos").mkdir()
     (run / "videos" / "a.mp4").symlink_to("nothing")
+    (tmp_path / "private").touch()
+    (run / "videos" / "b.mp4").symlink_to(tmp_path / "private")
     (found,) = find_runs([tmp_path])
     assert (found.env, found.videos, found.score) == ("unknown environment", (), 21)

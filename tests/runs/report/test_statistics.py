@@ -42,6 +42,11 @@ def test_interval_is_that_of_all_resamples() -> None:
     assert (low, high) == pytest.approx(expected)
 
 
+def test_a_stratum_of_one_run_is_in_every_resample() -> None:
+    low, high = bootstrap_interval([np.array([0.0, 1.0]), np.array([10.0])])
+    assert (low, high) == pytest.approx((10 / 3, 4))
+
+
 def test_interval_of_many_scores_is_the_normal_one() -> None:
     """The variance of an interquartile mean of normal scores is 1.1948 / n (trimmed mean)."""
     scores = np.random.default_rng(1).normal(size=400)

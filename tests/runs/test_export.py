@@ -20,8 +20,9 @@ from tiny_runs import train_tiny
 from torch import Tensor
 
 from ppo1_lightning import PPO, CnnPolicy, ConfigurationError, EnvironmentSpec, MlpPolicy
-from ppo1_lightning.commands import export
+from ppo1_lightning.commands.export import main
 from ppo1_lightning.policies.spaces import row_space
+from ppo1_lightning.runs import export
 from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.simulators import make_adapters, make_simulator
 from ppo1_lightning.simulators.observations import ObservationAdapter
@@ -157,7 +158,7 @@ def samples(greedy: export.GreedyPolicy, count: int) -> list[NDArray[Any]]:
 def test_both_files_act_as_the_policy(case: str, tmp_path: Path) -> None:
     environment, policy = CASES[case]
     module = trained_like(environment, policy)
-    greedy = export.GreedyPolicy(module, *make_adapters(environment))
+    greedy = export.GreedyPolicy(module.policy, module.distribution, *make_adapters(environment))
     onnx, pt2 = export.write(greedy, tmp_path / "policy", {})
     session: Any = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     program = torch.export.load(pt2).module()
@@ -184,7 +185,7 @@ def test_both_files_act_as_the_policy(case: str, tmp_path: Path) -> None:
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["export", *words])
-    export.main()
+    main()
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,8 @@ class Branching(MlpPolicy):
 
 def test_a_policy_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
     environment = EnvironmentSpec("CartPole-v1")
-    greedy = export.GreedyPolicy(trained_like(environment, Branching), *make_adapters(environment))
+    module = trained_like(environment, Branching)
+    greedy = export.GreedyPolicy(module.policy, module.distribution, *make_adapters(environment))
     with pytest.raises(
         ConfigurationError, match="Branching cannot be exported, expected"
     ) as caught:

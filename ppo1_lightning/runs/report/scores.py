@@ -1,0 +1,102 @@
+"""Final scores of groups: interquartile means with intervals, and what to keep in mind of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppo1_lightning.runs.report.groups import Group, scales_of
+from ppo1_lightning.runs.report.runs import UNKNOWN_SEED, Run
+from ppo1_lightning.runs.report.statistics import Floats, bootstrap_interval, interquartile_mean
+
+
+@dataclass(frozen=True)
+class Score:
+    """Final scores of one group on one environment (or on all, scaled)."""
+
+    group: Group
+    count: int
+    iqm: float
+    low: float
+    high: float
+    mean: float
+    std: float
+    best: float
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """The scores of one environment, and the axis on which their intervals are drawn."""
+
+    title: str
+    note: str
+    scores: list[Score]
+
+    def position(self, value: float) -> float:
+        """Return where ``value`` is on the axis, in per cent."""
+        known = [v for s in self.scores for v in (s.iqm, s.low, s.high) if math.isfinite(v)]
+        low, high = min(known), max(known)
+        return 50.0 if low == high else round(4 + 92 * (value - low) / (high - low), 2)
+
+
+def score_tables(groups: Sequence[Group], envs: Sequence[str]) -> list[ScoreTable]:
+    """Return a table for each environment and, where groups share several, one for all of them."""
+    tables = []
+    for env in envs:
+        scores = [_score(g, [known]) for g in groups if len(known := _scores(g, env))]
+        if scores:
+            tables.append(ScoreTable(env, "", _ranked(scores)))
+    everywhere = [g for g in groups if all(len(_scores(g, env)) for env in envs)]
+    if len(envs) > 1 and len(everywhere) > 1:
+        scale = scales_of([run for group in groups for run in group.runs])
+        scaled = [_score(g, [scale[env](_scores(g, env)) for env in envs]) for g in everywhere]
+        note = "each environment scaled: 0 is the lowest final score of these runs, 1 the highest"
+        tables.insert(0, ScoreTable(f"All {len(envs)} environments", note, _ranked(scaled)))
+    return tables
+
+
+def caveats(groups: Sequence[Group], envs: Sequence[str]) -> list[str]:
+    """Return what the scores of these runs should not be taken for, in whole sentences."""
+    together = [_scored(group.of(env)) for group in groups for env in envs]
+    shares = [run.share for runs in together for run in runs]
+    sentences = []
+    if unfinished := sum(share < 1 for share in shares):
+        sentences.append(
+            f"Not finished: {unfinished} of {len(shares)} runs, whose last value so far counts."
+        )
+    if any(len({run.budget for run in runs}) > 1 for runs in together):
+        sentences.append("Some runs of one configuration had other budgets than the others.")
+    seeds = [[run.seed for run in runs if run.seed != UNKNOWN_SEED] for runs in together]
+    if any(len(set(of_group)) < len(of_group) for of_group in seeds):
+        sentences.append(
+            "Some runs of one configuration have the same seed: they are no repetitions."
+        )
+    return sentences
+
+
+def _scores(group: Group, env: str) -> Floats:
+    return np.array([run.score for run in _scored(group.of(env))])
+
+
+def _scored(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if math.isfinite(run.score)]
+
+
+def _score(group: Group, strata: list[Floats]) -> Score:
+    scores = np.concatenate(strata)
+    return Score(
+        group,
+        len(scores),
+        float(interquartile_mean(scores)),
+        *bootstrap_interval(strata),
+        float(scores.mean()),
+        float(scores.std(ddof=1)) if len(scores) > 1 else math.nan,
+        float(scores.max()),
+    )
+
+
+def _ranked(scores: list[Score]) -> list[Score]:
+    return sorted(scores, key=lambda score: -score.iqm)
