@@ -14,17 +14,19 @@ from typing import Any
 from hydra.errors import InstantiationException
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf
 
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.runs.instantiation import make
 
-_FILES = {WandbLogger: "wandb.id", MLFlowLogger: "mlflow.id", CometLogger: "comet.id"}
+_IDS = {WandbLogger: "wandb.id", MLFlowLogger: "mlflow.id", CometLogger: "comet.id"}
 
 
 def kept(file: str) -> str | None:
     """Return the id in a file of the run's folder, None where it has none yet (a resolver)."""
-    return Path(file).read_text(encoding="utf-8")[:100].strip() if Path(file).is_file() else None
+    path = Path(file)
+    return (path.read_text(encoding="utf-8")[:100].strip() or None) if path.is_file() else None
 
 
 @contextmanager
@@ -33,25 +35,24 @@ def attached(
 ) -> Iterator[None]:
     """Give the trainer the loggers at ``keys``, tell them the configuration, and end their runs.
 
-    Only for as long as a run trains: Comet's opens an experiment when it is made, which a process
-    that only launches others must not, and the next job of a sweep is a run of its own.
+    Made on rank zero only, and for as long as a run trains: Comet's opens an experiment at once,
+    MLflow's a database, and the next job of a sweep is a run of its own.
 
     Raises:
         ConfigurationError: a package is missing, or a tracker cannot be reached.
     """
-    if not config.trainer.get("fast_dev_run"):  # which logs nothing
-        trainer.loggers = [_make(config, key) for key in keys]
+    speaks = trainer.is_global_zero and not config.trainer.get("fast_dev_run")
+    trainer.loggers = [_make(config, key) if speaks else DummyLogger() for key in keys]
     module._log_hyperparams = False  # they are part of the configuration
-    loggers = trainer.loggers if trainer.is_global_zero else []
     values: Any = OmegaConf.to_container(config, resolve=True)
-    for logger in loggers:
+    for logger in trainer.loggers:
         _begin(logger, values, Path(config.trainer.default_root_dir))
     failed = True
     try:
         yield
         failed = False
     finally:
-        for logger in loggers:
+        for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish(exit_code=int(failed))
             elif isinstance(logger, CometLogger):
@@ -62,18 +63,19 @@ def _make(config: DictConfig, key: str) -> Logger:
     try:
         return make(config, key, Logger)
     except InstantiationException as error:
-        if not isinstance(error.__cause__, ModuleNotFoundError):
-            raise
         extra = key.rpartition(".")[2]
-        told = ConfigurationError(
+        if (
+            not isinstance(error.__cause__, ModuleNotFoundError)
+            or f"{extra}.id" not in _IDS.values()
+        ):
+            raise
+        raise ConfigurationError(
             f"{key} needs a package that is missing: pip install 'ppo1-lightning[{extra}]'"
-        )
-        told.on_all_ranks = True
-        raise told from error
+        ) from error
 
 
 def _begin(logger: Logger, values: Mapping[str, Any], folder: Path) -> None:
-    file = next((folder / f for kind, f in _FILES.items() if isinstance(logger, kind)), None)
+    file = next((folder / f for kind, f in _IDS.items() if isinstance(logger, kind)), None)
     if file is None:
         logger.log_hyperparams(dict(values))
         return
