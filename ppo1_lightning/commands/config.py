@@ -35,6 +35,7 @@ from ppo1_lightning.errors import (
     nearest,
 )
 from ppo1_lightning.runs import resume
+from ppo1_lightning.runs.trackers import kept
 
 EXIT_STATUS = 2
 """Of a run that ended by a mistake of the user."""
@@ -88,6 +89,7 @@ def register_resolvers() -> None:
     """Make the functions known that ``conf/`` uses."""
     OmegaConf.register_new_resolver("slug", slug, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)
+    OmegaConf.register_new_resolver("kept", kept, replace=True)
 
 
 class JobFailed(Exception):  # noqa: N818 (the job has told its error)

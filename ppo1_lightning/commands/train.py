@@ -17,7 +17,6 @@ import rich
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -47,7 +46,7 @@ from ppo1_lightning.policies import MlpPolicy
 from ppo1_lightning.rollouts.datamodule import RolloutDataModule
 from ppo1_lightning.rollouts.evaluation import Evaluation
 from ppo1_lightning.rollouts.sizes import Sizes
-from ppo1_lightning.runs import resume
+from ppo1_lightning.runs import resume, trackers
 from ppo1_lightning.runs.instantiation import make
 from ppo1_lightning.runs.signals import exit_status_of_signals
 from ppo1_lightning.simulators import EnvironmentSpec
@@ -121,7 +120,8 @@ def train(config: DictConfig) -> float | None:
     keep_freed_memory()
     threads = few_threads(policy, speak=trainer.is_global_zero)
     products = matmul_precision(config.float32_matmul_precision)
-    with threads, products, exit_status_of_signals(), _lightnings_refusals():
+    loggers = trackers.attached(trainer, module, config, _keys(config, "logger"))
+    with threads, products, exit_status_of_signals(), _lightnings_refusals(), loggers:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if trainer.is_global_zero:
         _tell_what_next(folder, config)
@@ -200,14 +200,13 @@ def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not config.trainer.enable_checkpointing:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-    loggers = [make(config, key, Logger) for key in _keys(config, "logger")]
     check_types("trainer", config.trainer, Trainer)
     return make(
         config,
         "trainer",
         Trainer,
         callbacks=callbacks,
-        logger=loggers or False,
+        logger=False,  # they come with the run
         **_validation(config),
     )
 

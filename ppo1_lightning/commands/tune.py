@@ -10,10 +10,9 @@ import contextlib
 import fcntl
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 
 try:
     import optuna
-    from optuna.trial import TrialState
+    from optuna.trial import FrozenTrial, Trial, TrialState
 except ImportError as error:
     raise SystemExit("error: Optuna is missing: install the extra `sweep`") from error
 
-from ppo1_lightning.callbacks.pruning import DIVERGED, PRUNED
+from ppo1_lightning.callbacks.pruning import ENDED
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands import sweep_report
@@ -61,7 +60,7 @@ def tune(config: DictConfig) -> float | None:
     if (launch.processes_started() or 1) > 1:
         raise ConfigurationError("a study runs in one process, not below torchrun or srun")
     folder = Path(config.trainer.default_root_dir)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print tracebacks of mistakes
     with _only_process(folder):
         study = optuna.create_study(
             storage=search.storage,
@@ -72,15 +71,11 @@ def tune(config: DictConfig) -> float | None:
             load_if_exists=True,
         )
         _repeat_interrupted(study)
-        space = instantiate(search.search_space, _convert_="all")
-        while len(_finished(study)) < search.n_trials:
-            trial = study.ask(space)
-            score = _evaluate(trial, search, folder)
-            if score is None:
-                study.tell(trial, state=TrialState.PRUNED)
-            else:
-                study.tell(trial, score)
-            log.info("trial %d: %s with %s", trial.number, _shown(score), trial.params)
+        study.optimize(
+            lambda trial: fmean(_scores(trial, search, folder)),
+            n_trials=max(0, search.n_trials - len(_finished(study))),
+            callbacks=[_tell],
+        )
     sweep_report.note(folder)
     return _save_best(study, folder / "best.yaml")
 
@@ -99,57 +94,68 @@ def _only_process(folder: Path) -> Iterator[None]:
 
 
 def _repeat_interrupted(study: optuna.Study) -> None:
-    """Ask again for the trials that ended with the process that ran them."""
+    """Queue again the trials that ended with the process that ran them.
+
+    It had the study's folder for itself, so what says to be running is not, and no heartbeat has
+    to be waited for.
+    """
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
         log.info("trial %d was interrupted and is repeated", trial.number)
 
 
-def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _evaluate(trial: optuna.Trial, search: DictConfig, folder: Path) -> float | None:
-    """Return the mean score over all seeds, None for a trial that was pruned or diverged."""
-    scores: list[float] = []
+def _tell(study: optuna.Study, trial: FrozenTrial) -> None:
+    score = "pruned" if trial.value is None else f"{trial.value:.2f}"
+    log.info("trial %d: %s with %s", trial.number, score, trial.params)
+
+
+def _scores(trial: Trial, search: DictConfig, folder: Path) -> Iterator[float]:
+    """Yield the score of each seed; raise `optuna.TrialPruned` where a run has none of use."""
+    space = instantiate(search.search_space, _convert_="all")
+    chosen = {name: trial._suggest(name, choices) for name, choices in space.items()}
     for index, seed in enumerate(search.seeds):
         own = folder / f"trial_{trial.number}" / f"seed_{seed}"
         own.mkdir(parents=True, exist_ok=True)
-        config = _compose({**trial.params, "seed": seed}, own)
+        config = _compose(chosen | {"seed": seed})
+        config.trainer.default_root_dir = str(own)
         pruning = {
             "_target_": "ppo1_lightning.callbacks.pruning.Pruning",
-            "storage": search.storage,
-            "study_name": search.study_name,
+            **{key: search[key] for key in ("storage", "study_name", "pruner", "reports")},
             "trial_id": trial._trial_id,
-            "pruner": OmegaConf.to_container(search.pruner, resolve=True),
             "metric": config.optimized_metric,
-            "reports": search.reports,
             "first_report": index * search.reports,
         }
         OmegaConf.update(config, "callbacks.pruning", pruning, force_add=True)
-        try:
-            with (own / "train.out").open("w") as file, contextlib.redirect_stdout(file):
-                score = train(config)
-        except (DivergenceError, launch.RankError) as error:
-            if DIVERGED not in trial.study.trials[trial.number].user_attrs:
-                raise  # a mistake, a bug, a rank that was killed: no trial's fault
-            log.warning("trial %d, seed %s failed: %s", trial.number, seed, error)
-            return None
-        pruned = PRUNED in trial.study.trials[trial.number].user_attrs
-        if pruned or score is None or math.isnan(score):
-            return None
-        scores.append(score)
-    return fmean(scores)
+        yield _score(trial, config, own / "train.out")
 
 
-def _compose(chosen: Mapping[str, Any], folder: Path) -> DictConfig:
-    """Compose the config of one run: this command line, what the trial has chosen, its folder."""
+def _score(trial: Trial, config: DictConfig, output: Path) -> float:
+    """Train once, in however many processes; their callback notes on the trial how it ended."""
+    score = None
+    try:
+        with output.open("w") as file, contextlib.redirect_stdout(file):
+            score = train(config)
+    except (DivergenceError, launch.RankError) as error:
+        if ENDED not in trial.study.trials[trial.number].user_attrs:
+            raise  # a mistake, a bug, a rank that was killed: no trial's fault
+        log.warning("trial %d, seed %s failed: %s", trial.number, config.seed, error)
+    pruned = ENDED in trial.study.trials[trial.number].user_attrs
+    if pruned or score is None or math.isnan(score):
+        raise optuna.TrialPruned
+    return score
+
+
+def _compose(chosen: dict[str, object]) -> DictConfig:
+    """Compose the config of one run: this command line, and what the trial has chosen."""
     given = OmegaConf.to_container(HydraConfig.get().overrides.task)
     words = [f"{name}={'null' if v is None else v}" for name, v in chosen.items()]
     config = hydra.compose("train", [*given, *words])  # type: ignore[misc]
     config.hparams_search = None
-    config.trainer.default_root_dir = str(folder)
     return config
 
 
@@ -163,9 +169,5 @@ def _save_best(study: optuna.Study, file: Path) -> float | None:
     result = {"score": best.value, "trial": best.number, "overrides": best.params}
     OmegaConf.save(OmegaConf.create(result), file)
     arguments = " ".join(f"{name}={value}" for name, value in best.params.items())
-    log.info("best: %s by trial %d: %s", _shown(best.value), best.number, arguments)
+    log.info("best: %.2f by trial %d: %s", best.value, best.number, arguments)
     return best.value
-
-
-def _shown(score: float | None) -> str:
-    return "pruned" if score is None else f"{score:.2f}"

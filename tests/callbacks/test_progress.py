@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rich
-from rich.console import Console
 from standin import StandIn, StandInData, trainer
 
 from ppo1_lightning.callbacks import Progress
-from ppo1_lightning.callbacks.progress import Status
+from ppo1_lightning.callbacks.progress import status
 from ppo1_lightning.errors import ConfigurationError
 
 
-def fit(progress: Progress, module: StandIn, data: StandInData) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def fit(progress: Progress, module: StandIn, data: StandInData, out: Any = None) -> None:
+    """Train, with ``out`` for stdout (not that of pytest, which is no terminal)."""
     run = trainer(progress, enable_progress_bar=True)
-    run.fit(module, data)
+    with contextlib.redirect_stdout(out or sys.stdout):
+        run.fit(module, data)
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that gives the log's lines; the console is not a terminal."""
-    monkeypatch.setattr(rich, "get_console", lambda: Console(file=io.StringIO()))
+def lines(caplog: pytest.LogCaptureFixture) -> Any:
+    """Return a function that gives the log's lines; stdout is not a terminal."""
     caplog.set_level(logging.INFO, logger="ppo1_lightning")
     return lambda: [r.getMessage() for r in caplog.records if r.name == "ppo1_lightning"]
 
@@ -65,28 +71,42 @@ def test_time_left(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_bar_on_a_terminal(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr(rich, "get_console", lambda: console)
-    fit(Progress(), StandIn([2.5]), StandInData(500))
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert "100.0 % | 5,000 steps | 1,234 steps/s | return 2.50 | ETA 0:00:00" in text
+def test_bar_on_a_terminal(lines: Any) -> None:
+    fit(Progress(), StandIn([2.5]), StandInData(500), terminal := Terminal())
+    text = terminal.getvalue()
+    assert f"{20 * '#'} 100.0 % | 5,000 steps | 1,234 steps/s | return 2.50 | ETA 0:00:00" in text
     assert text.count("steps/s") < 50  # not once an iteration
-    assert text.rstrip().endswith("\x1b[?25h")  # the cursor is back
+    assert text.endswith("\n")  # the terminal is given back
     assert lines() == []
 
 
-def test_an_error_gives_the_terminal_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr(rich, "get_console", lambda: console)
+def test_the_bar_is_over_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the loader does not know when the budget is spent."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    module = StandIn([0.0], lambda iteration: setattr(clock, "now", clock.now + 1.0))
+    fit(Progress(), module, StandInData(4, known_length=False), terminal := Terminal())
+    bars = [line for line in terminal.getvalue().split("\r") if "steps/s" in line]
+    assert sorted({line.count("#") for line in bars}) == [5, 10, 15, 20]
 
+
+def test_an_error_gives_the_terminal_back() -> None:
     def fail(iteration: int) -> None:
-        raise RuntimeError("broken")
+        if iteration == 2:
+            raise RuntimeError("broken")
 
+    terminal = Terminal()
     with pytest.raises(RuntimeError, match="broken"):
-        fit(Progress(), StandIn([0.0], fail), StandInData(5))
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    assert text.rstrip().endswith("\x1b[?25h")
+        fit(Progress(), StandIn([0.0], fail), StandInData(5), terminal)
+    assert terminal.getvalue().endswith("\n")
+    assert "40.0 % | 20 steps" in terminal.getvalue().rstrip().split("\r")[-1]
+
+
+@pytest.mark.parametrize("out", [io.StringIO, Terminal])
+def test_a_module_can_print(out: type[io.StringIO]) -> None:
+    module = StandIn([0.0], lambda iteration: module.print("said", iteration))
+    fit(Progress(), module, StandInData(2), written := out())
+    assert "said 1\n" in written.getvalue()
 
 
 def test_disabled_shows_nothing(lines: Any) -> None:
@@ -118,9 +138,10 @@ def test_costs_nothing_between_updates(lines: Any, tmp_path: Path) -> None:
 
 
 def test_status_with_extreme_numbers() -> None:
-    status = Status(1e-12, 2**40, 1e7, -1234.5, 1e30)
-    assert str(status).startswith("0.0 % | 1,099,511,627,776 steps | 10,000,000 steps/s | ")
-    assert "return -1,234.50" in str(status)
+    metrics = {"steps_per_second": 1e7, "episode_return_mean": -1234.5}
+    text = status(1e-12, 2**40, metrics, 1e30)
+    assert text.startswith("0.0 % | 1,099,511,627,776 steps | 10,000,000 steps/s | ")
+    assert "return -1,234.50" in text
 
 
 @pytest.mark.parametrize("seconds", [-1, math.nan, "soon", None])

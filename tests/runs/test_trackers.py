@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import struct
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
 import pytest
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from ppo1_lightning.commands import config as cli
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.runs import trackers
 
 OFFLINE = {
     "wandb": ["logger.wandb.offline=true"],
     "mlflow": ["logger.mlflow.tracking_uri=sqlite:///{folder}/mlflow.db"],
-    "comet": ["logger.comet.online=false"],
+    "comet": [],
 }
 
 
@@ -38,7 +37,7 @@ class _Logs(LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self._start = start
-        self.save_hyperparameters({"only_in_the_module": 1})
+        self.save_hyperparameters({"only_in_the_module": 1, "seed": -1})
 
     def configure_optimizers(self) -> None:
         return None
@@ -57,38 +56,36 @@ def _quiet_and_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("COMET_ERROR_TRACKING_ENABLE", "false")
+    monkeypatch.setenv("COMET_START_ONLINE", "false")
 
 
-def make_logger(name: str, folder: Path) -> Logger:
-    """Make a logger as ``logger=name`` does, for the run in ``folder``."""
+def compose(name: str, folder: Path, *words: str) -> DictConfig:
+    """Compose what ``logger=name`` makes of a run in ``folder``."""
     cli.register_resolvers()
-    words = [word.format(folder=folder.parent) for word in OFFLINE[name]]
-    words += [f"logger={name}", f"trainer.default_root_dir={folder}", "env=pong", "seed=3"]
+    given = [word.format(folder=folder.parent) for word in OFFLINE[name]]
+    given += [f"logger={name}", f"trainer.default_root_dir={folder}", "env=pong", "seed=3", *words]
     with hydra.initialize_config_dir(str(cli.config_directory()), version_base="1.3"):
-        config = hydra.compose("train", words)
+        config = hydra.compose("train", given)
     assert list(config.logger) == ["csv", name]  # for the report
-    return instantiate(config.logger[name], _convert_="all")
+    return config
 
 
 def train_twice(name: str, folder: Path) -> None:
     """Train a run in ``folder``, and go on with it under a changed configuration."""
-    (folder / ".hydra").mkdir(parents=True)
+    folder.mkdir()
     for part in (0, 1):
-        config = {
-            "seed": 3,
-            "env": {"id": "Pong-v5"},
-            "total_steps": 200 + 200 * part,
-            f"new{part}": 1,
-        }
-        OmegaConf.save(OmegaConf.create(config), folder / ".hydra" / "resolved.yaml")
-        Trainer(
+        config = compose(name, folder, f"total_steps={200 + 200 * part}", f"+new{part}=1")
+        module = _Logs(200 * part)
+        trainer = Trainer(
             accelerator="cpu",
             max_epochs=1,
-            logger=make_logger(name, folder),
+            logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-        ).fit(_Logs(200 * part), DataLoader([1.5, 2.5]))  # pyright: ignore[reportArgumentType]
+        )
+        with trackers.attached(trainer, module, config, [f"logger.{name}"]):
+            trainer.fit(module, DataLoader([1.5, 2.5]))  # pyright: ignore[reportArgumentType]
 
 
 def test_wandb(tmp_path: Path) -> None:
@@ -105,8 +102,19 @@ def test_wandb(tmp_path: Path) -> None:
     ]
     assert [float(row["loss/value"]) for row in tables] == [1.5, 2.5, 1.5, 2.5]
     assert [int(row["trainer/global_step"]) for row in tables] == [100, 200, 300, 400]
-    configs = [update.key for part in records for r in part for update in r.config.update]
-    assert {"seed", "env", "total_steps", "new0", "new1"} <= set(configs)
+    configs = [
+        (update.key, update.value_json)
+        for part in records
+        for r in part
+        for update in r.config.update
+    ]
+    names = {name for name, value in configs}
+    assert {"env", "new0", "new1"} <= names
+    assert "only_in_the_module" not in names
+    assert [value for name, value in configs if name == "total_steps"][-1] == "400"
+    assert {value for name, value in configs if name == "seed"} == {"3"}
+    exits = [r.exit.exit_code for part in records for r in part if r.HasField("exit")]
+    assert exits == [0, 0]
 
 
 def _wandb_records(file: Path) -> Iterator[Any]:
@@ -148,14 +156,9 @@ def test_mlflow(tmp_path: Path) -> None:
             (300, 1.5),
             (400, 2.5),
         ]
-        expected = {
-            "seed": "3",
-            "env.id": "Pong-v5",
-            "total_steps": "200",
-            "new0": "1",
-            "new1": "1",
-        }
-        assert run.data.params == expected  # a parameter of MLflow's never changes
+        expected = {"seed": "3", "env/id": "Pong-v5", "total_steps": "200", "new0": "1"}
+        assert expected.items() <= run.data.params.items()  # a parameter of MLflow's never changes
+        assert not {"new1", "only_in_the_module"} & set(run.data.params)
         assert (run.info.status, run.info.run_name) == ("FINISHED", "Pong-v5-3")
 
 
@@ -180,27 +183,54 @@ def test_comet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OFFLINE)
-def test_other_ranks_write_nothing(
+@pytest.mark.parametrize("words", [[], ["trainer.fast_dev_run=true"]])
+def test_other_ranks_write_nothing(words: list[str], name: str, tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(is_global_zero=bool(words))
+    config = compose(name, tmp_path / "run", *words)
+    with trackers.attached(trainer, _Logs(0), config, [f"logger.{name}"]):
+        (logger,) = trainer.loggers
+        logger.log_hyperparams({"a": 1})
+        logger.log_metrics({"a": 1.0}, step=1)
+        logger.finalize("success")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_missing_package_is_told_in_one_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")  # Comet's logger asks this
-    logger = make_logger(name, tmp_path / "run")
-    logger.log_hyperparams({"a": 1})
-    logger.log_metrics({"a": 1.0}, step=1)
-    logger.finalize("success")
+    module = importlib.import_module(f"lightning.pytorch.loggers.{name}")
+    monkeypatch.setattr(module, f"_{name.upper()}_AVAILABLE", False)
+    config, trainer = compose(name, tmp_path), Trainer(accelerator="cpu", logger=False)
+    expected = (
+        f"logger.{name} needs a package that is missing: pip install 'ppo1-lightning[{name}]'"
+    )
+    with (
+        pytest.raises(ConfigurationError, match=re.escape(expected)),
+        trackers.attached(trainer, _Logs(0), config, [f"logger.{name}"]),
+    ):
+        pass
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow"), ("comet", "comet_ml")]
-)
-def test_missing_package_is_told_in_one_line(
-    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InstantiationException) as caught:
-        make_logger(name, tmp_path)
-    expected = f"logger={name} needs the package {package}: pip install 'ppo1-lightning[{name}]'"
-    assert cli.explain(caught.value) == expected
-    assert not list(tmp_path.iterdir())
+def test_unknown_run_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mlflow.id").write_text("gone\n")
+    config, trainer = compose("mlflow", tmp_path / "run"), Trainer(accelerator="cpu", logger=False)
+    with (
+        pytest.raises(ConfigurationError, match=r"^logger=mlflow: .*gone.*docs/loggers.md"),
+        trackers.attached(trainer, _Logs(0), config, ["logger.mlflow"]),
+    ):
+        pass
+
+
+def test_a_failed_run_is_ended_as_one(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    config, trainer = compose("wandb", tmp_path / "run"), Trainer(accelerator="cpu", logger=False)
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        trackers.attached(trainer, _Logs(0), config, ["logger.wandb"]),
+    ):
+        raise RuntimeError("broken")
+    (file,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
+    assert [r.exit.exit_code for r in _wandb_records(file) if r.HasField("exit")] == [1]
