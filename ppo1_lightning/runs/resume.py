@@ -47,6 +47,21 @@ def goes_on(config: DictConfig) -> bool:
     return any(config.get(key) is not None for key in ("ckpt_path", "resume", "run"))
 
 
+@rank_zero_only
+def refuse_finished_run(folder: Path, config: DictConfig) -> None:
+    """Raise `ConfigurationError` where a new run would overwrite the checkpoints of ``folder``."""
+    if goes_on(config):
+        return
+    # Before Hydra has made the folder, the config cannot name one of its own choice.
+    folders = (folder / "checkpoints", checkpoint_folder(config, folder))
+    last = next((f / "last.ckpt" for f in folders if (f / "last.ckpt").exists()), None)
+    if last is not None:
+        raise ConfigurationError(
+            f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "
+            f"start from its weights with init_from={last}, or choose another folder"
+        )
+
+
 def settle(config: DictConfig, folder: Path) -> tuple[DictConfig, dict[str, Any] | None]:
     """Find the checkpoint to continue from; return the config that says so, and its content.
 

@@ -146,6 +146,19 @@ def test_signal_to_two_ranks(folder: Path) -> None:
     assert not any(map(runs, ranks))
 
 
+def test_second_signal_stops_two_ranks_at_once(folder: Path) -> None:
+    run = Run(folder, *TWO, "callbacks.checkpoint.every_n_iterations=1", "num_steps=32768")
+    ranks, saved = run.ranks(), run.iterations()
+    run.tell(signal.SIGINT)
+    time.sleep(2)
+    run.tell(signal.SIGINT)
+    began = time.monotonic()
+    assert run.wait() == 130, run.output()
+    assert time.monotonic() - began < 20
+    assert not any(map(runs, ranks))
+    assert run.iterations() in (saved, saved + 1)
+
+
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_death_of_a_rank_ends_the_others(rank: int, folder: Path) -> None:
     run = Run(folder, *TWO)
