@@ -7,10 +7,12 @@ group: nothing of a job is left in it, and no rank can take the other jobs of a 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from types import FrameType
@@ -31,8 +33,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ppo1_lightning.errors import ConfigurationError
 
-SAVING_SECONDS = "600"
-"""What ranks that were told to stop have to finish and save their iteration; PyTorch's is 30."""
+_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""Seconds that ranks have to finish and save their iteration when they are to stop."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -102,7 +104,7 @@ def run_ranks(task: Callable[[DictConfig], Any], config: DictConfig, devices: in
     Raises:
         RankError: one of them failed; the others have been ended.
     """
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SAVING_SECONDS)
+    os.environ.setdefault(_TIMEOUT, "600")  # PyTorch's own default is 30
     launch = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -138,6 +140,7 @@ def _job_logging() -> tuple[Any, Any] | None:
 
 def _run_rank(task: Callable[[DictConfig], Any], config: Any, logs: tuple[Any, Any] | None) -> Any:
     """Do this rank's part of its job. It is sent SIGINT when the launcher has died."""
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     os.setsid()  # a terminal's Ctrl-C comes from the launcher, and only once
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored after `nohup ... &`
     signal.signal(signal.SIGTERM, _end)
@@ -151,6 +154,15 @@ def _run_rank(task: Callable[[DictConfig], Any], config: Any, logs: tuple[Any, A
         return task(DictConfig(config))
     except SystemExit as end:  # PyTorch would take status 0 for a result, and wait for the others
         sys.exit(end.code or 128 + signal.SIGTERM)
+
+
+def _end_with_launcher() -> None:
+    """End this rank where SIGINT could not: it waits in a collective, say."""
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    time.sleep(float(os.environ[_TIMEOUT]))
+    os._exit(1)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

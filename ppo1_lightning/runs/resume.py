@@ -21,6 +21,7 @@ from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.rollouts.budget import Budget, Counters
 
 log = logging.getLogger("ppo1_lightning")
+_say = rank_zero_only(log.info)
 
 
 def check(config: DictConfig) -> None:
@@ -132,11 +133,6 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
     if errors:
         raise ConfigurationError(f"no checkpoint in {folder} can be read: {errors[0]}")
     return None, None
-
-
-@rank_zero_only
-def _say(text: str, *values: object) -> None:
-    log.info(text, *values)
 
 
 @rank_zero_only

@@ -181,3 +181,32 @@ def test_a_rank_that_fails_too_is_not_interrupted(tmp_path: Path) -> None:
         run_ranks(fail_slowly, DictConfig({"folder": str(tmp_path)}), 2)
     assert caught.value.status == 2
     assert {file.name for file in tmp_path.iterdir()} == {"told_0", "told_1"}
+
+
+def stay(config: DictConfig) -> None:
+    """Take no notice of any signal, as in a collective that waits for another rank."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    file = Path(config.folder, os.environ["RANK"])
+    file.with_suffix(".tmp").write_text(str(os.getpid()))
+    file.with_suffix(".tmp").rename(file)
+    time.sleep(300)
+
+
+def test_ranks_that_hear_no_signal_end_with_their_launcher(tmp_path: Path) -> None:
+    program = "import sys, test_ranks as t; t.run_ranks(t.stay, t.DictConfig({'folder': '.'}), 2)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
+        },
+    )
+    files = [tmp_path / "0", tmp_path / "1"]
+    try:
+        wait_until(lambda: all(file.exists() for file in files))
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not any(is_running(int(file.read_text())) for file in files), seconds=30)
