@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -122,40 +119,6 @@ def check_integer(key: str, value: object, *, at_least: int) -> int:
     if value < at_least:
         raise ConfigurationError(f"{key}={value!r} is out of range, expected at least {at_least}")
     return int(value)
-
-
-def check_types(key: str, arguments: Mapping[Any, Any], function: Callable[..., Any]) -> None:
-    """Raise `ConfigurationError` where an argument is none of the types that ``function`` states.
-
-    For functions of others, which find out late or not at all; a whole float passes for an int.
-    """
-    function = function.__init__ if isinstance(function, type) else function
-    hints = get_type_hints(inspect.unwrap(function))
-    for name, value in arguments.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            continue  # an object that is still to be made
-        kinds = _kinds(hints.get(name, Any))
-        whole = isinstance(value, float) and value.is_integer() and int in kinds
-        if not (object in kinds or isinstance(value, kinds) or whole):
-            names = sorted({"null" if k is type(None) else k.__name__ for k in kinds})
-            raise ConfigurationError(f"{key}.{name}={value!r} is not a {' or '.join(names)}")
-
-
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """Return the classes that a type hint allows, without what it says about their content."""
-    if hint is Any:
-        return (object,)
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return tuple(kind for option in get_args(hint) for kind in _kinds(option))
-    if origin is Literal:
-        return tuple(type(option) for option in get_args(hint))
-    if origin in (list, Iterable, Sequence):
-        return (Sequence,)
-    if origin is dict:
-        return (Mapping,)
-    kind = origin or hint
-    return (kind,) if isinstance(kind, type) else (object,)
 
 
 def check_flag(key: str, value: object) -> bool:

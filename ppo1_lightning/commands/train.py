@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import re
-import shlex
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import rich
 import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from rich.tree import Tree
 
 from ppo1_lightning.algorithms.entry import (
     check_same_run,
@@ -34,15 +24,15 @@ from ppo1_lightning.algorithms.ppo import PPO
 from ppo1_lightning.callbacks import InitialWeights
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
+from ppo1_lightning.commands.announce import announce, tell_what_next
+from ppo1_lightning.commands.arithmetic import few_threads, matmul_precision
 from ppo1_lightning.commands.process import keep_freed_memory
 from ppo1_lightning.errors import (
     ConfigurationError,
     check_choice,
     check_integer,
-    check_types,
     one_line,
 )
-from ppo1_lightning.policies import MlpPolicy
 from ppo1_lightning.rollouts.datamodule import RolloutDataModule
 from ppo1_lightning.rollouts.evaluation import Evaluation
 from ppo1_lightning.rollouts.sizes import Sizes
@@ -53,10 +43,18 @@ from ppo1_lightning.simulators import EnvironmentSpec
 
 log = logging.getLogger("ppo1_lightning")
 
-_NOT_THE_USERS = {"ppo1_lightning", "lightning", "torch", "contextlib"}
-"""Packages whose code alone runs while Lightning looks at the Trainer's arguments."""
+T = TypeVar("T")
 
-_YAML = {"None": "null", "True": "true", "False": "false"}
+
+class Parts(NamedTuple):
+    """What a config makes, ready for ``trainer.fit``."""
+
+    module: PPO
+    data: RolloutDataModule
+    trainer: Trainer
+    plan: Sizes
+    policy: Callable[..., Any]
+    identity: dict[str, Any]  # what a checkpoint has to agree with
 
 
 def train(config: DictConfig) -> float | None:
@@ -71,15 +69,32 @@ def train(config: DictConfig) -> float | None:
         RankError: one of several processes has failed.
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ConfigurationError(cli.explain_missing(missing[0]))
+        raise ConfigurationError(f"{missing[0]} is not set, expected {missing[0]}=VALUE")
     if config.get("hparams_search") is not None:
         raise ConfigurationError("hparams_search=... is for python -m ppo1_lightning")
+    folder = Path(config.trainer.default_root_dir)
+    resume.refuse_finished_run(folder, config)
+    config, checkpoint = resume.settle(config, folder)
+    parts = build(config)
+    if checkpoint is not None:
+        check_same_run(entry_of(checkpoint), parts.identity)
+        if resume.is_finished(checkpoint, parts.data.budget):
+            log.warning(
+                "nothing to train: %s has spent its budget of %s; a larger one extends the run",
+                config.ckpt_path,
+                parts.data.budget,
+            )
+            return None
+    if launch.is_needed(parts.trainer):
+        task = functools.partial(cli.told, fit)
+        return launch.run_ranks(task, config, parts.trainer.num_devices)
+    return fit(config, parts)
+
+
+def build(config: DictConfig) -> Parts:
+    """Make what ``config`` names, without an environment."""
     precisions = ("highest", "high", "medium")
     check_choice("float32_matmul_precision", config.float32_matmul_precision, precisions)
-    folder, checkpoint = Path(config.trainer.default_root_dir), None
-    if not launch.is_rank():  # whose launcher has settled where to start
-        cli.refuse_finished_run(folder, config)
-        config, checkpoint = resume.settle(config, folder)
     data = RolloutDataModule(
         make(config, "env", EnvironmentSpec),
         num_envs=config.num_envs,
@@ -104,27 +119,23 @@ def train(config: DictConfig) -> float | None:
         epochs=module.passes,
         devices=trainer.world_size,
     )
-    if checkpoint is not None:
-        check_same_run(entry_of(checkpoint), identity)
-        if resume.is_finished(checkpoint, data.budget):
-            log.warning(
-                "nothing to train: %s has spent its budget of %s; a larger one extends the run",
-                config.ckpt_path,
-                data.budget,
-            )
-            return None
-    if launch.is_needed(trainer):
-        return launch.run_ranks(config, trainer)
+    return Parts(module, data, trainer, sizes, policy, identity)
+
+
+def fit(config: DictConfig, parts: Parts | None = None) -> float | None:
+    """Train from where ``config`` says, which `resume.settle` has settled: one rank's work."""
+    module, data, trainer, sizes, policy, _ = parts or build(config)
+    folder = Path(config.trainer.default_root_dir)
     if trainer.is_global_zero:
-        _announce(config, sizes.describe(data.budget), folder)
+        announce(config, sizes.describe(data.budget), folder)
     keep_freed_memory()
     threads = few_threads(policy, speak=trainer.is_global_zero)
     products = matmul_precision(config.float32_matmul_precision)
     loggers = trackers.attached(trainer, module, config, _keys(config, "logger"))
-    with threads, products, exit_status_of_signals(), _lightnings_refusals(), loggers:
+    with threads, products, exit_status_of_signals(), loggers:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if trainer.is_global_zero:
-        _tell_what_next(folder, config)
+        tell_what_next(folder, config)
     return _objective(module, config.optimized_metric)
 
 
@@ -144,21 +155,6 @@ def _validation(config: DictConfig) -> dict[str, Any]:
     return {"val_check_interval": interval, "check_val_every_n_epoch": None}
 
 
-def _tell_what_next(folder: Path, config: DictConfig) -> None:
-    """Say where the run is, and what to do with it."""
-    if not (resume.checkpoint_folder(config, folder) / "last.ckpt").is_file():
-        return
-    near = Path.cwd() in folder.absolute().parents
-    place = shlex.quote(os.path.relpath(folder) if near else str(folder))
-    report = f"; report {place}" if (folder / "csv" / "metrics.csv").is_file() else ""
-    log.info(
-        "everything is in %s; next: python -m ppo1_lightning evaluate run=%s "
-        "(or record, play run=%s%s)",
-        *[place] * 3,
-        report,
-    )
-
-
 def _objective(module: PPO, name: str) -> float | None:
     if not module.metrics:
         return None
@@ -175,8 +171,7 @@ def _identify(data: RolloutDataModule, policy: Callable[..., Any]) -> dict[str, 
         with torch.random.fork_rng(devices=[]):
             built = policy(*data.spaces)
     except TypeError as error:
-        function = policy.func if isinstance(policy, functools.partial) else policy
-        raise ConfigurationError(f"policy: {cli.explain_call(function, error)}") from error
+        raise ConfigurationError(f"policy: {one_line(error)}") from error
     return {
         "environment": data.env.id,
         "spaces": spaces_entry(*data.spaces),
@@ -200,7 +195,6 @@ def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not config.trainer.enable_checkpointing:
         callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-    check_types("trainer", config.trainer, Trainer)
     return make(
         config,
         "trainer",
@@ -212,85 +206,8 @@ def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
 
 
 def _keys(config: DictConfig, group: str) -> list[str]:
-    """Return the keys of the group's entries, null ones left out."""
-    entries = config.get(group)
-    if not entries:
-        return []
-    if not isinstance(entries, DictConfig):
+    """Return the keys of a group's entries, null ones left out."""
+    entries = config.get(group) or {}
+    if not isinstance(entries, DictConfig | dict):
         raise ConfigurationError(f"{group}={entries} is not a config of several entries")
     return [f"{group}.{name}" for name, entry in entries.items() if entry is not None]
-
-
-@contextmanager
-def _lightnings_refusals() -> Iterator[None]:
-    """Turn what Lightning's own code finds wrong with the Trainer's arguments into a mistake.
-
-    It looks at some only when the run starts, and then raises whatever comes of it. An error within
-    a function of the user's, or in calling one, is left alone.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, ArithmeticError) as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        modules = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
-        is_call = isinstance(error, TypeError) and re.search(r"\) (takes|missing|got)", str(error))
-        if modules[-1] != "lightning" or set(modules) - _NOT_THE_USERS or is_call:
-            raise
-        raise ConfigurationError(f"Lightning refuses a trainer.*: {one_line(error)}") from error
-
-
-@contextmanager
-def few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
-    """Use one intra-op thread for an MLP: splitting such small products costs more than it gains.
-
-    OMP_NUM_THREADS, where the user has set it, decides instead.
-    """
-    function = policy.func if isinstance(policy, functools.partial) else policy
-    if function is not MlpPolicy or "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    if speak:
-        log.info("PyTorch computes on 1 CPU thread, for a small network (OMP_NUM_THREADS decides)")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with cli.environment_variable("OMP_NUM_THREADS", "1"):  # read by Lightning's launcher
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Compute float32 matrix products as `torch.set_float32_matmul_precision` says."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _announce(config: DictConfig, sizes: Mapping[str, str], folder: Path) -> None:
-    """Print the resolved config and the sizes, and save both with the run."""
-    resolved = OmegaConf.to_container(config, resolve=True)
-    hydra_folder = folder / ".hydra"
-    hydra_folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(resolved), hydra_folder / "resolved.yaml")
-    tree = Tree("config", guide_style="dim")
-    _grow(tree, resolved)
-    table = Table("plan", "", show_edge=False, box=None)
-    for name, value in sizes.items():
-        table.add_row(name, value)
-    for content, file in ((tree, "config_tree.txt"), (table, "plan.txt")):
-        rich.print(content)
-        with (folder / file).open("w", encoding="utf-8") as stream:
-            Console(file=stream, width=200).print(content)
-
-
-def _grow(tree: Tree, value: Any) -> None:
-    for key, child in value.items():
-        if isinstance(child, dict) and child:
-            _grow(tree.add(Text(key, style="bold")), child)
-        else:
-            tree.add(Text(f"{key}: {_YAML.get(str(child), child)}", no_wrap=True, overflow="fold"))

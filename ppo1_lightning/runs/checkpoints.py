@@ -180,8 +180,11 @@ class RunCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save what the periodic saves missed, if the state is whole."""
-        self._signals.release()
+        """Save what the periodic saves missed, if the state is whole.
+
+        The signals stay ours until Lightning gives all back: where another rank has ended too, a
+        launcher sends SIGTERM, and Lightning's own handler would call a collective.
+        """
         running, self._start_step = self._start_step is not None, None
         undone = isinstance(exception, DivergenceError) and exception.undone
         # Saving takes all ranks: where only one failed, the others wait elsewhere.

@@ -21,6 +21,7 @@ from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.rollouts.budget import Budget, Counters
 
 log = logging.getLogger("ppo1_lightning")
+_say = rank_zero_only(log.info)
 
 
 def check(config: DictConfig) -> None:
@@ -45,6 +46,21 @@ def check(config: DictConfig) -> None:
 def goes_on(config: DictConfig) -> bool:
     """Tell whether a folder that holds a run already is what ``config`` means."""
     return any(config.get(key) is not None for key in ("ckpt_path", "resume", "run"))
+
+
+@rank_zero_only
+def refuse_finished_run(folder: Path, config: DictConfig) -> None:
+    """Raise `ConfigurationError` where a new run would overwrite the checkpoints of ``folder``."""
+    if goes_on(config):
+        return
+    # Before Hydra has made the folder, the config cannot name one of its own choice.
+    folders = (folder / "checkpoints", checkpoint_folder(config, folder))
+    last = next((f / "last.ckpt" for f in folders if (f / "last.ckpt").exists()), None)
+    if last is not None:
+        raise ConfigurationError(
+            f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "
+            f"start from its weights with init_from={last}, or choose another folder"
+        )
 
 
 def settle(config: DictConfig, folder: Path) -> tuple[DictConfig, dict[str, Any] | None]:
@@ -117,11 +133,6 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
     if errors:
         raise ConfigurationError(f"no checkpoint in {folder} can be read: {errors[0]}")
     return None, None
-
-
-@rank_zero_only
-def _say(text: str, *values: object) -> None:
-    log.info(text, *values)
 
 
 @rank_zero_only

@@ -62,7 +62,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.told == number == signal.SIGTERM and now - self._since > REPEAT_SECONDS:
+        if self.told and number == signal.SIGTERM and now - self._since > REPEAT_SECONDS:
             raise SystemExit(exit_status(number))
         if not self.told:
             log.warning(

@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from ppo1_lightning.commands.ranks import RankError, run_ranks
 
 TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false"]
 OWN = ["env=gymnasium", "trainer.devices=2"]
@@ -108,3 +112,101 @@ def is_running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+# -------------------------------------------------------------------- the launcher alone
+
+
+def describe(config: DictConfig) -> dict[str, object]:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    variables = {name: os.environ[name] for name in names}
+    session = os.getsid(0) == os.getpid()
+    return {**variables, "rank": rank_zero_only.rank, "config": config.a.b, "session": session}  # type: ignore[attr-defined]
+
+
+def end_second(config: DictConfig) -> None:
+    """Let rank one end as the config says, rank zero wait for it, and both if they are told to."""
+    try:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL) if config.status < 0 else sys.exit(config.status)
+        time.sleep(100)
+    except SystemExit as end:
+        if os.environ["RANK"] == "0":
+            Path(config.folder, "told").write_text(str(end.code))
+        raise
+
+
+def fail_slowly(config: DictConfig) -> None:
+    """Fail on both ranks, on rank zero with something left to do that takes longer."""
+    try:
+        raise ValueError("on both")
+    except ValueError:
+        time.sleep(3 * (os.environ["RANK"] == "0"))
+        Path(config.folder, f"told_{os.environ['RANK']}").touch()
+        sys.exit(2)
+
+
+def test_what_rank_zero_is_told_and_returns() -> None:
+    config = OmegaConf.create({"a": {"b": "${c}"}, "c": 3})
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    assert run_ranks(describe, config, 2) == {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "rank": 0,
+        "config": 3,
+        "session": True,
+    }
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "expected"),
+    [(7, "", 7), (-9, "rank 1 was ended by SIGKILL", 137)],
+    ids=["exit", "killed"],
+)
+def test_a_rank_that_fails_ends_the_other(
+    status: int, message: str, expected: int, tmp_path: Path
+) -> None:
+    with pytest.raises(RankError) as caught:
+        run_ranks(end_second, DictConfig({"status": status, "folder": str(tmp_path)}), 2)
+    assert (str(caught.value), caught.value.status) == (message, expected)
+    assert (tmp_path / "told").read_text() == str(128 + signal.SIGTERM)
+
+
+def test_a_rank_that_fails_too_is_not_interrupted(tmp_path: Path) -> None:
+    with pytest.raises(RankError) as caught:
+        run_ranks(fail_slowly, DictConfig({"folder": str(tmp_path)}), 2)
+    assert caught.value.status == 2
+    assert {file.name for file in tmp_path.iterdir()} == {"told_0", "told_1"}
+
+
+def stay(config: DictConfig) -> None:
+    """Take no notice of any signal, as in a collective that waits for another rank."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    file = Path(config.folder, os.environ["RANK"])
+    file.with_suffix(".tmp").write_text(str(os.getpid()))
+    file.with_suffix(".tmp").rename(file)
+    time.sleep(300)
+
+
+def test_ranks_that_hear_no_signal_end_with_their_launcher(tmp_path: Path) -> None:
+    program = "import sys, test_ranks as t; t.run_ranks(t.stay, t.DictConfig({'folder': '.'}), 2)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1",
+        },
+    )
+    files = [tmp_path / "0", tmp_path / "1"]
+    try:
+        wait_until(lambda: all(file.exists() for file in files))
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not any(is_running(int(file.read_text())) for file in files), seconds=30)

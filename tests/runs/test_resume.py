@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 from ppo1_lightning import ConfigurationError
 from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.commands import config as cli
-from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands import train
 from ppo1_lightning.runs import resume
 
@@ -327,15 +326,12 @@ def test_what_is_settled_stays_settled(command: Command, tmp_path: Path) -> None
     assert content_again is not None
 
 
-def test_a_rank_starts_where_its_launcher_has_said(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_starts_where_its_launcher_has_said(run: Path) -> None:
     """From the beginning here, whatever the folder holds by then."""
     with initialize_config_dir(str(cli.config_directory()), version_base="1.3"):
         words = [*TINY, "logger=csv", f"trainer.default_root_dir={run}"]
         config = compose("train", words)
     with pytest.raises(ConfigurationError, match="holds a run already"):
         train.train(config)
-    monkeypatch.setattr(launch, "_IS_RANK", True)
-    train.train(config)
+    train.fit(config)
     assert [int(row["iteration"]) for row in kills.rows(run)][-3:] == [1, 2, 3]

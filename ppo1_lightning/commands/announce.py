@@ -1,0 +1,63 @@
+"""What a run prints of itself: config and plan when it starts, where everything is when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rich
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from ppo1_lightning.runs import resume
+
+log = logging.getLogger("ppo1_lightning")
+
+_YAML = {"None": "null", "True": "true", "False": "false"}
+
+
+def announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None:
+    """Print the resolved config and the plan, and save both with the run."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    hydra_folder = folder / ".hydra"
+    hydra_folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(resolved), hydra_folder / "resolved.yaml")
+    tree = Tree("config", guide_style="dim")
+    _grow(tree, resolved)
+    table = Table("plan", "", show_edge=False, box=None)
+    for name, value in plan.items():
+        table.add_row(name, value)
+    for content, file in ((tree, "config_tree.txt"), (table, "plan.txt")):
+        rich.print(content)
+        with (folder / file).open("w", encoding="utf-8") as stream:
+            Console(file=stream, width=200).print(content)
+
+
+def _grow(tree: Tree, value: Any) -> None:
+    for key, child in value.items():
+        if isinstance(child, dict) and child:
+            _grow(tree.add(Text(key, style="bold")), child)
+        else:
+            tree.add(Text(f"{key}: {_YAML.get(str(child), child)}", no_wrap=True, overflow="fold"))
+
+
+def tell_what_next(folder: Path, config: DictConfig) -> None:
+    """Say where the run is, and what to do with it."""
+    if not (resume.checkpoint_folder(config, folder) / "last.ckpt").is_file():
+        return
+    near = Path.cwd() in folder.absolute().parents
+    place = shlex.quote(os.path.relpath(folder) if near else str(folder))
+    report = f"; report {place}" if (folder / "csv" / "metrics.csv").is_file() else ""
+    log.info(
+        "everything is in %s; next: python -m ppo1_lightning evaluate run=%s "
+        "(or record, play run=%s%s)",
+        *[place] * 3,
+        report,
+    )

@@ -1,0 +1,47 @@
+"""How PyTorch computes while a run trains: threads and precision, put back afterwards."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ppo1_lightning.policies import MlpPolicy
+
+log = logging.getLogger("ppo1_lightning")
+
+
+@contextmanager
+def few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
+    """Use one intra-op thread for an MLP: splitting such small products costs more than it gains.
+
+    OMP_NUM_THREADS, where the user has set it, decides instead.
+    """
+    function = policy.func if isinstance(policy, functools.partial) else policy
+    if function is not MlpPolicy or "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    if speak:
+        log.info("PyTorch computes on 1 CPU thread, for a small network (OMP_NUM_THREADS decides)")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Compute float32 matrix products as `torch.set_float32_matmul_precision` says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,65 @@
+"""Folders that hold a run already are refused before Hydra writes there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ppo1_lightning.commands import config as cli
+from ppo1_lightning.commands import ranks as launch
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.runs import resume
+
+
+class KeepRuns(Callback):
+    """Hydra callback that refuses a folder before Hydra writes anything there."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit where the sweep's folder holds runs already, or every rank would run the sweep."""
+        folder = Path(config.hydra.sweep.dir)
+        if (launch.processes_started() or 1) > 1:
+            _refuse("-m cannot run below torchrun or srun; start each job of the sweep with them")
+        if any(word.startswith("run=") for word in config.hydra.overrides.task):
+            _refuse(
+                "run=DIR continues one run, and -m starts several; continue a sweep with "
+                "resume=auto and the same hydra.sweep.dir"
+            )
+        if config.get("resume") is None and any(folder.glob("*/checkpoints/last.ckpt")):
+            _refuse(
+                f"hydra.sweep.dir={folder} holds runs already; continue them with resume=auto, "
+                "or choose another folder"
+            )
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit where the config cannot start here, or each rank would make its own folder."""
+        template = str(OmegaConf.to_container(config.hydra.run)["dir"])  # type: ignore[index]
+        started = launch.processes_started() or 1
+        if started > 1 and "${now:" in template and config.get("run") is None:
+            _refuse(
+                f"{started} processes need the same folder, and the time names one for each: "
+                "add an argument such as hydra.run.dir=outputs/run_1"
+            )
+        try:
+            resume.check(config)
+            run, folder = config.get("run"), Path(config.hydra.run.dir)
+            if run is not None and folder.absolute() != Path(str(run)).absolute():
+                raise ConfigurationError(
+                    f"run={run} and hydra.run.dir={folder} are two folders, expected one of them"
+                )
+            resume.refuse_finished_run(folder, config)
+        except ConfigurationError as error:
+            _refuse(str(error))
+        except OmegaConfBaseException:
+            pass  # the folder's name cannot be resolved: Hydra is about to say so
+
+
+def _refuse(message: str) -> NoReturn:
+    """Exit with an error line from rank zero: Hydra would turn an exception into a warning."""
+    if cli.process_rank() == 0:
+        cli.report(message)
+    sys.exit(cli.EXIT_STATUS)
