@@ -23,7 +23,8 @@ from torch.export import Dim, ExportedProgram
 from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.spaces import name_of
-from ppo1_lightning.simulators.observations import ActionAdapter, Entry, ObservationAdapter
+from ppo1_lightning.simulators.actions import ActionAdapter
+from ppo1_lightning.simulators.observations import Entry, ObservationAdapter
 
 METADATA = "ppo1_lightning.json"
 """Where both files say what they are from: ONNX's metadata, an extra file of ``torch.export``."""
@@ -69,7 +70,7 @@ class GreedyPolicy(nn.Module):
 
 
 class _Entry(nn.Module):
-    """`simulators.adapters.Entry` in tensors."""
+    """`simulators.observations.Entry` in tensors."""
 
     columns: Tensor | None
     values: Tensor | None
@@ -88,7 +89,7 @@ class _Entry(nn.Module):
 
 
 class _Action(nn.Module):
-    """`simulators.adapters.ActionAdapter` in tensors."""
+    """`simulators.actions.ActionAdapter` in tensors."""
 
     offset: Tensor | None
     low: Tensor | None
