@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ppo1_lightning"
 MOST_LINES = {".py": 300, ".cpp": 350, ".h": 350}
 
-LONGER = {"fast/update.py"}  # to be cut
+LONGER: set[str] = set()  # to be cut
 
 
 def test_files_are_short_enough_to_read() -> None:

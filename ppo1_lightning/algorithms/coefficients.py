@@ -54,3 +54,10 @@ def anneal(module: OnPolicyModule, optimizer: torch.optim.Optimizer, fraction_sp
             group["lr"] = module.learning_rate * (left if annealed else 1.0)
         elif annealed:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * left
+
+
+def take_as_asked(module: OnPolicyModule, optimizer: torch.optim.Optimizer) -> None:
+    """Let what a resumed run asks of its optimizer, epsilon say, hold and not the checkpoint's."""
+    if optimizer is module.own_optimizer:
+        for group in optimizer.param_groups:
+            group.update(optimizer.defaults)

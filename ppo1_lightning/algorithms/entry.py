@@ -134,14 +134,32 @@ def upgraded(checkpoint_path: Any, *, weights_only: bool) -> Any:
 
 
 def identity(
-    environment: str | None, spaces: tuple[Space[Any], Space[Any]], policy: nn.Module
+    environment: str | None,
+    spaces: tuple[Space[Any], Space[Any]],
+    policy: nn.Module,
+    optimizer: str | None = None,
 ) -> dict[str, Any]:
-    """Describe what a checkpoint has to agree with."""
+    """Describe what a checkpoint has to agree with.
+
+    Args:
+        optimizer: name of its class, None where it is not known.
+    """
     return {
         "environment": environment,
         "spaces": spaces_entry(*spaces),
         "policy": policy_entry(policy),
+        "optimizer": optimizer,
     }
+
+
+def _optimizer_of(checkpoint: dict[str, Any]) -> str | None:
+    """Return the name of a checkpoint's optimizer, for one of 0.1 as its hyperparameters say."""
+    given = checkpoint.get("hyper_parameters", {})
+    if "adam_epsilon_style" not in given:
+        return checkpoint[KEY].get("optimizer")
+    if given["optimizer"] == "rmsprop":
+        return "TensorFlowRMSprop"
+    return {"tensorflow": "TensorFlowAdam", "torch": "Adam"}[given["adam_epsilon_style"]]
 
 
 def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +189,7 @@ def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(
             f"the entry {KEY!r} of the checkpoint is damaged: no valid {', '.join(damaged)} in it"
         )
-    return entry
+    return {**entry, "optimizer": _optimizer_of(checkpoint)}
 
 
 def _is_count(value: Any) -> bool:
@@ -234,7 +252,7 @@ def check_same_run(entry: dict[str, Any], current: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: they differ in one of them.
     """
-    for key in ("environment", "spaces", "policy"):
+    for key in ("environment", "spaces", "policy", "optimizer"):
         saved, ours = entry.get(key), current.get(key)
         if saved != ours and None not in (saved, ours):
             raise ConfigurationError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppo1_lightning import distributed
 from ppo1_lightning.algorithms import checks, entry, metrics
-from ppo1_lightning.algorithms.coefficients import Coefficients, anneal
+from ppo1_lightning.algorithms.coefficients import Coefficients, anneal, take_as_asked
 from ppo1_lightning.algorithms.guard import Snapshot
 from ppo1_lightning.algorithms.policy_module import PolicyModule
 from ppo1_lightning.algorithms.update import (
@@ -44,7 +44,7 @@ class OnPolicyModule(PolicyModule):
     """The base of the algorithms: policy, segment of a rollout, counters, Lightning's hooks.
 
     A subclass has a `training_step` of `begin`, its update and `finish`, a `loss`, the `terms` to
-    be measured, and says with `passes` how often it goes over a rollout in minibatches.
+    be measured, and the number of its `passes` over a rollout in minibatches.
 
     Args:
         policy: makes the policy from (observation_space, action_space); None only when a
@@ -130,7 +130,7 @@ class OnPolicyModule(PolicyModule):
 
     @property
     def passes(self) -> int:
-        """Return how many passes over a rollout are made in minibatches."""
+        """Passes over a rollout in minibatches."""
         raise NotImplementedError
 
     def loss(self, batch: Minibatch) -> Tensor:
@@ -138,10 +138,7 @@ class OnPolicyModule(PolicyModule):
         raise NotImplementedError
 
     def terms(self, batch: Minibatch, dist_params: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """Return this rank's shares of the means that are logged, scalars by name.
-
-        ``dist_params [B, P]`` and ``values [B]`` are what the policy says of the rows now.
-        """
+        """Return shares of the means to log, for ``dist_params [B, P]`` and ``values [B]``."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------- an iteration
@@ -219,13 +216,8 @@ class OnPolicyModule(PolicyModule):
         Returns:
             ``[passes + 1, workers_per_device, minibatches, worker_minibatch_size]`` int64.
         """
-        order = shuffled_rows(
-            sizes.epochs + 1,
-            sizes.mpi_workers,
-            sizes.rows_per_worker,
-            sizes.worker_minibatch_size,
-            generator(self.seed, "minibatches", self.counters.iterations),
-        )
+        stream = generator(self.seed, "minibatches", self.counters.iterations)
+        order = shuffled_rows(*sizes.orders, stream)
         return order[:, distributed.own_share(sizes.mpi_workers)]
 
     def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -272,6 +264,13 @@ class OnPolicyModule(PolicyModule):
         return self.own_optimizer
 
     @property
+    def optimizer_name(self) -> str | None:
+        """Name of the optimizer's class, None for one of the user's own."""
+        if type(self).configure_optimizers is not OnPolicyModule.configure_optimizers:
+            return None
+        return getattr(self.optimizer_factory, "func", self.optimizer_factory).__name__
+
+    @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.optimizers(use_pl_optimizer=False)  # type: ignore[return-value]
 
@@ -281,6 +280,7 @@ class OnPolicyModule(PolicyModule):
         if self.trainer.should_stop:
             _log.warning("nothing to train: the budget of %s is spent", self._datamodule.budget)
         self.restart()
+        take_as_asked(self, self._optimizer)
         self.clock.start(self.counters)
 
     def restart(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from gymnasium import Space
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ppo1_lightning.algorithms import checks, entry, metrics
@@ -192,6 +193,8 @@ class PolicyModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, restore the counters, build the policy where needed."""
         saved = entry.entry_of(checkpoint)
+        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
+            saved["optimizer"] = None  # of no use here
         if not hasattr(self, "policy"):
             self._policy_factory = self._policy_factory or entry.policy_factory(saved)
             if not self.knows_spaces:
@@ -208,4 +211,10 @@ class PolicyModule(LightningModule):
 
     def _identity(self) -> dict[str, Any]:
         env = getattr(self._datamodule, "env", None)
-        return entry.identity(env.id if env is not None else None, self.spaces, self.policy)
+        environment = env.id if env is not None else None
+        return entry.identity(environment, self.spaces, self.policy, self.optimizer_name)
+
+    @property
+    def optimizer_name(self) -> str | None:
+        """Name of the optimizer's class, None where only the user knows."""
+        return None

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ppo1_lightning.distributed import all_max
 from ppo1_lightning.errors import one_line
 from ppo1_lightning.fast.acting import ActingGraphs
-from ppo1_lightning.fast.update import GraphUpdate, unsupported
+from ppo1_lightning.fast.check import unsupported
+from ppo1_lightning.fast.update import GraphUpdate
 from ppo1_lightning.functional.distributions import Distribution
 
 __all__ = ["ActingGraphs", "GraphUpdate", "make_acting", "make_update", "unsupported"]

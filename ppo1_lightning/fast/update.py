@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.func import vjp
 
 from ppo1_lightning.distributed import all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.fast.check import buffers_unchanged, compare_gradients, unsupported
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import learning_together
 from ppo1_lightning.optimizers import TensorFlowAdam
@@ -83,7 +83,7 @@ class GraphUpdate:
                 draws random numbers or depends on more than its arguments; or the objective changes
                 buffers.
         """
-        with self._buffers_unchanged():
+        with buffers_unchanged(self._objective):
             together = self.max_grad_norm is not None  # the norm is that of all
             self.parts = learning_together(self._objective, example, together=together)
             self._parameters = [self._objective.learning[n] for part in self.parts for n in part]
@@ -93,24 +93,6 @@ class GraphUpdate:
             self._adam = Graph(self._take_adam_step, compiled=self.compiled)
             self.second_core = self._find_second_core()
             self._check_gradient(example)
-
-    @contextmanager
-    def _buffers_unchanged(self) -> Iterator[None]:
-        """Refuse an objective that changes buffers when it is called: a graph would not."""
-        before = [tensor.clone() for tensor in self._objective.others()]
-        changed = False
-        try:
-            yield
-        finally:
-            for tensor, as_it_was in zip(self._objective.others(), before, strict=True):
-                if not torch.equal(tensor, as_it_was):
-                    changed = True
-                    tensor.copy_(as_it_was)
-        if changed:
-            raise ConfigurationError(
-                "the policy changes its buffers when it is called, expected a pure function of its "
-                "arguments, parameters and buffers"
-            )
 
     def _flatten(self) -> _FlatState:
         """Lay parameters and moments out in flat vectors, of which they become views."""
@@ -156,20 +138,12 @@ class GraphUpdate:
         eager = torch.autograd.grad(
             loss, self._parameters, allow_unused=True, materialize_grads=True
         )
-        clipped = self._split(self._clipped(_flat(eager)))
         beta1 = self.optimizer.param_groups[0]["betas"][0]
-        # Half precision rounds where operators end, and a compiled graph has fewer of them.
-        tolerance = 0.1 if torch.is_autocast_enabled(zeros.device.type) else 1e-3
-        floor = 1e-6 * _flat(clipped).norm() + 1e-7  # of sums that cancel out
-        names = (name for part in self.parts for name in part)
-        for name, mean, gradient in zip(names, self._split(copies.mean), clipped, strict=True):
-            error, scale = (mean / (1 - beta1) - gradient).norm(), gradient.norm()
-            if error > tolerance * scale + floor:
-                raise ConfigurationError(
-                    f"its gradient is not the eager one: that of {name} differs by {error:.2g}, "
-                    f"its norm is {scale:.2g}; expected a pure function of its arguments, "
-                    "parameters and buffers"
-                )
+        compare_gradients(
+            [name for part in self.parts for name in part],
+            self._split(copies.mean / (1 - beta1)),
+            self._split(self._clipped(_flat(eager))),
+        )
 
     @torch.inference_mode()
     def __call__(self, minibatches: Sequence[Tensor]) -> None:
@@ -311,20 +285,6 @@ class GraphUpdate:
         if self.max_grad_norm is None:
             return gradient
         return gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
-
-
-def unsupported(optimizer: torch.optim.Optimizer) -> str | None:
-    """Return why no graph takes this optimizer's steps, None where one can."""
-    if type(optimizer) not in (torch.optim.Adam, TensorFlowAdam):
-        return f"supports Adam only, not {type(optimizer).__name__}"
-    if len(optimizer.param_groups) != 1:
-        return "supports one parameter group only"
-    group = optimizer.param_groups[0]
-    if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
-        return "supports Adam without weight_decay, amsgrad and maximize only"
-    if any(p.dtype != torch.float32 or not p.requires_grad for p in group["params"]):
-        return "supports float32 parameters only, none of them frozen"
-    return None
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -99,6 +99,11 @@ class Sizes:
         return self.rows_per_worker // self.worker_minibatch_size
 
     @property
+    def orders(self) -> tuple[int, int, int, int]:
+        """What `shuffled_rows` draws: orders, one more than epochs, for every worker."""
+        return self.epochs + 1, self.mpi_workers, self.rows_per_worker, self.worker_minibatch_size
+
+    @property
     def envs_per_device(self) -> int:
         """Environments that each rank steps."""
         return self.num_envs // self.devices
