@@ -1,0 +1,69 @@
+"""Some parameters of a module as one vector, and the derivatives with respect to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from ppo1_lightning.distributed import all_sum
+
+
+class FlatParameters:
+    """Parameters, end to end, as one vector ``[P]``; they stay where they are in memory.
+
+    A loss is this rank's share, a scalar: derivatives are those of the sum over all ranks, so that
+    they are alike on each.
+
+    Args:
+        parameters: in the vector's order.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+
+    @torch.no_grad()
+    def get(self) -> Tensor:
+        """Return a copy of the parameters: ``[P]``."""
+        return parameters_to_vector(self.parameters)
+
+    @torch.no_grad()
+    def set(self, vector: Tensor) -> None:
+        """Copy ``vector [P]`` into the parameters."""
+        parts = vector.split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Return the gradient of a loss: ``[P]``, 0 for what it does not depend on."""
+        return all_sum(self._share_of_gradient(loss, retain_graph=True).detach())
+
+    def hessian(self, loss: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return what multiplies a vector ``[P]`` by the Hessian of a loss.
+
+        A product is the gradient of slope . vector. The slope's graph is made once and kept, and
+        refuses products once a parameter has changed. Of a KL divergence at its minimum J^T H J of
+        the policy's Jacobian J is the same matrix; for an MLP on the CPU its products, with J v
+        in reverse mode, were no faster with the same H, and in forward mode took 1.8 times as long.
+        """
+        slope = self._share_of_gradient(loss, create_graph=True)
+
+        def product(vector: Tensor) -> Tensor:
+            return all_sum(self._share_of_gradient(slope @ vector, retain_graph=True))
+
+        return product
+
+    def _share_of_gradient(
+        self, loss: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None
+    ) -> Tensor:
+        gradients = torch.autograd.grad(
+            loss,
+            self.parameters,
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return parameters_to_vector(gradients)
