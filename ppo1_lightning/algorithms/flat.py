@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from gymnasium import Space
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from ppo1_lightning.distributed import all_sum
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.policies.base import separate_parameters
+from ppo1_lightning.policies.spaces import row_space
 
 
 class FlatParameters:
@@ -67,3 +72,25 @@ class FlatParameters:
             materialize_grads=True,
         )
         return parameters_to_vector(gradients)
+
+
+def acting_and_valuing(
+    policy: nn.Module, observation_space: Space[Any]
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return a policy's named parameters that choose actions, and those that estimate values.
+
+    Raises:
+        ConfigurationError: some do both, or neither.
+    """
+    named, box = dict(policy.named_parameters()), row_space(observation_space)
+    device = next(iter(named.values())).device
+    example = torch.zeros((1, *box.shape), dtype=torch.as_tensor(box.sample()).dtype, device=device)
+    parts = separate_parameters(policy, example)
+    if parts is None:
+        raise ConfigurationError(
+            f"choice of actions and value function of the {type(policy).__name__} cannot be taught "
+            "apart: they share parameters, or there are some that neither uses; expected networks "
+            "of their own, such as policy.shared_trunk=false"
+        )
+    acting, valuing = ({name: named[name] for name in names} for names in parts)
+    return acting, valuing
