@@ -84,10 +84,11 @@ def standardize(advantages: Tensor, valid: Tensor, moments: Tensor, epsilon: flo
 
 
 def standardize_segments(advantages: Tensor, valid: Tensor) -> Tensor:
-    """Standardise each worker's segment as `standardize` does, with NumPy's float32 sums.
+    """Return (A - mean) / population std of each worker's segment, 0 in invalid rows: ``[W, R]``.
 
-    So the original does it (``pposgd_simple.py``, ``trpo_mpi.py``). What it rounds a mean by shifts
-    all rows alike: a long step along the natural gradient differs by more than 1e-6 without it.
+    With NumPy's float32 sums, as the originals do it (``pposgd_simple.py``, ``trpo_mpi.py``): what
+    they round a mean by shifts all rows alike, which can be seen in a long step along the natural
+    gradient. Segments of fewer than two valid rows or without spread are all 0.
 
     Args:
         advantages, valid: ``[W, R]``, whole segments.
@@ -96,9 +97,9 @@ def standardize_segments(advantages: Tensor, valid: Tensor) -> Tensor:
     flat = _spread(group_moments(advantages, valid))[2]
     fields = (advantages.cpu().numpy(), valid.cpu().numpy(), flat.tolist(), result)
     for numbers, its_valid, its_flat, out in zip(*fields, strict=True):
-        rows = numbers[its_valid]
-        if len(rows):
-            out[its_valid] = (rows - rows.mean()) / (1 if its_flat else rows.std())
+        if not its_flat:
+            rows = numbers[its_valid]
+            out[its_valid] = (rows - rows.mean()) / rows.std()
     return torch.from_numpy(result).to(advantages.device)
 
 
