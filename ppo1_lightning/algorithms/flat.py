@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 
 from ppo1_lightning.distributed import all_sum
 from ppo1_lightning.errors import ConfigurationError
@@ -32,7 +31,7 @@ class FlatParameters:
     @torch.no_grad()
     def get(self) -> Tensor:
         """Return a copy of the parameters: ``[P]``."""
-        return parameters_to_vector(self.parameters)
+        return _flat(self.parameters)
 
     @torch.no_grad()
     def set(self, vector: Tensor) -> None:
@@ -71,7 +70,12 @@ class FlatParameters:
             allow_unused=True,
             materialize_grads=True,
         )
-        return parameters_to_vector(gradients)
+        return _flat(gradients)
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    # Not `parameters_to_vector`: a convolution's gradient may lie in another order than it is read.
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def acting_and_valuing(

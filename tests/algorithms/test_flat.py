@@ -55,6 +55,14 @@ def test_get_and_set() -> None:
     assert vector.tolist() == [9, 0, 1, 2, 3, 4, 5]  # a copy
 
 
+def test_layout_in_memory_does_not_matter() -> None:
+    kernel = nn.Parameter(torch.arange(16.0).view(1, 4, 2, 2).to(memory_format=torch.channels_last))
+    flat = FlatParameters([kernel])
+    assert flat.get().tolist() == [*range(16)]
+    flat.set(flat.get() + 1)
+    assert flat.gradient(kernel.square().sum()).tolist() == [2 * (i + 1) for i in range(16)]
+
+
 def test_gradient() -> None:
     x, y, unused = (nn.Parameter(torch.tensor(v)) for v in ([1.0, 2.0], [3.0], [7.0]))
     flat = FlatParameters([y, unused, x])
