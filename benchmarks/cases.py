@@ -13,8 +13,26 @@ CASES: dict[str, list[str]] = {
         "algo.update_epochs=20",
     ],
     "atari": ["env=pong", "policy=cnn_large", "algo.update_epochs=4", "algo.minibatch_size=256"],
+    # Our preset's settings but for the rollout, which is that of SB3's defaults; MLPs 2x32.
+    "trpo_halfcheetah": ["env=halfcheetah", "algo=trpo_mujoco", "num_steps=2048"],
+    # SB3's defaults.
+    "trpo_halfcheetah_sb3": [
+        "env=halfcheetah",
+        "algo=trpo_mujoco",
+        "num_steps=2048",
+        "policy.hidden_size=64",
+        "algo.cg_iters=15",
+        "algo.fisher_every=1",
+        "algo.vf_iters=10",
+        "algo.minibatch_size=128",
+        "algo.gae_lambda=0.95",
+    ],
+    "trpo_cartpole": ["env=cartpole", "algo=trpo_classic", "num_envs=8", "num_steps=128"],
 }
 """Arguments of our command line. MLPs are 2x64 tanh, Atari is Pong with the Nature network."""
+
+SYSTEMS_OF = {"trpo": ("ours", "sb3", "simulator")}
+"""By a case's first word: the systems that have its algorithm; where it is not here, all do."""
 
 COMMON = ["trainer.accelerator=cpu", "compile=true", "total_steps=1_000_000_000"]
 """Added to every case; a run ends when enough has been measured."""

@@ -2,6 +2,8 @@
 
 ``python -m benchmarks.run [case ...] [--systems ours sb3 ...] [--repeats 3] [--seconds 10]``
 
+The beginning of cases' names stands for all of them: ``trpo`` for every case of TRPO.
+
 Every measurement is a process of its own. Repeats are the outermost loop and systems the
 innermost, so that whatever else the machine does meets all of them alike.
 """
@@ -15,7 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, SYSTEMS_OF
 from benchmarks.processes import ROOT, console, machine, measure, median, python, report, write_json
 
 PEERS = ("sb3", "sheeprl", "cleanrl")
@@ -52,13 +54,33 @@ def peer_python(peer: str) -> Path:
 
 def run(cases: list[str], systems: list[str], repeats: int, seconds: float) -> Results:
     """Measure everything ``repeats`` times, in turns."""
-    results: Results = {case: {system: [] for system in systems} for case in cases}
+    results: Results = {case: {s: [] for s in systems_of(case, systems)} for case in cases}
     for repeat in range(repeats):
-        for case in cases:
-            for system in systems:
+        for case, of_case in results.items():
+            for system in of_case:
                 console.print(f"{repeat + 1}/{repeats} {case} {system}", highlight=False)
-                results[case][system].append(measure_once(system, case, seconds))
+                of_case[system].append(measure_once(system, case, seconds))
     return results
+
+
+def systems_of(case: str, systems: list[str]) -> list[str]:
+    """Return those of the systems that have the case's algorithm."""
+    have_it = SYSTEMS_OF.get(case.partition("_")[0], systems)
+    return [system for system in systems if system in have_it]
+
+
+def cases_named(names: list[str]) -> list[str]:
+    """Return the cases of these names, or that begin with them; all for no name.
+
+    Raises:
+        ValueError: there are none of a name.
+    """
+    for name in names:
+        if not any(case.startswith(name) for case in CASES):
+            raise ValueError(f"unknown case {name}, expected some of {', '.join(CASES)}")
+    exact = [name for name in names if name in CASES]
+    beginnings = tuple(name for name in names if name not in CASES)
+    return [case for case in CASES if not names or case in exact or case.startswith(beginnings)]
 
 
 def measure_once(system: str, case: str, seconds: float) -> dict[str, Any]:
@@ -125,8 +147,8 @@ def show(rows: list[dict[str, Any]], crossed: dict[str, Any]) -> None:
     """Print the tables, ratios first."""
     table = Table("case", "system", "ours / this (min-max)", "steps/s", "startup s", "compile s")
     table.add_column("peak RSS MB")
-    for row in rows:
-        if row["system"] == rows[0]["system"]:
+    for row, before in zip(rows, [None, *rows], strict=False):
+        if before is not None and row["case"] != before["case"]:
             table.add_section()
         figures = (
             number(row["steps_per_second"], ",.0f"),
@@ -162,12 +184,12 @@ def main() -> None:
     default = ROOT / "benchmarks" / "results" / "run.json"
     parser.add_argument("--json", type=Path, default=default)
     arguments = parser.parse_intermixed_args()
-    if unknown := set(arguments.cases) - set(CASES):
-        parser.error(f"unknown case {min(unknown)}, expected some of {', '.join(CASES)}")
+    try:
+        cases = cases_named(arguments.cases)
+    except ValueError as error:
+        parser.error(str(error))
     host = machine()
-    results = run(
-        arguments.cases or list(CASES), arguments.systems, arguments.repeats, arguments.seconds
-    )
+    results = run(cases, arguments.systems, arguments.repeats, arguments.seconds)
     rows, crossed = summarize(results), cross_ratios(results)
     show(rows, crossed)
     content = {"machine": host, "summary": rows, "cross_ratios": crossed, "results": results}

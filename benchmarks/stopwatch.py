@@ -83,9 +83,13 @@ class Stopwatch(Callback):
             "rollout": [Timed.method(trainer.train_dataloader, "collect")],
             "transfer": [Timed.method(pl_module, "transfer_batch_to_device")],
             "training_step": [Timed.method(pl_module, "training_step")],
-            "advantages": [Timed.method(pl_module, "_segment")],
-            "update": [Timed.method(pl_module, "_take_steps")],
-            "evaluation": [Timed.method(pl_module, "_evaluate")],
+            "advantages": [Timed.method(pl_module, "begin")],
+            "update": [
+                Timed.method(pl_module, name)
+                for name in ("update", "improve_policy")
+                if hasattr(pl_module, name)
+            ],
+            "evaluation": [Timed.method(pl_module, "measure")],
             "logging": [Timed.method(logger, "log_metrics") for logger in trainer.loggers],
         }
 

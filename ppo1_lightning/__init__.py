@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppo1_lightning.algorithms.ppo import PPO
+    from ppo1_lightning.algorithms.trpo import TRPO
     from ppo1_lightning.errors import ConfigurationError, SimulationError
     from ppo1_lightning.optimizers import TensorFlowAdam, TensorFlowRMSprop
     from ppo1_lightning.policies import CnnPolicy, MlpPolicy
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PPO",
+    "TRPO",
     "CnnPolicy",
     "ConfigurationError",
     "EnvironmentSpec",
@@ -38,6 +40,7 @@ __all__ = [
 
 _MODULES = {
     "PPO": "algorithms.ppo",
+    "TRPO": "algorithms.trpo",
     "CnnPolicy": "policies",
     "ConfigurationError": "errors",
     "EnvironmentSpec": "simulators.base",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ import torch
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden-dir",
-        default=str(Path(__file__).parent / "golden"),
-        help="directory of recorded runs of the original, *.npz",
+        action="append",
+        help="directory of recorded runs of the originals, *.npz; those of tests/ by default",
     )
 
 

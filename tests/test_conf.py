@@ -11,7 +11,15 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ppo1_lightning import PPO, CnnPolicy, EnvironmentSpec, MlpPolicy, simulators
+from ppo1_lightning import (
+    PPO,
+    TRPO,
+    CnnPolicy,
+    EnvironmentSpec,
+    MlpPolicy,
+    TensorFlowAdam,
+    simulators,
+)
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.rollouts.budget import Budget
@@ -116,26 +124,45 @@ def test_experiments_compose(name: str) -> None:
     )
 
 
-def test_algo_defaults_are_the_constructors() -> None:
-    config = OmegaConf.merge(compose(), {"algo": OmegaConf.load(CONF / "algo" / "default.yaml")})
+@pytest.mark.parametrize(("name", "algorithm"), [("default", PPO), ("trpo", TRPO)])
+def test_algo_defaults_are_the_constructors(name: str, algorithm: type[OnPolicyModule]) -> None:
+    config = OmegaConf.merge(
+        OmegaConf.masked_copy(compose(), ["compile", "seed", "mpi_workers"]),
+        {"algo": OmegaConf.load(CONF / "algo" / f"{name}.yaml")},
+    )
     assert isinstance(config, DictConfig)
     left_out = {"self", "policy", "options", "observation_space", "action_space"}
-    constructors = (OnPolicyModule.__init__, PPO.__init__)
+    constructors = (OnPolicyModule.__init__, algorithm.__init__)
     expected = {k: v for c in constructors for k, v in parameters(c, left_out).items()}
     optimizer = expected.pop("optimizer")
     eps = inspect.signature(optimizer).parameters["eps"].default
     assert values(config.algo) == {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()},
         "optimizer": {
-            "_target_": f"ppo1_lightning.{optimizer.__name__}",
+            "_target_": "ppo1_lightning.TensorFlowAdam",
             "_partial_": True,
             "eps": eps,
         },
     }
-    raw = OmegaConf.to_container(OmegaConf.load(CONF / "algo" / "default.yaml"))
+    assert getattr(optimizer, "func", optimizer) is TensorFlowAdam
+    raw = OmegaConf.to_container(OmegaConf.load(CONF / "algo" / f"{name}.yaml"))
     assert isinstance(raw, dict)
     for key in ("compile", "seed", "mpi_workers"):
         assert raw[key] == f"${{{key}}}"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_trpo_mujoco(order: int) -> None:
+    """Baselines' ``trpo_mpi/run_mujoco.py``."""
+    config = compose(*["env=halfcheetah", "algo=trpo_mujoco"][::order])
+    assert (config.num_envs, config.num_steps, config.total_steps) == (1, 1024, 1_000_000)
+    assert (config.policy.hidden_size, config.policy.num_layers) == (32, 2)
+    assert config.policy.normalize_observations
+    algo = config.algo
+    assert (algo.max_kl, algo.cg_iters, algo.cg_damping, algo.ent_coef) == (0.01, 10, 0.1, 0)
+    assert (algo.vf_iters, algo.learning_rate, algo.minibatch_size) == (5, 1e-3, 64)
+    assert (algo.gamma, algo.gae_lambda) == (0.99, 0.98)
+    instantiate(algo, policy=MlpPolicy, _convert_="all")
 
 
 def test_env_defaults_are_the_spec_s() -> None:

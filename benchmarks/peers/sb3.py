@@ -1,5 +1,7 @@
 # pyright: reportMissingImports=false
-"""Stable-Baselines3's PPO: ``python -m benchmarks.peers.sb3 CASE`` in its virtual environment.
+"""Stable-Baselines3's PPO and sb3-contrib's TRPO: ``python -m benchmarks.peers.sb3 CASE``.
+
+In their virtual environment, see `benchmarks.setup_peers`.
 
 Its own defaults (vectorised environments, networks) with the sizes of the case.
 """
@@ -11,8 +13,10 @@ from typing import Any
 
 import ale_py
 import gymnasium
+import sb3_contrib
 import stable_baselines3
 import torch
+from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
@@ -27,6 +31,7 @@ class Case:
     num_envs: int
     options: dict[str, Any] = field(default_factory=dict)
     atari: bool = False
+    algorithm: type[PPO] | type[TRPO] = PPO
 
     def make(self) -> VecEnv:
         if self.atari:
@@ -50,6 +55,34 @@ CASES = {
             "ent_coef": 0.01,
         },
         atari=True,
+    ),
+    "trpo_halfcheetah": Case(
+        "HalfCheetah-v4",
+        1,
+        {
+            "n_steps": 2048,
+            "batch_size": 64,
+            "n_critic_updates": 5,
+            "cg_max_steps": 10,
+            "sub_sampling_factor": 5,
+            "gae_lambda": 0.98,
+            "policy_kwargs": {"net_arch": [32, 32]},
+        },
+        algorithm=TRPO,
+    ),
+    "trpo_halfcheetah_sb3": Case("HalfCheetah-v4", 1, algorithm=TRPO),
+    "trpo_cartpole": Case(
+        "CartPole-v1",
+        8,
+        {
+            "n_steps": 128,
+            "batch_size": 64,
+            "n_critic_updates": 5,
+            "cg_max_steps": 10,
+            "sub_sampling_factor": 5,
+            "gae_lambda": 0.98,
+        },
+        algorithm=TRPO,
     ),
 }
 
@@ -81,9 +114,13 @@ def main() -> None:
     gymnasium.register_envs(ale_py)
     measurement = Measurement(arguments.seconds)
     policy = "CnnPolicy" if case.atari else "MlpPolicy"
-    model = PPO(policy, case.make(), device="cpu", seed=0, **case.options)
+    model = case.algorithm(policy, case.make(), device="cpu", seed=0, **case.options)
     model.learn(10**9, callback=Clock(measurement))
-    versions = {"torch": torch.__version__, "stable-baselines3": stable_baselines3.__version__}
+    versions = {
+        "torch": torch.__version__,
+        "stable-baselines3": stable_baselines3.__version__,
+        "sb3-contrib": sb3_contrib.__version__,
+    }
     emit(
         measurement.result(
             parameters=sum(p.numel() for p in model.policy.parameters()),

@@ -20,7 +20,7 @@ from ppo1_lightning.algorithms.entry import (
     read_checkpoint,
     spaces_entry,
 )
-from ppo1_lightning.algorithms.ppo import PPO
+from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.callbacks import InitialWeights
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
@@ -49,7 +49,7 @@ T = TypeVar("T")
 class Parts(NamedTuple):
     """What a config makes, ready for ``trainer.fit``."""
 
-    module: PPO
+    module: OnPolicyModule
     data: RolloutDataModule
     trainer: Trainer
     plan: Sizes
@@ -107,7 +107,7 @@ def build(config: DictConfig) -> Parts:
         evaluation=_evaluation(config),
     )
     policy = make(config, "policy", Callable)
-    module = make(config, "algo", PPO, policy=policy)
+    module = make(config, "algo", OnPolicyModule, policy=policy)
     identity = _identify(data, policy)
     trainer = _make_trainer(config, _initial_weights(config, identity))
     launch.check_size(trainer)
@@ -155,7 +155,7 @@ def _validation(config: DictConfig) -> dict[str, Any]:
     return {"val_check_interval": interval, "check_val_every_n_epoch": None}
 
 
-def _objective(module: PPO, name: str) -> float | None:
+def _objective(module: OnPolicyModule, name: str) -> float | None:
     if not module.metrics:
         return None
     check_choice("optimized_metric", name, module.metrics)

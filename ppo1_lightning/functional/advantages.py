@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,13 +77,38 @@ def standardize(advantages: Tensor, valid: Tensor, moments: Tensor, epsilon: flo
         advantages, valid: ``[G, R]``, G groups standardised separately.
         moments: ``[G, 3]`` float64 of each whole group (`group_moments`, summed over ranks).
     """
-    count, total, squares = moments.unbind(-1)
-    mean = total / count.clamp(min=1)
-    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-    flat = (count < 2) | (variance <= _ROUNDING * mean.square())
+    mean, variance, flat = _spread(moments)
     scale = torch.where(flat, 1.0, 1.0 / (torch.where(flat, 1.0, variance).sqrt() + epsilon))
     result = (advantages.double() - mean[:, None]) * scale[:, None]
     return torch.where(valid, result, 0.0).float()
+
+
+def standardize_segments(advantages: Tensor, valid: Tensor) -> Tensor:
+    """Return (A - mean) / population std of each worker's segment, 0 in invalid rows: ``[W, R]``.
+
+    With NumPy's float32 sums, as the originals do it (``pposgd_simple.py``, ``trpo_mpi.py``): what
+    they round a mean by shifts all rows alike, which can be seen in a long step along the natural
+    gradient. Segments of fewer than two valid rows or without spread are all 0.
+
+    Args:
+        advantages, valid: ``[W, R]``, whole segments.
+    """
+    result = np.zeros(advantages.shape, np.float32)
+    flat = _spread(group_moments(advantages, valid))[2]
+    fields = (advantages.cpu().numpy(), valid.cpu().numpy(), flat.tolist(), result)
+    for numbers, its_valid, its_flat, out in zip(*fields, strict=True):
+        if not its_flat:
+            rows = numbers[its_valid]
+            out[its_valid] = (rows - rows.mean()) / rows.std()
+    return torch.from_numpy(result).to(advantages.device)
+
+
+def _spread(moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and variance of each group, and whether its spread is none: ``[G]`` each."""
+    count, total, squares = moments.unbind(-1)
+    mean = total / count.clamp(min=1)
+    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=0)
+    return mean, variance, (count < 2) | (variance <= _ROUNDING * mean.square())
 
 
 def group_moments(advantages: Tensor, valid: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppo1_lightning.distributed import all_sum
-from ppo1_lightning.functional.advantages import group_moments
+from ppo1_lightning.functional.advantages import group_moments, standardize_segments
 from ppo1_lightning.functional.advantages import standardize as standardize_rows
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.rollouts.collector import Rollout
@@ -51,6 +51,7 @@ class Segment(NamedTuple):
     rows: Tensor  # [E + 1, M, b] int64, the rows of every minibatch
     row_weights: Tensor  # [E + 1, M, b], see `Minibatch`
     row_advantages: Tensor  # [E + 1, M, b]
+    rows_per_worker: int
 
     def epochs(self, *, one_by_one: bool = False) -> Iterator[Minibatch]:
         """Yield each pass's minibatches ``[M, b, ...]``, or those of several passes at once.
@@ -92,6 +93,16 @@ class Segment(NamedTuple):
         """Return all rows as one minibatch ``[B, ...]``."""
         return Minibatch(*self[:7], weights=minibatch_weights(self.valid))
 
+    def every(self, n: int) -> Minibatch:
+        """Return the first row of each worker's segment, and every n-th after it, as a minibatch.
+
+        Whether a row is taken does not depend on the devices.
+        """
+        rows = torch.arange(len(self.valid), device=self.valid.device)
+        rows = rows.view(-1, self.rows_per_worker)[:, ::n].flatten()
+        fields = (field[rows] for field in self[:7])
+        return Minibatch(*fields, weights=minibatch_weights(self.valid[rows]))
+
     def last_pass(self) -> Minibatch:
         """Return all rows, weighted as in the mean of the last pass's minibatches' means.
 
@@ -129,15 +140,14 @@ def lay_out(
     valid = in_worker_order(rollout.valid, workers)
     rows = minibatch_rows(order, sizes.rows_per_worker)
     flat = in_worker_order(advantages, workers)
-    if standardize in ("worker", "rollout"):
-        groups = workers if standardize == "worker" else 1
-        flat = _standardized(flat, valid, groups, over_ranks=standardize == "rollout")
+    if standardize == "worker":
+        flat = standardize_segments(flat.view(workers, -1), valid.view(workers, -1)).flatten()
+    elif standardize == "rollout":
+        flat = _standardized(flat, valid, 1)
     row_advantages = flat[rows]
     if standardize == "minibatch":
         count = len(rows) * rows.shape[1]
-        row_advantages = _standardized(
-            row_advantages, valid[rows], count, over_ranks=True, epsilon=1e-8
-        )
+        row_advantages = _standardized(row_advantages, valid[rows], count, epsilon=1e-8)
     observations = in_worker_order(rollout.observations, workers)
     actions = in_worker_order(rollout.actions, workers)
     if evaluate is None:
@@ -156,17 +166,14 @@ def lay_out(
         rows=rows,
         row_weights=minibatch_weights(valid[rows]),
         row_advantages=row_advantages,
+        rows_per_worker=sizes.rows_per_worker,
     )
 
 
-def _standardized(
-    advantages: Tensor, valid: Tensor, groups: int, *, over_ranks: bool, epsilon: float = 0.0
-) -> Tensor:
-    """Standardise each of as many equal groups of rows, which may go on on the other ranks."""
+def _standardized(advantages: Tensor, valid: Tensor, groups: int, epsilon: float = 0.0) -> Tensor:
+    """Standardise each of as many equal groups of rows, which go on on the other ranks."""
     rows, its_valid = advantages.reshape(groups, -1), valid.reshape(groups, -1)
-    moments = group_moments(rows, its_valid)
-    if over_ranks:
-        moments = all_sum(moments)
+    moments = all_sum(group_moments(rows, its_valid))
     return standardize_rows(rows, its_valid, moments, epsilon).view_as(advantages)
 
 

@@ -20,7 +20,7 @@ from ppo1_lightning.algorithms.entry import (
     read_checkpoint,
     spaces_entry,
 )
-from ppo1_lightning.algorithms.ppo import PPO
+from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.runs import resume
 from ppo1_lightning.runs.instantiation import make
@@ -45,7 +45,7 @@ class TrainedRun:
 
     folder: Path
     config: DictConfig
-    module: PPO
+    module: OnPolicyModule
     environment: EnvironmentSpec
     checkpoint_path: Path
 
@@ -90,10 +90,10 @@ def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None)
     content = read_checkpoint(path)
     environment: EnvironmentSpec = make(config, "env", EnvironmentSpec)
     spaces = simulators.spaces(environment)
-    module: PPO = make(
+    module: OnPolicyModule = make(
         config,
         "algo",
-        PPO,
+        OnPolicyModule,
         policy=make(config, "policy", Callable),
         observation_space=spaces[0],
         action_space=spaces[1],

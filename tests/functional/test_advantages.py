@@ -15,6 +15,7 @@ from ppo1_lightning.functional.advantages import (
     generalized_advantages,
     group_moments,
     standardize,
+    standardize_segments,
 )
 
 # One column for each case, T = 4, gamma = lambda = 0.5, the row after an end a reset:
@@ -155,6 +156,33 @@ def test_large_mean_and_small_spread(mean: float, std: float):
     exact = rows.numpy().astype(np.longdouble)
     expected = (exact - exact.mean()) / exact.std()
     np.testing.assert_allclose(standardized(rows[None])[0], expected.astype(float), atol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (5.0, 3.0), (-1e4, 1.0)])
+def test_segments_are_standardized_as_numpy_does(mean: float, std: float):
+    """Bit by bit, over the valid rows of each, with the original's own line."""
+    stream = torch.Generator().manual_seed(0)
+    rows = mean + std * torch.randn(3, 64, generator=stream)
+    valid = torch.rand(3, 64, generator=stream) < 0.8
+    ours = standardize_segments(torch.where(valid, rows, math.nan), valid)
+    for own, its_valid, segment in zip(ours, valid, rows, strict=True):
+        atarg = segment[its_valid].numpy()
+        assert (own[its_valid].numpy() == (atarg - atarg.mean()) / atarg.std()).all()
+        assert (own[~its_valid] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "valid"),
+    [
+        ([3.0, 5.0], [True, False]),
+        ([3.0, 5.0], [False, False]),
+        ([0.1, 0.1], [True, True]),
+        ([0.0, 0.0], [True, True]),
+    ],
+)
+def test_segments_without_spread_are_zero(rows: list[float], valid: list[bool]):
+    both = torch.tensor([rows, [1.0, 3.0]]), torch.tensor([valid, [True, True]])
+    assert standardize_segments(*both).tolist() == [[0, 0], [-1, 1]]
 
 
 def test_epsilon_is_added_to_the_standard_deviation():

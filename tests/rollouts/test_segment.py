@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from ppo1_lightning.rollouts.segment import (
+    Minibatch,
     Segment,
     in_worker_order,
     minibatch_rows,
@@ -64,7 +67,19 @@ def segment_of(rows: torch.Tensor) -> Segment:
         rows=rows,
         row_weights=rows / 10,
         row_advantages=rows + 1000,
+        rows_per_worker=4,
     )
+
+
+@pytest.mark.parametrize(("n", "rows"), [(1, range(8)), (3, [0, 3, 4, 7]), (9, [0, 4])])
+def test_every_nth_row_of_each_worker(n: int, rows: Sequence[int]) -> None:
+    segment = segment_of(torch.zeros(1, 1, 1, dtype=torch.int64))
+    valid = torch.arange(8) != 7
+    minibatch = segment._replace(valid=valid).every(n)
+    for name in set(Minibatch._fields) - {"weights"}:
+        assert torch.equal(getattr(minibatch, name), getattr(segment, name)[list(rows)])
+    expected = valid[list(rows)] / valid[list(rows)].sum()
+    torch.testing.assert_close(minibatch.weights, expected)
 
 
 def test_every_field_is_gathered():

@@ -20,6 +20,7 @@ from tiny_runs import train_tiny
 from torch import Tensor
 
 from ppo1_lightning import PPO, CnnPolicy, ConfigurationError, EnvironmentSpec, MlpPolicy
+from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.commands.export import main
 from ppo1_lightning.policies.spaces import row_space
 from ppo1_lightning.runs import export
@@ -137,7 +138,7 @@ def adapted(adapter: ObservationAdapter, native: list[NDArray[Any]]) -> Tensor:
 
 
 def expected_actions(
-    environment: EnvironmentSpec, module: PPO, native: list[NDArray[Any]]
+    environment: EnvironmentSpec, module: OnPolicyModule, native: list[NDArray[Any]]
 ) -> NDArray[Any]:
     """Return what the environment receives when the policy acts greedily in a simulator."""
     observation, action = make_adapters(environment)
