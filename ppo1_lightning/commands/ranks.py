@@ -116,6 +116,9 @@ def run_ranks(task: Callable[[DictConfig], Any], config: DictConfig, devices: in
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(os.devnull),  # no files: each rank tells its own errors
     )
+    known = multiprocessing.get_all_start_methods()
+    if multiprocessing.get_start_method() not in known:  # joblib's, which Python tells the ranks
+        multiprocessing.set_start_method(known[0], force=True)
     resolved = OmegaConf.to_container(config, resolve=True)  # times are of this process
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
