@@ -1,4 +1,4 @@
-"""Every command in the documentation is one that exists: its options are known, its values fit."""
+"""Commands in the documentation exist, their options are known; so do the tests that it names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from ppo1_lightning.__main__ import COMMANDS
 from ppo1_lightning.commands import config as cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# `report` and `tune` read their arguments themselves; examples have a test of their own.
 COMMAND = re.compile(
-    r"^ {4,}.*python -m (ppo1_lightning)((?:\.(?:evaluate|record|play|export))?)( [^#\n]*)?",
+    rf"^ {{4,}}.*python -m ppo1_lightning(?: ({'|'.join(COMMANDS)}))?(?=\s)( [^#\n]*)?",
     re.MULTILINE,
 )
+CONFIGS = {"tune": "train"}
+"""Of the commands that have none of their own."""
+TEST = re.compile(r"`((?:tests/[\w/]+\.py)?)::(\w+)(?:\[[^`]*\])?`")
 
 
 def commands() -> list[tuple[str, str]]:
@@ -29,13 +32,31 @@ def commands() -> list[tuple[str, str]]:
         for match in COMMAND.finditer(text):
             if "everything is in" in match[0] or "error:" in match[0] or "--config-dir" in match[0]:
                 continue  # what a command printed; an example's own configs
-            found.append((match[2].lstrip(".") or "train", (match[3] or "").strip()))
+            command, words = match[1] or "train", (match[2] or "").strip()
+            if command != "report":  # it reads its arguments itself
+                found.append((CONFIGS.get(command, command), words))
     return sorted(set(found))
 
 
 def test_commands_are_found() -> None:
     assert len(commands()) > 30
     assert {config for config, _ in commands()} == {"train", "evaluate", "record", "play", "export"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    file = ""
+    for match in TEST.finditer(page.read_text("utf-8")):
+        file = match[1] or file  # the one named last
+        assert re.search(rf"^def {match[2]}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE), (
+            match
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_the_commands_old_form(page: Path) -> None:
+    old = rf"python -m ppo1_lightning\.(?:{'|'.join(COMMANDS)})\b"
+    assert not re.findall(old, page.read_text("utf-8"))
 
 
 @pytest.mark.parametrize(("config", "words"), commands())
