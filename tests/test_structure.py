@@ -45,6 +45,7 @@ def test_a_folder_says_what_it_holds(folder: str) -> None:
     assert ast.get_docstring(ast.parse(source))
 
 
+@pytest.mark.heavy
 def test_without_what_is_only_speed_the_package_is_imported() -> None:
     code = (
         "import sys; sys.modules['ppo1_lightning.fast'] = None;"
