@@ -7,10 +7,14 @@ PIP := $(BIN)/python -m pip install --constraint constraints.txt
 # A file's tests stay together: they share what is expensive to make.
 WORKERS := --numprocesses 2 --dist loadfile
 
-.PHONY: train test test-all lint docs bench bench-check clean
+.PHONY: train test-fast test test-all lint docs bench bench-check clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m ppo1_lightning $(ARGS)
+
+# Starts no process and compiles nothing: a minute
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not heavy"
 
 test: lint docs
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow"

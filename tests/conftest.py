@@ -1,12 +1,32 @@
-"""Options and settings of all tests."""
+"""Options and settings of all tests; what is not marked ``heavy`` starts and compiles nothing."""
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
+import subprocess
 import tempfile
+from collections.abc import Generator
+from typing import Any, NoReturn
 
 import pytest
 import torch
+
+from ppo1_lightning.fast import graphs, native
+
+HEAVY: list[tuple[Any, str, str]] = [
+    (subprocess.Popen, "__init__", "starts a process"),
+    (multiprocessing.process.BaseProcess, "start", "starts a process"),
+    (os, "fork", "starts a process"),
+    (os, "posix_spawn", "starts a process"),
+    (os, "system", "starts a process"),
+    (graphs, "compile_ahead", "compiles a graph"),
+    (torch, "compile", "compiles a graph"),
+    (native, "load", "compiles C++"),
+]
+"""(owner, attribute, what it does); found in a cache or not: that depends on earlier tests."""
+
+_caught = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,6 +43,34 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory()
         config.add_cleanup(folder.cleanup)
         os.environ["XDG_CACHE_HOME"] = folder.name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Refuse what is heavy to a test without the mark, and to the fixtures that it asks for."""
+    caught = item.stash.setdefault(_caught, [])
+    with pytest.MonkeyPatch.context() as patch:
+        if not any(map(item.get_closest_marker, ("heavy", "slow"))):
+            for owner, name, action in HEAVY:
+                patch.setattr(owner, name, _refusal(f"{action} ({owner.__name__}.{name})", caught))
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test even where what it tests has caught the refusal and gone on."""
+    result = yield
+    if caught := item.stash[_caught]:
+        pytest.fail(caught[0], pytrace=False)
+    return result
+
+
+def _refusal(action: str, caught: list[str]) -> Any:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        caught.append(f"a test that {action} needs the mark heavy: @pytest.mark.heavy")
+        pytest.fail(caught[-1])
+
+    return refuse
 
 
 @pytest.fixture(autouse=True, scope="session")

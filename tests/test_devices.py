@@ -28,6 +28,8 @@ from torch.utils.data import IterableDataset
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout, RolloutDataModule, distributed
 from ppo1_lightning.rollouts.segment import Minibatch
 
+pytestmark = pytest.mark.heavy
+
 NUM_ENVS, NUM_STEPS, ITERATIONS = 4, 32, 2
 EPOCHS = 4
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = re.findall(r"\| `python ([^`]+)` \|", (EXAMPLES / "README.md").read_text("utf-8"))
 TINY = {

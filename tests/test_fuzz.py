@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppo1_lightning.commands import config as cli
 
+pytestmark = pytest.mark.heavy
+
 TINY = [
     "debug=default",
     "total_iterations=2",

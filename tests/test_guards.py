@@ -249,6 +249,7 @@ def diverge(rank: int, folder: Path) -> str:
     return ""
 
 
+@pytest.mark.heavy
 def test_all_ranks_diverge_together(tmp_path: Path) -> None:
     messages = run_on_ranks(diverge, 2, tmp_path)
     assert messages[0] == messages[1]
@@ -279,6 +280,7 @@ def command(tmp_path: Path) -> Callable[..., str]:
     return run
 
 
+@pytest.mark.heavy
 def test_divergence_on_two_devices_is_told_once(
     command: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -288,6 +290,7 @@ def test_divergence_on_two_devices_is_told_once(
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()
 
 
+@pytest.mark.heavy
 def test_a_bad_number_on_the_second_device(command: Callable[..., str], tmp_path: Path) -> None:
     """Environments are numbered over all devices, which save together what was learned so far."""
     seed = environment_seeds(0, 4)[3]

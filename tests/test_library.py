@@ -127,6 +127,7 @@ def initial_policy(policy: Any) -> PPO:
 # -------------------------------------------------------------------- importing
 
 
+@pytest.mark.heavy
 def test_importing_the_library_imports_no_simulator_no_hydra_and_no_plotting():
     code = """
 import sys, lightning  # imports matplotlib by itself where that is installed
@@ -144,6 +145,7 @@ assert not {"hydra", "envpool"} & set(sys.modules)
     assert {"hydra", "envpool", "matplotlib"}.isdisjoint(imported)
 
 
+@pytest.mark.heavy
 def test_a_public_name_is_imported_when_it_is_asked_for():
     code = """
 import sys, ppo1_lightning

@@ -23,6 +23,8 @@ from ppo1_lightning.callbacks import Progress, RunCheckpoint
 from ppo1_lightning.runs.csv_logger import CSVLogger
 from ppo1_lightning.simulators import make_simulator
 
+pytestmark = pytest.mark.heavy
+
 MIB = 2**20
 FEWEST_ITERATIONS, MOST_ITERATIONS = 40, 1_000_000
 

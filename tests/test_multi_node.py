@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.heavy
+
 RUN = ["ppo1_lightning", "debug=default", "env=cartpole", "trainer.accelerator=cpu", "logger=csv"]
 RUN += ["compile=false"]
 DIR = "hydra.run.dir=run"

@@ -31,6 +31,7 @@ def test_wheel_carries_configs_and_types(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "conf/", "outputs/"))]
 
 
+@pytest.mark.heavy
 def test_library_imports_without_hydra_and_simulators() -> None:
     """Lightning comes first: its torchmetrics imports matplotlib wherever that is installed."""
     code = (

@@ -102,6 +102,7 @@ class RebindingPolicy(MlpPolicy):
         return observation - self.observation_normalizer.mean  # type: ignore[union-attr]
 
 
+@pytest.mark.heavy
 def test_compiled_update_sees_buffers_that_were_replaced() -> None:
     modules = [
         PPO(RebindingPolicy, minibatch_size=16, update_epochs=2, compile=compile)

@@ -26,6 +26,7 @@ LONG, SHORT = COMPILE_FROM_STEPS, COMPILE_FROM_STEPS - 1
 # Optimizer and max_grad_norm; gradients are longer than 0.05.
 CASES = {"torch": (torch.optim.Adam, None), "tensorflow": (TensorFlowAdam, 0.05)}
 every_case = pytest.mark.parametrize("case", CASES)
+COMPILED = pytest.param("compiled", marks=pytest.mark.heavy)
 
 
 def small_mlp(observation_space: Any, action_space: Any) -> nn.Module:
@@ -117,7 +118,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("path", ["traced", "compiled"])
+@pytest.mark.parametrize("path", ["traced", COMPILED])
 def test_graphs_take_the_eager_steps(case: str, path: str):
     eager, graph = Run(case), Run(case)
     assert isinstance(eager.take("eager"), EagerUpdate)
@@ -132,7 +133,7 @@ def test_graphs_take_the_eager_steps(case: str, path: str):
     torch.testing.assert_close(graph.policy(observations), eager.policy(observations))
 
 
-@pytest.mark.parametrize("path", ["eager", "traced", "compiled"])
+@pytest.mark.parametrize("path", ["eager", "traced", COMPILED])
 def test_several_minibatches_are_several_steps(path: str):
     together, alone = Run("tensorflow"), Run("tensorflow")
     minibatches = [minibatch(t) for t in range(6)]
@@ -144,7 +145,7 @@ def test_several_minibatches_are_several_steps(path: str):
     assert set(together.adam_steps()) == set(alone.adam_steps()) == {6}
 
 
-@pytest.mark.parametrize("path", ["traced", "compiled"])
+@pytest.mark.parametrize("path", ["traced", COMPILED])
 def test_parameters_that_were_replaced_are_noticed(path: str):
     run = Run("torch")
     run.take(path)
@@ -158,7 +159,12 @@ def test_parameters_that_were_replaced_are_noticed(path: str):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("eager", "compiled"), ("compiled", "traced"), ("traced", "eager")]
+    ("first", "second"),
+    [
+        pytest.param("eager", "compiled", marks=pytest.mark.heavy),
+        pytest.param("compiled", "traced", marks=pytest.mark.heavy),
+        ("traced", "eager"),
+    ],
 )
 def test_each_path_continues_the_others_checkpoint(first: str, second: str):
     whole, before, after = (Run("tensorflow") for _ in range(3))
@@ -174,6 +180,7 @@ def test_each_path_continues_the_others_checkpoint(first: str, second: str):
     assert set(before.adam_steps()) == {10}
 
 
+@pytest.mark.heavy
 def test_two_compiled_updates_in_one_process():
     compiled, eager = ({case: Run(case) for case in CASES} for _ in range(2))
     for case in CASES:
@@ -186,7 +193,7 @@ def test_two_compiled_updates_in_one_process():
         assert_same(compiled[case].parameters(), eager[case].steps(range(10)))
 
 
-@pytest.mark.parametrize("path", ["eager", "traced", "compiled"])
+@pytest.mark.parametrize("path", ["eager", "traced", COMPILED])
 def test_half_precision(path: str):
     """A first Adam step with a huge epsilon is the gradient, scaled."""
     moved = []
@@ -212,7 +219,7 @@ class Coupled(PPO):
         return dist_params * values[:, None], values
 
 
-@pytest.mark.parametrize("path", ["traced", "compiled"])
+@pytest.mark.parametrize("path", ["traced", COMPILED])
 def test_a_value_function_of_its_own_learns_apart(path: str):
     assert len(Run("torch").take(path).parts) == 2
     assert len(Run("tensorflow").take(path).parts) == 1  # max_grad_norm is that of both
@@ -266,6 +273,7 @@ def test_what_is_read_without_a_gradient_is_not_learned_apart(
     assert_same(graph.steps(range(5)), eager.steps(range(5)))
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_two_parts_learn_at_once_as_they_do_in_turn():
     at_once, in_turn = Run("torch"), Run("torch")
@@ -491,6 +499,7 @@ def test_a_parameter_that_is_frozen_later_is_noticed():
         run.steps(range(1))
 
 
+@pytest.mark.heavy
 def test_without_a_compiler(caplog: pytest.LogCaptureFixture):
     missing = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
     with inductor.patch(missing):

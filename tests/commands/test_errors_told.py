@@ -336,6 +336,7 @@ def test_full_error_on_request(in_empty_folder: Path, monkeypatch: pytest.Monkey
         command_line.main()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.heavy
+
 COUNT_FAULTS = """
 import resource
 import sys

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppo1_lightning.commands.ranks import RankError, run_ranks
 
+pytestmark = pytest.mark.heavy
+
 TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false"]
 OWN = ["env=gymnasium", "trainer.devices=2"]
 

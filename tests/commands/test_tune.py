@@ -49,6 +49,8 @@ TINY = [
 TINY += ["--config-dir", "own"]
 Command = Callable[..., None]
 
+devices = pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.heavy)])
+
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
@@ -119,7 +121,7 @@ def test_score_is_the_mean_over_seeds(command: Command, capsys: pytest.CaptureFi
     assert len(trials()) == 3
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@devices
 def test_pruned_runs_end_early(devices: int, command: Command) -> None:
     words = ["hparams_search.n_trials=1", f"trainer.devices={devices}", "total_iterations=8"]
     command("hparams_search=prunes_all", *words)
@@ -131,6 +133,7 @@ def test_pruned_runs_end_early(devices: int, command: Command) -> None:
     assert not Path("study/best.yaml").exists()
 
 
+@pytest.mark.heavy
 def test_killed_study_goes_on(command: Command, tmp_path: Path) -> None:
     words = ["hparams_search=mine", "hparams_search.n_trials=3", "total_iterations=60", *TINY]
     process = subprocess.Popen(
@@ -168,16 +171,16 @@ def wait_for(file: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@devices
 def test_diverging_trials_do_not_end_the_study(devices: int, command: Command) -> None:
     words = [f"trainer.devices={devices}", f"hparams_search.n_trials={3 - devices}"]
     command("hparams_search=prunes_all", "algo.learning_rate=1e30", *words)
     assert [trial.state for trial in trials()] == (3 - devices) * [TrialState.PRUNED]
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@devices
 def test_mistakes_in_training_end_the_study(devices: int, command: Command) -> None:
-    words = ["env=gymnasium", "env.id=test_cli_errors:NanReward-v0", "num_envs=2"]
+    words = ["env=gymnasium", "env.id=test_errors_told:NanReward-v0", "num_envs=2"]
     with pytest.raises(SystemExit) as exit_:
         command("hparams_search=prunes_all", *words, f"trainer.devices={devices}")
     assert exit_.value.code == 2

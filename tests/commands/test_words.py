@@ -51,6 +51,7 @@ def test_train_is_the_command_without_a_word(
     assert seen == [(command_line.train_or_search, "train", rest)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("word", "hint"), [("evalute", "did you mean 'evaluate'"), ("tran", "did you mean 'train'")]
 )
@@ -64,6 +65,7 @@ def test_a_misspelled_command_ends_in_one_line(word: str, hint: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.heavy
 def test_the_old_form_works_with_a_notice(tmp_path: Path) -> None:
     """Both forms evaluate the same run; the old one says in one line what it is called now."""
     run = train_tiny(tmp_path / "run", "env=cartpole", "logger=csv")

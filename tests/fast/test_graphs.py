@@ -21,7 +21,13 @@ from ppo1_lightning.fast.graphs import Graph, LayoutError, PolicyGraph
 from ppo1_lightning.fast.native import cache_folder
 from ppo1_lightning.policies.base import separate_parameters
 
-both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+both_ways = pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(False, id="traced"),
+        pytest.param(True, id="compiled", marks=pytest.mark.heavy),
+    ],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +85,7 @@ def test_a_graph_goes_through_rows(compiled: bool):
     assert losses[4] == -1
 
 
+@pytest.mark.heavy
 @torch.inference_mode()
 def test_two_compiled_graphs_run_in_two_threads_at_once():
     def grow(x: Tensor, rate: Tensor) -> None:
@@ -95,6 +102,7 @@ def test_two_compiled_graphs_run_in_two_threads_at_once():
         assert torch.equal(x, again)
 
 
+@pytest.mark.heavy
 @torch.inference_mode()
 def test_compiled_graphs_are_found_on_disk(
     compiled_once: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +125,7 @@ def test_compiled_graphs_are_found_on_disk(
     assert list(own_cache.glob("*.pt2")) == [package]
 
 
+@pytest.mark.heavy
 @torch.inference_mode()
 def test_a_constant_within_a_function_is_part_of_it():
     def adding(constant: float) -> Graph:
@@ -225,6 +234,7 @@ def test_a_view_with_gaps_is_refused():
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.heavy
 @torch.inference_mode()
 def test_a_damaged_package_is_compiled_again(compiled_once: Path, own_cache: Path):
     shutil.copytree(compiled_once, own_cache)
@@ -236,6 +246,7 @@ def test_a_damaged_package_is_compiled_again(compiled_once: Path, own_cache: Pat
     assert package.stat().st_size > 1000
 
 
+@pytest.mark.heavy
 @torch.inference_mode()
 def test_a_full_disk_keeps_no_package(own_cache: Path, caplog: pytest.LogCaptureFixture):
     """The disk is played: the copy stops in the middle."""
@@ -271,6 +282,7 @@ def test_an_unusable_home_is_no_obstacle(monkeypatch: pytest.MonkeyPatch):
     assert cache_folder().is_dir()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.inference_mode()
 def test_a_captured_graph_goes_through_rows():

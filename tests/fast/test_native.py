@@ -9,6 +9,7 @@ import pytest
 from ppo1_lightning.fast import native
 
 
+@pytest.mark.heavy
 def test_it_is_compiled_again_for_a_change_in_a_header_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

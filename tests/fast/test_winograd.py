@@ -151,6 +151,7 @@ def computed() -> dict[Case, tuple[list[Tensor], list[Tensor]]]:
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_and_gradients_are_those_of_a_direct_convolution(case: Case, computed: Any):
     tensors, ours = computed[case]
@@ -167,6 +168,7 @@ def double(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.uint8 else tensor.double()
 
 
+@pytest.mark.heavy
 def test_the_nature_network_learns_and_acts_by_them_alone():
     policy = CnnPolicy(Box(0, 255, (4, 84, 84), np.uint8), Discrete(6), size="large")
     weights = {name: parameter.detach() for name, parameter in policy.named_parameters()}
@@ -231,6 +233,7 @@ def test_other_dtypes_stay(dtype: torch.dtype):
     assert operators(graph) == ["direct"]
 
 
+@pytest.mark.heavy
 def test_a_convolution_whose_output_is_read_besides_its_relu_keeps_both():
     case = NATURE[2]
     image, weight, bias, gradient = case.tensors()
@@ -243,6 +246,7 @@ def test_a_convolution_whose_output_is_read_besides_its_relu_keeps_both():
     torch.testing.assert_close(ours, function(image, weight, bias, gradient))
 
 
+@pytest.mark.heavy
 def test_what_is_not_a_number_passes():
     case = NATURE[2]
     image, weight, bias, _ = case.tensors()
@@ -254,6 +258,7 @@ def test_what_is_not_a_number_passes():
     assert output[[0, 1, 3, 4, 5, 6]].isfinite().all()
 
 
+@pytest.mark.heavy
 def test_the_same_twice_and_on_any_number_of_threads():
     case = Case(21, 32, 20, 20, 64, 4, 2)
     tensors = case.tensors()

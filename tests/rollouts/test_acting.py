@@ -36,12 +36,17 @@ TWO_POOLS = (slice(0, 2), slice(2, 4))
 
 
 @pytest.mark.parametrize("pools", [WHOLE, TWO_POOLS], ids=["whole", "two_pools"])
-@pytest.mark.parametrize("compiled", [False, True], ids=["traced", "compiled"])
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        pytest.param(False, id="traced"),
+        pytest.param(True, id="compiled", marks=pytest.mark.heavy),
+    ],
+)
 @pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
 def test_graphs_act_as_the_policy_does(
-    shared: bool, compiled: bool, pools: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    shared: bool, compiled: bool, pools: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(
         ppo1_lightning.fast.acting, "VALUE_BATCH", 7
     )  # 24 rows: the last ones overlap
@@ -135,6 +140,7 @@ def test_a_policy_acts_in_the_precision_in_which_it_learns(graphs: bool):
     assert not torch.allclose(ppo.policy(observations[0], None)[1], expected, atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_a_module_can_be_copied_while_it_trains():
     ppo = made(MlpPolicy, Box(-1, 1, (5,)), Discrete(3))
     observations, noise = rollout_of(ppo, 2, 4, (5,))

@@ -246,6 +246,7 @@ def test_failed_write_keeps_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert iterations(tmp_path / "last.ckpt") == iterations(tmp_path / "best.ckpt") == 2
 
 
+@pytest.mark.heavy
 def test_kill_and_resume(tmp_path: Path) -> None:
     """A killed process leaves loadable files, and the run goes on from them."""
     folder = tmp_path / "checkpoints"

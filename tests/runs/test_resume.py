@@ -80,6 +80,7 @@ def check_whole(folder: Path, iterations: int) -> None:
             assert value == pytest.approx(expected, rel=1e-5) or math.isnan(expected)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kill_count", "iterations"),
     [(3, 240), pytest.param(20, 1200, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],

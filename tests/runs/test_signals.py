@@ -16,6 +16,8 @@ import kills
 import pytest
 import torch
 
+pytestmark = pytest.mark.heavy
+
 LONG = "total_iterations=100000"
 RARELY = "callbacks.checkpoint.every_n_iterations=1000000"
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.heavy
+
 PROGRAM = Path(__file__).with_name("run_standin.py")
 
 

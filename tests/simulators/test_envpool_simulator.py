@@ -382,6 +382,7 @@ def test_an_image_and_numbers_share_a_row():
             np.testing.assert_array_equal(parts["vector"], np.eye(4)[native["direction"][i]])
 
 
+@pytest.mark.heavy
 def test_envpool_is_imported_only_when_it_is_needed():
     code = (
         "import sys, ppo1_lightning.simulators as s\n"

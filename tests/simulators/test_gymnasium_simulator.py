@@ -264,7 +264,12 @@ FLAT = [
 
 
 @pytest.mark.parametrize(
-    ("native", "mode"), [*((space, "sync") for space in FLAT), (FLAT[-1], "async")], ids=str
+    ("native", "mode"),
+    [
+        *((space, "sync") for space in FLAT),
+        pytest.param(FLAT[-1], "async", marks=pytest.mark.heavy),
+    ],
+    ids=str,
 )
 def test_discrete_observations_are_flattened_as_gymnasium_does(native, mode):
     simulator = echo(observation=native, vectorization_mode=mode, num_envs=3)
@@ -406,7 +411,7 @@ def test_each_environment_gets_its_own_seed_once():
     )
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
 def test_a_closed_simulator_says_so(mode):
     spec = EnvironmentSpec("CartPole-v1", "gymnasium", options={"vectorization_mode": mode})
     simulator = make_simulator(spec, [0])
@@ -446,7 +451,7 @@ class Colours(Echo):
         return self._picture(), 1.0, False, self.t == self._length, {}
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
 def test_frames_are_stacked_by_gymnasium_s_own_wrappers(mode):
     """And a new episode does not see the frames of the one before."""
     grey, stack = GrayscaleObservation, partial(FrameStackObservation, stack_size=3)

@@ -24,7 +24,7 @@ def roll(simulator, num_steps):
 
 
 @pytest.mark.parametrize("num_pools", [1, 2, 4])
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
 def test_rows_are_those_of_the_script(mode, num_pools):
     options = {"vectorization_mode": mode}
     spec = EnvironmentSpec(ENV, options=options, reward_scale=0.5, num_pools=num_pools)

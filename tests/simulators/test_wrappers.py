@@ -10,7 +10,7 @@ from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
 from ppo1_lightning.simulators.wrappers import ActionMaskFromInfo
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
 def test_taxi_s_mask_is_observed(mode):
     spec = EnvironmentSpec(
         "Taxi-v4", options={"vectorization_mode": mode}, wrappers=[ActionMaskFromInfo]
