@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # For one release: ``python -m ppo1_lightning.evaluate`` and its like are found where they were.
 __path__.append(str(Path(__file__).with_name("old_forms")))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PPO",

@@ -18,6 +18,7 @@ from ppo1_lightning.algorithms.policy_module import PolicyModule
 from ppo1_lightning.algorithms.update import (
     PATHS,
     Update,
+    eager_instead,
     give_own_memory,
     make_acting,
     make_update,
@@ -77,9 +78,6 @@ class OnPolicyModule(PolicyModule):
     coefficients: tuple[str, ...] = ()
     """Names of the arguments that the loss reads; ``anneal`` may hold them too."""
 
-    now: Coefficients
-    """Their values in this iteration; made by the subclass."""
-
     def __init__(
         self,
         policy: PolicyFactory | None = None,
@@ -123,6 +121,7 @@ class OnPolicyModule(PolicyModule):
         self.compile_update = compile
         self.log_every = check_integer("log_every", log_every, at_least=1)
         self.own_optimizer: torch.optim.Optimizer | None = None
+        self.now = Coefficients()  # an algorithm's own, if it has any
         self._update: Update | None = None  # made in the first iteration
         self._before: Snapshot | None = None  # the update
 
@@ -175,6 +174,8 @@ class OnPolicyModule(PolicyModule):
     def update(self, minibatches: Minibatch) -> None:
         """Take one optimizer step on `loss` for each of the minibatches ``[M, B, ...]``."""
         assert self._update is not None
+        if changed := self._update.outdated():
+            self._update = eager_instead(self, changed)
         self._update(minibatches)
 
     def finish(self, rollout: Rollout, segment: Segment) -> None:

@@ -47,6 +47,10 @@ class Update(Protocol):
         """Take the steps: fields are ``[M, B, ...]``."""
         ...
 
+    def outdated(self) -> str | None:
+        """Return the name of something that it goes by as it was before, None where it does not."""
+        ...
+
 
 class Objective(nn.Module):
     """A loss as a module around the one that it belongs to, whose tensors are its own.
@@ -88,6 +92,10 @@ class EagerUpdate:
         for minibatch in map(Minibatch, *(field.unbind() for field in minibatches)):
             self._step(minibatch)
 
+    def outdated(self) -> str | None:
+        """Return None: everything is read at each step."""
+        return None
+
     def _step(self, minibatch: Minibatch) -> None:
         # Not `backward`: DDP's hooks would average what is already the share of a global mean.
         gradients = torch.autograd.grad(
@@ -123,6 +131,17 @@ def make_update(module: OnPolicyModule, segment: Segment, sizes: Sizes) -> Updat
         optimizer_steps=iterations and iterations * sizes.minibatches * sizes.epochs,
         example=segment.first_minibatch(),
     )
+
+
+def eager_instead(module: OnPolicyModule, changed: str) -> Update:
+    """Go on without a graph, which would go by an attribute as it was when it was traced."""
+    _log.warning(
+        "update: eager from here on, for %s has changed since it was traced; "
+        "as a buffer (register_buffer) a graph sees it change",
+        changed,
+    )
+    optimizer: Any = module.optimizers(use_pl_optimizer=False)
+    return EagerUpdate(module.loss, optimizer, module.max_grad_norm)
 
 
 def choose_path(

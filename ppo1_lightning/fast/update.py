@@ -21,6 +21,7 @@ from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.check import buffers_unchanged, compare_gradients, unsupported
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import learning_together
+from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.optimizers import TensorFlowAdam
 
 
@@ -71,6 +72,7 @@ class GraphUpdate:
         self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
+        self._reads = Reads()
 
     def prepare(self, example: Sequence[Tensor]) -> None:
         """Trace (and compile) for minibatches like this one, whose fields are ``[B, ...]``.
@@ -83,7 +85,8 @@ class GraphUpdate:
                 draws random numbers or depends on more than its arguments; or the objective changes
                 buffers.
         """
-        with buffers_unchanged(self._objective):
+        module = self._objective.module
+        with buffers_unchanged(self._objective), self._reads.recorded(module):
             together = self.max_grad_norm is not None  # the norm is that of all
             self.parts = learning_together(self._objective, example, together=together)
             self._parameters = [self._objective.learning[n] for part in self.parts for n in part]
@@ -144,6 +147,10 @@ class GraphUpdate:
             self._split(copies.mean / (1 - beta1)),
             self._split(self._clipped(_flat(eager))),
         )
+
+    def outdated(self) -> str | None:
+        """Return the name of an attribute that has changed since the graphs were traced."""
+        return self._reads.changed()
 
     @torch.inference_mode()
     def __call__(self, minibatches: Sequence[Tensor]) -> None:

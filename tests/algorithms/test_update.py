@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 from gymnasium.spaces import Box, Discrete
+from lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from ppo1_lightning import PPO, ConfigurationError, MlpPolicy
+from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
 from ppo1_lightning.algorithms.update import COMPILE_FROM_STEPS, EagerUpdate, choose_path
 from ppo1_lightning.fast.update import GraphUpdate
 from ppo1_lightning.optimizers import TensorFlowAdam
@@ -291,6 +292,45 @@ def test_two_parts_learn_at_once_as_they_do_in_turn():
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(at_once.parameters(), in_turn.parameters())
+
+
+class Penalised(PPO):
+    """A loss that calls the policy's parts and reads a number of this module's."""
+
+    weight = 0.1
+
+    def loss(self, batch: Minibatch) -> Tensor:
+        features = self.policy.trunk(batch.observations)  # type: ignore[operator]
+        return super().loss(batch) + self.weight * features.square().mean()
+
+
+def test_what_a_loss_reads_is_never_frozen(caplog: pytest.LogCaptureFixture):
+    graph, eager, without = (Run("tensorflow") for _ in range(3))
+    for run, path in ((graph, "traced"), (eager, "eager"), (without, "eager")):
+        run.ppo.__class__ = Penalised if run is not without else PPO
+        run.take(path)
+    assert_same(graph.steps(range(3)), eager.steps(range(3)))
+    assert (eager.parameters() - without.steps(range(3))).abs().max() > 1e-4
+    assert graph.update.outdated() is None
+    graph.ppo.weight = eager.ppo.weight = 2.0
+    assert graph.update.outdated() == "Penalised.weight"
+
+
+def test_a_number_that_changes_in_a_run_is_followed(caplog: pytest.LogCaptureFixture):
+    class Heavier(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            pl_module.weight *= 3
+
+    trained = []
+    for path in (False, "trace"):
+        ppo = Penalised(small_mlp, minibatch_size=32, update_epochs=2, compile=path)
+        data = RolloutDataModule("CartPole-v1", num_envs=4, num_steps=16, total_iterations=4)
+        options: Any = {"logger": False, "enable_checkpointing": False, "max_epochs": -1}
+        Trainer(accelerator="cpu", callbacks=[Heavier()], **options).fit(ppo, data)
+        trained.append(torch.cat([p.detach().flatten() for p in ppo.policy.parameters()]))
+    assert_same(*trained)
+    (record,) = warnings_in(caplog)
+    assert "Penalised.weight has changed since it was traced" in record.getMessage()
 
 
 def test_max_grad_norm():
