@@ -4,8 +4,8 @@ ARGS ?= env=pong
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
-# A file's tests stay together: they share what is expensive to make.
-WORKERS := --numprocesses 2 --dist loadfile
+# A file's tests stay together: they share what is expensive to make. The order is conftest.py's.
+WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: train test-fast test test-all lint docs bench bench-check clean
 

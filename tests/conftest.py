@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing.process
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Generator
 from typing import Any, NoReturn
 
+import lightning  # noqa: F401  here: Matplotlib, which it imports, may look for fonts by a process
 import pytest
 import torch
 
@@ -40,9 +42,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled graphs are shared by all workers of a session, and by nothing else."""
     if not hasattr(config, "workerinput"):  # the process that starts pytest-xdist's workers
+        if matplotlib := sys.modules.get("matplotlib"):  # its list of fonts takes long, too
+            os.environ.setdefault("MPLCONFIGDIR", matplotlib.get_cachedir())
         folder = tempfile.TemporaryDirectory()
         config.add_cleanup(folder.cleanup)
         os.environ["XDG_CACHE_HOME"] = folder.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with heavy tests first: short ones remain when the workers come to an end."""
+    heavy = {item.path for item in items if item.get_closest_marker("heavy")}
+    items.sort(key=lambda item: item.path not in heavy)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -229,6 +229,8 @@ ENVS = ("CartPole-v1", "Pendulum-v1")
 RUNS: dict[str, Run] = UPDATES | {env: partial(from_start, env=env) for env in ENVS}
 ONLY_ON_TWO = {"two workers", "compiled"}  # which cannot divide by 4, and takes long
 
+several = pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+
 
 # -------------------------------------------------------------------- deliberate mistakes
 
@@ -338,7 +340,7 @@ def check_moved(snapshots: list[Snapshot]) -> None:
             assert (parameter - before.parameters[name]).abs().max() > 1e-4, name
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@several
 def test_ranks_have_different_numbers_of_invalid_rows(ranks: int) -> None:
     for kind in ("box", "discrete", "image"):
         for iteration in range(ITERATIONS):
@@ -351,7 +353,10 @@ def test_ranks_have_different_numbers_of_invalid_rows(ranks: int) -> None:
 
 @pytest.mark.parametrize(
     ("ranks", "name"),
-    [(n, name) for n in (2, 4) for name in UPDATES if n == 2 or name not in ONLY_ON_TWO],
+    [
+        *((2, name) for name in UPDATES),
+        *(pytest.param(4, n, marks=pytest.mark.slow) for n in UPDATES if n not in ONLY_ON_TWO),
+    ],
 )
 def test_the_update_is_the_same_on_several_devices(ranks: int, name: str) -> None:
     expected = one_device(EAGER.get(name, name))
@@ -366,7 +371,7 @@ def test_the_update_is_the_same_on_several_devices(ranks: int, name: str) -> Non
             torch.testing.assert_close(mine.statistics, other.statistics, atol=1e-6, rtol=1e-9)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@several
 def test_target_kl_ends_the_epochs_early_on_all_ranks(ranks: int) -> None:
     minibatches = NUM_STEPS * NUM_ENVS // 32
     steps = [snapshot.losses for snapshot in one_device("target_kl")[1:]]
@@ -377,7 +382,7 @@ def test_target_kl_ends_the_epochs_early_on_all_ranks(ranks: int) -> None:
         assert [snapshot.losses for snapshot in rank["target_kl"][1:]] == steps
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@several
 @pytest.mark.parametrize("env", ENVS)
 def test_a_run_is_the_same_on_several_devices(env: str, ranks: int) -> None:
     expected = one_device(env)
@@ -392,7 +397,7 @@ def test_a_run_is_the_same_on_several_devices(env: str, ranks: int) -> None:
     assert not np.isnan(expected[-1].metrics["episode_return_mean"])
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@several
 @pytest.mark.parametrize("env", ENVS)
 def test_each_rank_steps_only_its_own_environments(env: str, ranks: int) -> None:
     share = NUM_ENVS // ranks

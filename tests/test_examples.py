@@ -9,11 +9,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.heavy
+from ppo1_lightning import __main__ as command_line
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = re.findall(r"\| `python ([^`]+)` \|", (EXAMPLES / "README.md").read_text("utf-8"))
@@ -24,6 +25,22 @@ TINY = {
     "own config directory": ["callbacks.stop.score=-100"],
 }
 """Further arguments of the commands of our command line, in the order of the table."""
+
+
+Command = Callable[..., None]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run the command line in this process, in an empty folder with the examples on its path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words])
+        command_line.main()
+
+    return run
 
 
 def run(folder: Path, *words: str) -> str:
@@ -48,7 +65,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def words_of(name: str) -> list[str]:
     """Return a command of the table with small sizes, to be run in another folder."""
-    words = shlex.split(COMMANDS[list(TINY).index(name)])
+    module, package, *words = shlex.split(COMMANDS[list(TINY).index(name)])
+    assert (module, package) == ("-m", "ppo1_lightning")
     words = [str(EXAMPLES / "conf") if word == "conf" else word for word in words]
     tiny = [*TINY[name], "compile=false", "algo.minibatch_size=64", "hydra.run.dir=run"]
     # later ones win, except where a key may be given once only
@@ -56,8 +74,8 @@ def words_of(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", list(TINY)[:-1])
-def test_command_line(name: str, tmp_path: Path) -> None:
-    run(tmp_path, *words_of(name))
+def test_command_line(name: str, command: Command, tmp_path: Path) -> None:
+    command(*words_of(name))
     trained = rows(tmp_path / "run")
     if name == "own callback":  # ends it in the first iteration with an episode
         assert len(trained) < 4
@@ -65,9 +83,12 @@ def test_command_line(name: str, tmp_path: Path) -> None:
         assert trained[-1]["env_steps"] == "512"
 
 
-def test_what_a_config_directory_has_trained_can_be_evaluated(tmp_path: Path) -> None:
-    """The policy, environment and callback are the user's own."""
-    run(tmp_path, *words_of("own config directory"))
+@pytest.mark.heavy
+def test_what_a_config_directory_has_trained_can_be_evaluated(
+    command: Command, tmp_path: Path
+) -> None:
+    """The policy, environment and callback are the user's own; another process finds them again."""
+    command(*words_of("own config directory"))
     assert len(rows(tmp_path / "run")) < 4
     run(tmp_path, "-m", "ppo1_lightning", "evaluate", "run=run", "episodes=10")
     report = json.loads((tmp_path / "run/checkpoints/last.evaluation.json").read_text("utf-8"))
@@ -81,6 +102,7 @@ def test_the_table_has_all_examples() -> None:
         assert file.stem in named
 
 
+@pytest.mark.heavy
 def test_lightning_project(tmp_path: Path) -> None:
     script = EXAMPLES / "lightning_project" / "train.py"
     run(tmp_path, str(script), "--steps", "2048")
@@ -91,5 +113,6 @@ def test_lightning_project(tmp_path: Path) -> None:
     assert "evaluation/return_mean" in logged
 
 
+@pytest.mark.heavy
 def test_library_use(tmp_path: Path) -> None:
     assert "mean return of the last 100 episodes" in run(tmp_path, str(EXAMPLES / "library_use.py"))

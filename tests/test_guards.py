@@ -280,7 +280,7 @@ def command(tmp_path: Path) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_divergence_on_two_devices_is_told_once(
     command: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.heavy
+from ppo1_lightning import __main__ as command_line
 
 RUN = ["ppo1_lightning", "debug=default", "env=cartpole", "trainer.accelerator=cpu", "logger=csv"]
 RUN += ["compile=false"]
@@ -71,7 +71,8 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return parameters(folder / "run")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("srun", marks=pytest.mark.slow)])
 def test_two_nodes_are_one_run(launcher: str, one_device: dict[str, Any], tmp_path: Path) -> None:
     port, words = free_port(), [*RUN, "trainer=multi_node", DIR]
     if launcher == "torchrun":
@@ -98,11 +99,21 @@ def test_two_nodes_are_one_run(launcher: str, one_device: dict[str, Any], tmp_pa
     ids=["folder by time", "sweep", "one device"],
 )
 def test_several_processes_that_cannot_work_together(
-    words: list[str], fragment: str, tmp_path: Path
+    words: list[str],
+    fragment: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Rank zero says why, and there is no folder."""
-    ((status, errors),) = run_together([[*RUN, *words]], [srun(0, "1")], tmp_path)
-    assert status == 2
-    (line,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [*RUN, *words])
+    for name, value in srun(0, "1").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        command_line.main()
+    assert end.value.code == 2
+    lines = capfd.readouterr().err.splitlines()
+    (line,) = (line for line in lines if line.startswith("error: "))
     assert fragment in line
     assert not list(tmp_path.rglob("*.ckpt"))

@@ -79,7 +79,7 @@ def test_failing_jobs_leave_the_others_alone(tmp_path: Path) -> None:
     [
         (signal.SIGINT, 130),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
     ],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )

@@ -19,10 +19,13 @@ TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
-        ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], id="joblib"),
+        pytest.param(
+            ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
+            id="submitit",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["joblib", "submitit"],
 )
 def test_jobs_at_the_same_time(launcher: list[str], tmp_path: Path) -> None:
     """Of one and two devices; one is a mistake, which ends neither of the others."""

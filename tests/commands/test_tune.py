@@ -171,7 +171,7 @@ def wait_for(file: str, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-@devices
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_diverging_trials_do_not_end_the_study(devices: int, command: Command) -> None:
     words = [f"trainer.devices={devices}", f"hparams_search.n_trials={3 - devices}"]
     command("hparams_search=prunes_all", "algo.learning_rate=1e30", *words)

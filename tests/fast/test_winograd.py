@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from ppo1_lightning import CnnPolicy
 from ppo1_lightning.fast import native, winograd
 from ppo1_lightning.fast.compiler import compile_ahead
 from ppo1_lightning.fast.winograd import BACKWARD, FORWARD, replace_convolutions
+
+Results = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,7 @@ def operators(graph: GraphModule) -> list[Any]:
     return [names[node.target] for node in graph.graph.nodes if node.target in names]
 
 
-def compiled(
-    function: Callable[..., Sequence[Tensor]], *tensors: Tensor
-) -> Callable[[], list[Tensor]]:
+def compiled(function: Callable[..., Results], *tensors: Tensor) -> Callable[[], list[Tensor]]:
     """Return a function of nothing as a compiled graph with our convolutions."""
     results = [torch.full_like(result, torch.nan) for result in function(*tensors)]
 
@@ -130,31 +131,57 @@ def compiled(
     return results_of_a_run
 
 
-def run_compiled(function: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> list[Tensor]:
-    return compiled(function, *tensors)()
+def read_twice(image: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor) -> list[Tensor]:
+    """Return a convolution's output besides what its ReLU makes of it."""
+    output = F.conv2d(image, weight, bias)
+    return [output, output.relu(), gradient + output.relu()]
+
+
+def activate(image: Tensor, weight: Tensor, bias: Tensor, _: Tensor) -> list[Tensor]:
+    return [F.conv2d(image, weight, bias).relu()]
+
+
+class OneGraph:
+    """All that is compiled here, in one graph: a compilation takes long."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        functions: list[Callable[..., Results]] = [partial(convolve, case) for case in CASES]
+        self.tensors = [case.tensors() for case in CASES]
+        for function in (read_twice, activate):
+            functions.append(function)
+            self.tensors.append(NATURE[2].tensors())
+        self.tensors[-1][0][2, 5, 4, 4] = torch.nan
+        self.counts = [len(f(*its)) for f, its in zip(functions, self.tensors, strict=True)]
+
+        def everything(*flat: Tensor) -> Results:
+            split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
+            return [r for f, its in zip(functions, split, strict=True) for r in f(*its)]
+
+        self._run = compiled(everything, *(tensor for its in self.tensors for tensor in its))
+
+    def run(self) -> list[list[Tensor]]:
+        """Return the results of each function."""
+        results = iter(self._run())
+        return [[next(results) for _ in range(count)] for count in self.counts]
 
 
 @pytest.fixture(scope="module")
-def computed() -> dict[Case, tuple[list[Tensor], list[Tensor]]]:
-    """Return tensors of all cases and what we make of them, all in one graph."""
-    torch.manual_seed(0)
-    tensors = [case.tensors() for case in CASES]
+def graph() -> OneGraph:
+    return OneGraph()
 
-    def all_cases(*flat: Tensor) -> list[Tensor]:
-        split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
-        return [t for case, its in zip(CASES, split, strict=True) for t in convolve(case, *its)]
 
-    results = iter(run_compiled(all_cases, *(tensor for its in tensors for tensor in its)))
-    return {
-        case: (its, [next(results) for _ in range(3 if case.uint8 else 4)])
-        for case, its in zip(CASES, tensors, strict=True)
-    }
+@pytest.fixture(scope="module")
+def results(graph: OneGraph) -> list[list[Tensor]]:
+    return graph.run()
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_outputs_and_gradients_are_those_of_a_direct_convolution(case: Case, computed: Any):
-    tensors, ours = computed[case]
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+def test_outputs_and_gradients_are_those_of_a_direct_convolution(
+    number: int, graph: OneGraph, results: list[list[Tensor]]
+):
+    case, tensors, ours = CASES[number], graph.tensors[number], results[number]
     exact = convolve(case, *map(double, tensors))
     sums_of_magnitudes = convolve(case, *(double(tensor).abs() for tensor in tensors))
     direct = convolve(case, *tensors)
@@ -234,46 +261,30 @@ def test_other_dtypes_stay(dtype: torch.dtype):
 
 
 @pytest.mark.heavy
-def test_a_convolution_whose_output_is_read_besides_its_relu_keeps_both():
-    case = NATURE[2]
-    image, weight, bias, gradient = case.tensors()
-
-    def function(*tensors: Tensor) -> list[Tensor]:
-        output = F.conv2d(*tensors[:3], stride=case.stride)
-        return [output, output.relu(), tensors[3] + output.relu()]
-
-    ours = run_compiled(function, image, weight, bias, gradient)
-    torch.testing.assert_close(ours, function(image, weight, bias, gradient))
+def test_a_convolution_whose_output_is_read_besides_its_relu_keeps_both(
+    graph: OneGraph, results: list[list[Tensor]]
+):
+    torch.testing.assert_close(results[-2], read_twice(*graph.tensors[-2]))
 
 
 @pytest.mark.heavy
-def test_what_is_not_a_number_passes():
-    case = NATURE[2]
-    image, weight, bias, _ = case.tensors()
-    image[2, 5, 4, 4] = torch.nan
-    (output,) = run_compiled(
-        lambda *tensors: [F.conv2d(*tensors, stride=1).relu()], image, weight, bias
-    )
+def test_what_is_not_a_number_passes(results: list[list[Tensor]]):
+    (output,) = results[-1]
     assert output[2].isnan().any()
     assert output[[0, 1, 3, 4, 5, 6]].isfinite().all()
 
 
 @pytest.mark.heavy
-def test_the_same_twice_and_on_any_number_of_threads():
-    case = Case(21, 32, 20, 20, 64, 4, 2)
-    tensors = case.tensors()
-    run, threads = (
-        compiled(lambda *tensors: convolve(case, *tensors), *tensors),
-        torch.get_num_threads(),
-    )
-    results = []
+def test_the_same_twice_and_on_any_number_of_threads(graph: OneGraph):
+    threads = torch.get_num_threads()
+    runs = []
     try:
         for count in (1, 1, 3, 3, 25):  # more than there are images, too
             torch.set_num_threads(count)
-            results.append(run())
+            runs.append([tensor for case in graph.run()[: len(CASES)] for tensor in case])
     finally:
         torch.set_num_threads(threads)
-    one, again, three, three_again, many = results
+    one, again, three, three_again, many = runs
     for a, b in ((one, again), (three, three_again)):
         assert all(map(torch.equal, a, b))
     for a, *others in zip(one, three, many, strict=True):

@@ -35,17 +35,20 @@ def rollout_of(
 TWO_POOLS = (slice(0, 2), slice(2, 4))
 
 
-@pytest.mark.parametrize("pools", [WHOLE, TWO_POOLS], ids=["whole", "two_pools"])
 @pytest.mark.parametrize(
-    "compiled",
+    ("shared", "pools", "compiled"),
     [
-        pytest.param(False, id="traced"),
-        pytest.param(True, id="compiled", marks=pytest.mark.heavy),
+        pytest.param(False, WHOLE, False, id="separate-whole"),
+        pytest.param(False, TWO_POOLS, False, id="separate-two_pools"),
+        pytest.param(True, WHOLE, False, id="shared-whole"),
+        pytest.param(True, TWO_POOLS, False, id="shared-two_pools"),
+        # each takes a compilation, or two
+        pytest.param(False, TWO_POOLS, True, id="separate-compiled", marks=pytest.mark.heavy),
+        pytest.param(True, WHOLE, True, id="shared-compiled", marks=pytest.mark.heavy),
     ],
 )
-@pytest.mark.parametrize("shared", [False, True], ids=["separate", "shared"])
 def test_graphs_act_as_the_policy_does(
-    shared: bool, compiled: bool, pools: Any, monkeypatch: pytest.MonkeyPatch
+    shared: bool, pools: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
         ppo1_lightning.fast.acting, "VALUE_BATCH", 7
@@ -142,7 +145,7 @@ def test_a_policy_acts_in_the_precision_in_which_it_learns(graphs: bool):
 
 @pytest.mark.heavy
 def test_a_module_can_be_copied_while_it_trains():
-    ppo = made(MlpPolicy, Box(-1, 1, (5,)), Discrete(3))
+    ppo = made(lambda *spaces: MlpPolicy(*spaces, shared_trunk=True), Box(-1, 1, (5,)), Discrete(3))
     observations, noise = rollout_of(ppo, 2, 4, (5,))
     ppo._acting = ActingGraphs(
         ppo.policy, ppo.distribution, observations, noise, WHOLE, compiled=True

@@ -268,7 +268,7 @@ def test_command_writes_what_it_says(
         ([], "expected run=FOLDER or ckpt_path=FILE"),
         (["run=nowhere"], "run=nowhere is not a folder"),
         (["episodes=0"], "episodes=0 is out of range, expected at least 1"),
-        (["episode=5"], "there is no key 'episode'; did you mean 'episodes'"),
+        (["episode=5"], "use +episode=5; did you mean 'episodes'?"),  # Hydra's, and our hint
     ],
 )
 def test_mistakes_end_in_one_line(

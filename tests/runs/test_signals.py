@@ -110,7 +110,10 @@ def _no_processes_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             run.process.wait()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_one_signal_saves_the_iteration(number: int, status: int, folder: Path) -> None:
     run = Run(folder, RARELY)
     run.tell(number)
@@ -147,6 +150,7 @@ def test_signal_to_two_ranks(folder: Path) -> None:
     assert not any(map(runs, ranks))
 
 
+@pytest.mark.slow
 def test_second_signal_stops_two_ranks_at_once(folder: Path) -> None:
     run = Run(folder, *TWO, "callbacks.checkpoint.every_n_iterations=1", "num_steps=32768")
     ranks, saved = run.ranks(), run.iterations()
