@@ -126,7 +126,7 @@ class WatchedPPO(PPO):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.snapshots: list[Snapshot] = []
-        self.losses, self.acted_on = 0, set()
+        self.losses, self.acted_on = [], set()
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -134,12 +134,12 @@ class WatchedPPO(PPO):
             self.snapshots.append(self.snapshot(torch.empty(0)))
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
-        self.losses = 0
+        self.losses.clear()
         super().training_step(rollout, batch_idx)
         self.snapshots.append(self.snapshot(rollout.observations))
 
     def loss(self, batch: Minibatch) -> Tensor:
-        self.losses += 1
+        self.losses.append(batch)
         return super().loss(batch)
 
     def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +153,7 @@ class WatchedPPO(PPO):
             [v.clone() for n in normalizers if n is not None for v in n.get_extra_state().values()],
             {name: value for name, value in self.metrics.items() if name != "steps_per_second"},
             path_of(self),
-            self.losses,
+            len(self.losses),
             set(self.acted_on),
             observations,
         )
