@@ -25,7 +25,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     recordings = recordings_of(metafunc.config)
     cases = [
-        pytest.param(recording, path, ranks, id=f"{recording.name}-{path}-{ranks}")
+        pytest.param(
+            recording,
+            path,
+            ranks,
+            id=f"{recording.name}-{path}-{ranks}",
+            marks=[pytest.mark.heavy] if path == "compiled" or ranks > 1 else [],
+        )
         for recording in recordings
         for path in PATHS
         for ranks in (1, 2)

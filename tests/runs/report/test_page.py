@@ -297,6 +297,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(write_sweep(tmp_path_factory.mktemp("sweep")))
 
 
+@pytest.mark.heavy
 def test_browser_draws_curves_and_tables(browser: Browser, sweep: Path) -> None:
     page = opened(browser, sweep, "light")
     charts = page.locator(".plot").count()
@@ -308,6 +309,7 @@ def test_browser_draws_curves_and_tables(browser: Browser, sweep: Path) -> None:
     expect(row).to_contain_text("41 to 43")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("scheme", "background", "line"),
     [("dark", (17, 19, 21), (90, 174, 234)), ("light", (247, 247, 245), (0, 103, 168))],
