@@ -79,7 +79,8 @@ def log_row(module: OnPolicyModule, measured: dict[str, float]) -> None:
 
 
 def log_evaluation(module: PolicyModule, episodes: Episodes) -> None:
-    """Write what the episodes of an evaluation say, and let `Trainer.test` return it."""
+    """Keep and write what the episodes of an evaluation say, and let `Trainer.test` return it."""
+    module.evaluated = episodes
     metrics = {f"evaluation/{name}": value for name, value in episodes.summary().items()}
     # `Trainer.test` and `Trainer.validate` return and print what Lightning logs, but then it
     # writes the rows too, over a "step" that we have to tell. In a fit we write them.
