@@ -27,7 +27,7 @@ def main() -> None:
         command = words[0]
         del sys.argv[1]
     try:
-        check_choice("the command", command, COMMANDS)
+        check_choice("command", command, COMMANDS)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -226,7 +226,6 @@ def test_frozen_parameters_stay_as_they_are():
         {"learning_rate": float("nan")},
         {"gamma": 1.5},
         {"clip_coef": "0.2"},
-        {"anneal": ["learning_rat"]},
         {"anneal": "learning_rate"},
         {"normalize_advantages": True},
         {"bootstrap_truncation": 1},
