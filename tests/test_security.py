@@ -23,6 +23,8 @@ from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.algorithms.entry import KEY
 
+pytestmark = pytest.mark.heavy  # what a file says is run to see that it would be
+
 MARKER = "was_run"  # the file that a payload makes in the working directory
 
 TINY = ["debug=default", "env=cartpole", "trainer.accelerator=cpu", "logger=csv"]

@@ -114,6 +114,11 @@ class ModuleCall:
         self._others = [name for name in named if name not in self.learning]
         self._buffers = [name for name, _ in module.named_buffers()]
 
+    @property
+    def num_others(self) -> int:
+        """How many tensors `others` returns, which is not to be called where it is traced."""
+        return len(self._others) + len(self._buffers)
+
     def others(self) -> list[Tensor]:
         """Return the rest as it is now: a module may put new tensors in a buffer's place."""
         parameters = [self.module.get_parameter(name).detach() for name in self._others]
@@ -162,7 +167,7 @@ class PolicyGraph:
         return self._graph.bind([tensor.detach() for tensor in self._call.others()], rows)
 
     def _run(self, *tensors: Tensor) -> None:
-        count = len(self._call.others())
+        count = self._call.num_others
         others, inputs = tensors[:count], tensors[count:]
 
         def policy(observations: Tensor, state: Any) -> Any:

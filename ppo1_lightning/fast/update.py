@@ -257,7 +257,7 @@ class GraphUpdate:
 
     def _gradient_of(self, part: int, flats: Sequence[Tensor], batch: Sequence[Tensor]) -> Tensor:
         """Return this rank's share of the gradient for one part's parameters."""
-        count = len(self._objective.others())
+        count = self._objective.num_others
         others, minibatch = batch[:count], batch[count:]
 
         def loss_of(flat: Tensor) -> Tensor:
