@@ -26,7 +26,7 @@ class Coefficients(nn.Module):
         super().__init__()
         self.values = values
         for name, value in values.items():
-            self.register_buffer(name, torch.tensor(value), persistent=False)
+            self.register_buffer(name, torch.tensor(float(value)), persistent=False)
 
     def put(self, name: str, value: float) -> None:
         """Change one of them."""
