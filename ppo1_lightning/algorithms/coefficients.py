@@ -50,7 +50,7 @@ def anneal(module: OnPolicyModule, optimizer: torch.optim.Optimizer, fraction_sp
         module.now.put(name, getattr(module, name) * (left if name in module.anneal else 1.0))
     annealed = "learning_rate" in module.anneal
     for group in optimizer.param_groups:
-        if optimizer is module.own_optimizer:
+        if _is_as_asked(module, optimizer):
             group["lr"] = module.learning_rate * (left if annealed else 1.0)
         elif annealed:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * left
@@ -58,6 +58,10 @@ def anneal(module: OnPolicyModule, optimizer: torch.optim.Optimizer, fraction_sp
 
 def take_as_asked(module: OnPolicyModule, optimizer: torch.optim.Optimizer) -> None:
     """Let what a resumed run asks of its optimizer, epsilon say, hold and not the checkpoint's."""
-    if optimizer is module.own_optimizer:
-        for group in optimizer.param_groups:
-            group.update(optimizer.defaults)
+    if _is_as_asked(module, optimizer):
+        optimizer.param_groups[0].update(optimizer.defaults)
+
+
+def _is_as_asked(module: OnPolicyModule, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the module's arguments say all; several groups have settings of their own."""
+    return optimizer is module.own_optimizer and len(optimizer.param_groups) == 1

@@ -50,7 +50,7 @@ class Snapshot:
                 comes before all else.
         """
         for name, metric in measured.items():
-            if math.isfinite(metric):
+            if math.isfinite(metric) or name == "explained_variance":  # of constant returns: NaN
                 continue
             iteration, norm = self._module.counters.iterations, _gradient_norm(self._optimizer)
             if not math.isfinite(norm):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from gymnasium import Space
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo1_lightning import distributed
 from ppo1_lightning.algorithms import checks, entry, metrics
@@ -23,12 +23,7 @@ from ppo1_lightning.algorithms.update import (
     make_acting,
     make_update,
 )
-from ppo1_lightning.errors import (
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-)
+from ppo1_lightning.errors import check_choice, check_flag, check_integer, check_number
 from ppo1_lightning.functional.advantages import generalized_advantages
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.policies.base import PolicyFactory, evaluate
@@ -175,7 +170,7 @@ class OnPolicyModule(PolicyModule):
         """Take one optimizer step on `loss` for each of the minibatches ``[M, B, ...]``."""
         assert self._update is not None
         if changed := self._update.outdated():
-            self._update = eager_instead(self, changed)
+            self._update, self._acting = eager_instead(self, changed), None
         self._update(minibatches)
 
     def finish(self, rollout: Rollout, segment: Segment) -> None:
@@ -260,16 +255,21 @@ class OnPolicyModule(PolicyModule):
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer of this module's named parameters."""
-        self.own_optimizer = self.optimizer_factory(self.named_parameters(), lr=self.learning_rate)
+        """Return the optimizer of `learning_parameters`."""
+        named = self.learning_parameters()
+        self.own_optimizer = self.optimizer_factory(named, lr=self.learning_rate)
         return self.own_optimizer
+
+    def learning_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the named parameters that `update` changes."""
+        return list(self.named_parameters())
 
     @property
     def optimizer_name(self) -> str | None:
         """Name of the optimizer's class, None for one of the user's own."""
-        if type(self).configure_optimizers is not OnPolicyModule.configure_optimizers:
-            return None
-        return getattr(self.optimizer_factory, "func", self.optimizer_factory).__name__
+        ours = type(self).configure_optimizers is OnPolicyModule.configure_optimizers
+        factory = getattr(self.optimizer_factory, "func", self.optimizer_factory)
+        return factory.__name__ if ours and isinstance(factory, type) else None
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -297,4 +297,4 @@ class OnPolicyModule(PolicyModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to one process, so that a copy can be made while training."""
-        return {**self.__dict__, "_update": None, "_acting": None, "_before": None}
+        return {**super().__getstate__(), "_update": None, "_acting": None, "_before": None}

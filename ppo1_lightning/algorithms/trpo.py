@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppo1_lightning.algorithms import metrics
 from ppo1_lightning.algorithms.coefficients import Coefficients
@@ -103,7 +103,8 @@ class TRPO(OnPolicyModule):
         ``batch`` is all of this rank's rows; the Fisher matrix, the Hessian of the KL at the old
         policy, is that of ``fisher_batch``.
         """
-        policy, start = self.acting_parameters, self.acting_parameters.get()
+        policy = self.acting_parameters
+        start = policy.get()
         gain, _ = self.gain_and_kl(batch)
         gradient = policy.gradient(gain)
         self.step_size = 0.0
@@ -162,10 +163,13 @@ class TRPO(OnPolicyModule):
         taken = {"step_size": self.step_size, "rejected_steps": self.rejected_steps.item()}
         return {**metrics.measure(self, segment, segment.whole()), **taken}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the value function's optimizer; what chooses actions learns without one."""
-        acting, valuing = acting_and_valuing(self.policy, self.spaces[0])
-        self.acting_parameters = FlatParameters(acting.values())
-        named = [(f"policy.{name}", parameter) for name, parameter in valuing.items()]
-        self.own_optimizer = self.optimizer_factory(named, lr=self.learning_rate)
-        return self.own_optimizer
+    def learning_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the value function's; what chooses actions learns without an optimizer."""
+        _, valuing = acting_and_valuing(self.policy, self.spaces[0])
+        return [(f"policy.{name}", parameter) for name, parameter in valuing.items()]
+
+    @property
+    def acting_parameters(self) -> FlatParameters:
+        """The parameters that choose actions, as one vector."""
+        acting, _ = acting_and_valuing(self.policy, self.spaces[0])
+        return FlatParameters(acting.values())

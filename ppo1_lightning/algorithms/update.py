@@ -84,8 +84,6 @@ class EagerUpdate:
         max_grad_norm: float | None,
     ) -> None:
         self.loss, self.optimizer, self.max_grad_norm = loss, optimizer, max_grad_norm
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.parameters = [p for p in parameters if p.requires_grad]
 
     def __call__(self, minibatches: Minibatch) -> None:
         """Take the steps: fields are ``[M, B, ...]``."""
@@ -97,14 +95,17 @@ class EagerUpdate:
         return None
 
     def _step(self, minibatch: Minibatch) -> None:
+        # Each time anew: a callback may freeze some, or add a group to the optimizer.
+        groups = self.optimizer.param_groups
+        learning = [p for group in groups for p in group["params"] if p.requires_grad]
         # Not `backward`: DDP's hooks would average what is already the share of a global mean.
         gradients = torch.autograd.grad(
-            self.loss(minibatch), self.parameters, allow_unused=True, materialize_grads=True
+            self.loss(minibatch), learning, allow_unused=True, materialize_grads=True
         )
-        for parameter, gradient in zip(self.parameters, _all_sum(gradients), strict=True):
+        for parameter, gradient in zip(learning, _all_sum(gradients), strict=True):
             parameter.grad = gradient
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            nn.utils.clip_grad_norm_(learning, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

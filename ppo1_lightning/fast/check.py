@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ def unsupported(optimizer: torch.optim.Optimizer) -> str | None:
     if any(p.dtype != torch.float32 or not p.requires_grad for p in group["params"]):
         return "supports float32 parameters only, none of them frozen"
     return None
+
+
+def traced_settings(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Return what of an optimizer graphs have in them, and so would not see change."""
+    names = ("betas", "weight_decay", "amsgrad", "maximize")
+    groups = optimizer.param_groups
+    return [(list(map(id, g["params"])), *(g[name] for name in names)) for g in groups]
 
 
 @contextmanager

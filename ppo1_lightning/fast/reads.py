@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None), tuple, np.generic)
+PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value, or all that it holds, can be compared with what it was before."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(map(_is_plain, vars(value).values()))
+    return isinstance(value, PLAIN)
 
 
 class Reads:
@@ -43,9 +56,13 @@ class Reads:
 
     def _noting(self, its_class: type[nn.Module]) -> type[nn.Module]:
         def get(module: nn.Module, name: str) -> Any:
-            value = its_class.__getattribute__(module, name)
-            if isinstance(value, PLAIN) and not name.startswith("__"):
-                self._found.setdefault((id(module), name), (module, value))
+            try:
+                value = its_class.__getattribute__(module, name)
+            except AttributeError:  # a parameter, a buffer, which may be None, or a module
+                value = its_class.__getattr__(module, name)
+            key = (id(module), name)
+            if key not in self._found and not name.startswith("__") and _is_plain(value):
+                self._found[key] = (module, deepcopy(value))
             return value
 
         return type(its_class.__name__, (its_class,), {"__getattribute__": get})

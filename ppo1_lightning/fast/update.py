@@ -18,7 +18,7 @@ from torch.func import vjp
 
 from ppo1_lightning.distributed import all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.fast.check import buffers_unchanged, compare_gradients, unsupported
+from ppo1_lightning.fast import check
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import learning_together
 from ppo1_lightning.fast.reads import Reads
@@ -63,8 +63,7 @@ class GraphUpdate:
         *,
         compiled: bool,
     ) -> None:
-        why_not = unsupported(optimizer)
-        if why_not:
+        if why_not := check.unsupported(optimizer):
             raise ConfigurationError(f"a graph {why_not}")
         self.optimizer, self.compiled = optimizer, compiled
         self.path = "compiled" if compiled else "traced"
@@ -72,7 +71,7 @@ class GraphUpdate:
         self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
-        self._reads = Reads()
+        self._reads, self._settings = Reads(), check.traced_settings(optimizer)
 
     def prepare(self, example: Sequence[Tensor]) -> None:
         """Trace (and compile) for minibatches like this one, whose fields are ``[B, ...]``.
@@ -86,7 +85,7 @@ class GraphUpdate:
                 buffers.
         """
         module = self._objective.module
-        with buffers_unchanged(self._objective), self._reads.recorded(module):
+        with check.buffers_unchanged(self._objective), self._reads.recorded(module):
             together = self.max_grad_norm is not None  # the norm is that of all
             self.parts = learning_together(self._objective, example, together=together)
             self._parameters = [self._objective.learning[n] for part in self.parts for n in part]
@@ -142,15 +141,16 @@ class GraphUpdate:
             loss, self._parameters, allow_unused=True, materialize_grads=True
         )
         beta1 = self.optimizer.param_groups[0]["betas"][0]
-        compare_gradients(
+        check.compare_gradients(
             [name for part in self.parts for name in part],
             self._split(copies.mean / (1 - beta1)),
             self._split(self._clipped(_flat(eager))),
         )
 
     def outdated(self) -> str | None:
-        """Return the name of an attribute that has changed since the graphs were traced."""
-        return self._reads.changed()
+        """Return the name of what has changed since the graphs were traced, None for nothing."""
+        same = check.traced_settings(self.optimizer) == self._settings
+        return self._reads.changed() if same else "the optimizer's groups or betas"
 
     @torch.inference_mode()
     def __call__(self, minibatches: Sequence[Tensor]) -> None:

@@ -65,9 +65,11 @@ def separate_parameters(
 ) -> tuple[list[str], list[str]] | None:
     """Return the names of the parameters that choose actions, and of those that estimate values.
 
-    None where a parameter does both, or neither: then they cannot be taken apart.
+    None where a parameter does both, or neither: then they cannot be taken apart. Frozen ones are
+    left out.
     """
-    names, tensors = zip(*policy.named_parameters(), strict=True)
+    learning = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    names, tensors = list(learning), list(learning.values())
 
     def used_by(output: Tensor) -> list[str]:
         gradients = torch.autograd.grad(output.sum(), tensors, allow_unused=True, retain_graph=True)

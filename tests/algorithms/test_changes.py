@@ -1,0 +1,173 @@
+"""What a user changes in the middle of a run, or brings along, holds on each path."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from ppo1_lightning import PPO, TRPO, MlpPolicy, RolloutDataModule
+from ppo1_lightning.algorithms.coefficients import Coefficients
+from ppo1_lightning.algorithms.on_policy import OnPolicyModule
+from ppo1_lightning.rollouts.segment import Minibatch
+
+Small = partial(MlpPolicy, hidden_size=8)
+PATHS = pytest.mark.parametrize("path", [False, "trace"])
+
+
+class After(Callback):
+    """Calls a function with the module and the number of iterations, after each of them."""
+
+    def __init__(self, change: Callable[[Any, int], None]) -> None:
+        self.change = change
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
+        self.change(pl_module, pl_module.counters.iterations)
+
+
+def fit(module: OnPolicyModule, change: Callable[[Any, int], None], iterations: int = 4) -> Any:
+    data = RolloutDataModule("CartPole-v1", num_envs=4, num_steps=16, total_iterations=iterations)
+    options: Any = {"logger": False, "enable_checkpointing": False, "max_epochs": -1}
+    Trainer(accelerator="cpu", callbacks=[After(change)], **options).fit(module, data)
+    return module
+
+
+def ppo(kind: type[PPO] = PPO, **options: Any) -> PPO:
+    return kind(**{"policy": Small, "minibatch_size": 32, "update_epochs": 1, **options})
+
+
+def nothing(module: Any, iteration: int) -> None:
+    """Change nothing."""
+
+
+def test_a_coefficient_that_begins_as_a_whole_number_changes_to_any() -> None:
+    now = Coefficients(ent_coef=0)
+    now.put("ent_coef", 0.5)
+    assert now.ent_coef == 0.5
+
+
+class OfItsCounters(PPO):
+    def loss(self, batch: Minibatch) -> Tensor:
+        return super().loss(batch) * (self.counters.iterations == 0)
+
+
+def test_counters_that_a_loss_reads_are_followed() -> None:
+    ours = [fit(ppo(OfItsCounters, compile=path), nothing) for path in (False, "trace")]
+    eager, traced = (m.policy.state_dict() for m in ours)
+    for name, parameter in eager.items():
+        torch.testing.assert_close(traced[name], parameter, rtol=1e-5, atol=1e-6)
+
+
+class OfTheHead(PPO):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.policy.value_head.parameters())  # type: ignore[union-attr]
+
+
+@PATHS
+def test_a_group_that_joins_the_optimizer_learns(path: Any) -> None:
+    def join(module: Any, iteration: int) -> None:
+        head = module.policy.action_head
+        if iteration == 2:
+            optimizer = module.optimizers(use_pl_optimizer=False)
+            optimizer.add_param_group({"params": list(head.parameters())})
+            module.was = head.weight.detach().clone()
+
+    module = fit(ppo(OfTheHead, compile=path), join)
+    assert not torch.equal(module.policy.action_head.weight, module.was)
+
+
+def test_parameters_freeze_and_thaw() -> None:
+    kept: list[Tensor] = []
+
+    def change(module: Any, iteration: int) -> None:
+        module.policy.action_head.weight.requires_grad_(iteration != 2)
+        kept.append(module.policy.action_head.weight.detach().clone())
+
+    fit(ppo(compile=False), change)
+    learned = [not torch.equal(a, b) for a, b in pairwise(kept)]
+    assert learned == [True, False, True]
+
+
+class Tempered(MlpPolicy):
+    temperature = 1.0
+
+    def forward(self, observation: Tensor, state: Any = None) -> Any:
+        dist_params, values, state = super().forward(observation, state)
+        return dist_params + self.temperature, values, state
+
+
+def test_a_policy_acts_by_what_it_reads_now() -> None:
+    acted: list[bool] = []
+
+    class Watched(PPO):
+        def begin(self, rollout: Any) -> Any:
+            acted.append(bool(rollout.dist_params.mean() > 10))
+            return super().begin(rollout)
+
+    def heat(module: Any, iteration: int) -> None:
+        module.policy.temperature = 20.0
+
+    fit(ppo(Watched, policy=Tempered, compile="trace"), heat)
+    assert acted[2:] == [True, True]
+
+
+def decayed(named: Any, lr: float) -> torch.optim.Optimizer:
+    parameters = [parameter for _, parameter in named]
+    groups: Any = [
+        {"params": parameters[::2], "weight_decay": 0.1},
+        {"params": parameters[1::2], "weight_decay": 0.0, "lr": lr / 10},
+    ]
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def test_several_groups_keep_their_settings() -> None:
+    groups = fit(ppo(optimizer=decayed), nothing).own_optimizer.param_groups
+    found = [(group["weight_decay"], group["lr"]) for group in groups]
+    assert found == [(0.1, 3e-4), (0.0, pytest.approx(3e-5))]
+
+
+def test_returns_that_do_not_vary_are_no_divergence() -> None:
+    assert fit(ppo(gamma=0.0), nothing).counters.iterations == 4
+
+
+def test_copies_leave_the_trainer_behind() -> None:
+    copies: list[Any] = []
+
+    def duplicate(module: Any, iteration: int) -> None:
+        copies[:] = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
+
+    module = TRPO(Small, minibatch_size=32, vf_iters=1, compile="trace")
+    fit(module, duplicate, iterations=2)
+    for other in copies:
+        own = set(map(id, other.policy.parameters()))
+        assert {id(p) for p in other.acting_parameters.parameters} <= own
+        assert other._trainer is None
+
+
+def test_trpo_leaves_frozen_parameters_and_takes_an_optimizer_of_the_users() -> None:
+    class Frozen(MlpPolicy):
+        def __init__(self, *spaces: Any) -> None:
+            super().__init__(*spaces, hidden_size=8)
+            self.action_head.bias.requires_grad_(False)
+
+    class Own(TRPO):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.policy.value_head.parameters())  # type: ignore[union-attr]
+
+    module = fit(Own(Frozen, minibatch_size=32, vf_iters=1), nothing)
+    assert module.policy.action_head.bias.eq(0).all()
+    assert module.metrics["step_size"] > 0
+
+
+def test_a_checkpoint_names_the_optimizer_where_it_is_a_class() -> None:
+    assert TRPO(Small).optimizer_name == "TensorFlowAdam"
+    assert PPO(Small, optimizer=partial(torch.optim.Adam, eps=1.0)).optimizer_name == "Adam"
+    assert PPO(Small, optimizer=decayed).optimizer_name is None
