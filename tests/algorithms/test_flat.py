@@ -125,6 +125,7 @@ def test_a_product_at_other_parameters_is_refused() -> None:
         product(vector)
 
 
+@pytest.mark.heavy
 def test_ranks_see_the_derivatives_of_the_sum() -> None:
     _, observations, flat = tiny_policy(Discrete(3))
     alone = derivatives(observations, 6)

@@ -258,6 +258,7 @@ def on_rank(rank: int, ranks: int) -> tuple[dict[str, Tensor], dict[str, float]]
     return parameters, metrics
 
 
+@pytest.mark.heavy
 def test_two_devices_are_the_same_experiment() -> None:
     parameters, metrics = on_rank(0, 1)
     for its_parameters, its_metrics in run_on_ranks(on_rank, 2, 2):

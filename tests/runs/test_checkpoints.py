@@ -19,7 +19,7 @@ from standin import StandIn, StandInData, trainer
 from ppo1_lightning.callbacks import RunCheckpoint
 from ppo1_lightning.errors import ConfigurationError, StorageError
 
-PROGRAM = Path(__file__).parents[1] / "run_standin.py"
+PROGRAM = Path(__file__).parents[1] / "run_standin.py"  # beside what it imports
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 
 pytestmark = pytest.mark.heavy
 
-PROGRAM = Path(__file__).parents[1] / "run_standin.py"
+PROGRAM = Path(__file__).parents[1] / "run_standin.py"  # beside what it imports
 
 
 @pytest.fixture(scope="module")

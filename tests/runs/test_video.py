@@ -94,6 +94,7 @@ def test_frames_are_the_episodes_that_evaluation_plays() -> None:
     assert len(frames) == sum(evaluated.lengths.tolist()) + 3
 
 
+@pytest.mark.heavy
 def test_videos_hold_the_pictures(tmp_path: Path) -> None:
     ramp = np.arange(21, dtype=np.uint8) * 12
     pictures: Pictures = []
@@ -124,6 +125,7 @@ def test_text_is_written_onto_a_copy() -> None:
     assert not frame.picture.any()
 
 
+@pytest.mark.heavy
 def test_record_command(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +214,7 @@ def test_an_environment_without_pictures_says_so() -> None:
         make_simulator(spec, [0], render=True)
 
 
+@pytest.mark.heavy
 def test_callback_records_and_leaves_training_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
