@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import struct
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,4 +236,11 @@ def test_a_failed_run_is_ended_as_one(tmp_path: Path) -> None:
     ):
         raise RuntimeError("broken")
     (file,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
-    assert [r.exit.exit_code for r in _wandb_records(file) if r.HasField("exit")] == [1]
+
+    def exit_codes() -> list[int]:
+        return [r.exit.exit_code for r in _wandb_records(file) if r.HasField("exit")]
+
+    deadline = time.monotonic() + 30  # another process writes the file
+    while not exit_codes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert exit_codes() == [1]
