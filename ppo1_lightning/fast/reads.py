@@ -13,6 +13,9 @@ from torch import nn
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
+KEPT_BY_TORCH = set(vars(nn.Module())) - {"training"}
+"""Where a module keeps its parts and hooks, which it looks at in each call."""
+
 
 def _is_plain(value: Any) -> bool:
     """Whether a value, or all that it holds, can be compared with what it was before."""
@@ -61,7 +64,8 @@ class Reads:
             except AttributeError:  # a parameter, a buffer, which may be None, or a module
                 value = its_class.__getattr__(module, name)
             key = (id(module), name)
-            if key not in self._found and not name.startswith("__") and _is_plain(value):
+            own = name.startswith("__") or name in KEPT_BY_TORCH
+            if not own and key not in self._found and _is_plain(value):
                 self._found[key] = (module, deepcopy(value))
             return value
 
