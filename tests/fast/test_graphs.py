@@ -208,6 +208,19 @@ def results() -> tuple[Tensor, Tensor]:
     return torch.zeros(1, 2, 3), torch.zeros(1, 2)
 
 
+def test_a_policy_s_graph_holds_none_of_its_tensors(monkeypatch: pytest.MonkeyPatch):
+    """Or each set of weights would be a graph of its own, compiled again."""
+    made: list[Any] = []
+
+    def keep(graph: Any, examples: Any) -> Any:
+        made.append(graph)
+        return SimpleNamespace(bind=lambda fixed, rows: None)
+
+    monkeypatch.setattr("ppo1_lightning.fast.graphs.compile_ahead", keep)
+    PolicyGraph(Shifting(), write, compiled=True).bind(torch.zeros(1, 2, 3), *results())
+    assert not made[0].state_dict()
+
+
 def test_a_policy_s_graph_is_for_one_layout():
     graph = PolicyGraph(Shifting(), write, compiled=False)
     graph.bind(torch.zeros(1, 2, 3), *results())
