@@ -16,9 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from ppo1_lightning.algorithms.entry import (
     check_same_run,
     entry_of,
-    policy_entry,
+    identity,
     read_checkpoint,
-    spaces_entry,
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.callbacks import InitialWeights
@@ -108,8 +107,8 @@ def build(config: DictConfig) -> Parts:
     )
     policy = make(config, "policy", Callable)
     module = make(config, "algo", OnPolicyModule, policy=policy)
-    identity = _identify(data, policy)
-    trainer = _make_trainer(config, _initial_weights(config, identity))
+    described = _identify(data, policy)
+    trainer = _make_trainer(config, _initial_weights(config, described))
     launch.check_size(trainer)
     sizes = Sizes.create(
         num_envs=config.num_envs,
@@ -119,7 +118,7 @@ def build(config: DictConfig) -> Parts:
         epochs=module.passes,
         devices=trainer.world_size,
     )
-    return Parts(module, data, trainer, sizes, policy, identity)
+    return Parts(module, data, trainer, sizes, policy, described)
 
 
 def fit(config: DictConfig, parts: Parts | None = None) -> float | None:
@@ -172,11 +171,7 @@ def _identify(data: RolloutDataModule, policy: Callable[..., Any]) -> dict[str, 
             built = policy(*data.spaces)
     except TypeError as error:
         raise ConfigurationError(f"policy: {one_line(error)}") from error
-    return {
-        "environment": data.env.id,
-        "spaces": spaces_entry(*data.spaces),
-        "policy": policy_entry(built),
-    }
+    return identity(data.env.id, data.spaces, built)
 
 
 def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Callback]:

@@ -20,6 +20,7 @@ from ppo1_lightning.rollouts.acting import ModuleActing
 from ppo1_lightning.rollouts.collector import Collector
 from ppo1_lightning.rollouts.seeding import environment_seeds, generator
 from ppo1_lightning.simulators.base import EnvironmentSpec
+from ppo1_lightning.simulators.placement import own_cores
 
 BLOCK = 64
 """Steps between two looks at which episodes have ended."""
@@ -150,7 +151,9 @@ class EvaluationDataset(IterableDataset[Episodes]):
             return
         seeds = environment_seeds(self._seed, len(shares), purpose="evaluation")
         env = replace(self._env, num_pools=1)  # its number of environments is another
-        simulator = simulators.make_simulator(env, [seeds[i] for i in own.tolist()])
+        own_seeds = [seeds[i] for i in own.tolist()]
+        cores = own_cores(*distributed.local_ranks())
+        simulator = simulators.make_simulator(env, own_seeds, cores=cores)
         deterministic = self._evaluation.deterministic
         act = self._player.act_greedily if deterministic else self._player.act
         device = self._player.device

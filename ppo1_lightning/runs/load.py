@@ -14,11 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from ppo1_lightning import simulators
 from ppo1_lightning.algorithms.entry import (
     check_same_run,
-    check_same_weights,
     entry_of,
-    policy_entry,
+    identity,
     read_checkpoint,
-    spaces_entry,
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.errors import ConfigurationError, one_line
@@ -99,14 +97,8 @@ def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None)
         action_space=spaces[1],
     )
     module.configure_model()
-    identity = {
-        "environment": environment.id,
-        "spaces": spaces_entry(*spaces),
-        "policy": policy_entry(module.policy),
-    }
-    check_same_run(entry_of(content), identity)
+    check_same_run(entry_of(content), identity(environment.id, spaces, module.policy))
     module.on_load_checkpoint(content)
-    check_same_weights(content, module.state_dict())
     module.load_state_dict(content["state_dict"])
     return TrainedRun(folder, config, module.eval(), environment, path)
 
