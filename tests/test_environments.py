@@ -17,7 +17,18 @@ NAMES = sorted(file.stem for file in (cli.config_directory() / "env").glob("*.ya
 TINY = ["debug=default", "total_iterations=2", "num_steps=16", "logger=csv"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "default"])
+EACH_TIME = ("cartpole", "pendulum", "gymnasium", "halfcheetah", "lunarlander", "pong")
+"""One of each kind; the others before a release."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EACH_TIME else pytest.mark.slow)
+        for name in NAMES
+        if name != "default"
+    ],
+)
 def test_two_iterations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"env={name}", *TINY, f"hydra.run.dir={tmp_path}", "trainer.accelerator=cpu"]
     if name in ("atari", "mujoco", "envpool", "gymnasium"):

@@ -194,8 +194,9 @@ def fit_on_rank(rank: int, folder: Path, iterations: int, exact: bool) -> dict[s
     }
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
-@pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("exact", [True, False])
 def test_on_another_number_of_devices(exact: bool, tmp_path: Path) -> None:
     """On two devices, then on one, then on two: equal to one throughout, where it can be."""
     parts = tmp_path / "parts"

@@ -103,14 +103,44 @@ def test_the_table_has_all_examples() -> None:
 
 
 @pytest.mark.heavy
-def test_lightning_project(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer", ["default", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_lightning_project(trainer: str, tmp_path: Path) -> None:
     script = EXAMPLES / "lightning_project" / "train.py"
-    run(tmp_path, str(script), "--steps", "2048")
-    assert list((tmp_path / "runs").glob("*.ckpt"))
-    (log,) = (tmp_path / "runs").rglob("metrics.csv")
-    logged = log.read_text("utf-8")
-    assert "reward_mean" in logged
-    assert "evaluation/return_mean" in logged
+    folder = tmp_path / "run"
+    words = [f"trainer={trainer}", "data.total_steps=4096", f"hydra.run.dir={folder}"]
+    run(tmp_path, str(script), *words)
+    assert {"last.ckpt"} < {file.name for file in (folder / "checkpoints").iterdir()}
+    (log,) = (folder / "csv").rglob("metrics.csv")
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    for metric in ("reward_mean", "lr-TensorFlowAdam", "kl"):  # theirs, a callback's, ours
+        steps = [row["step"] for row in rows if row[metric]]
+        assert steps == ["1024", "2048", "3072", "4096"], metric
+    assert any(row["evaluation/return_mean"] for row in rows)
+    assert "mean return of the best checkpoint" in (folder / "train.log").read_text("utf-8")
+
+
+@pytest.mark.heavy
+def test_lightning_cli(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse")
+    folder = EXAMPLES / "lightning_cli"
+    words = ["fit", "--config", str(folder / "cartpole.yaml"), "--data.total_steps", "2048"]
+    theirs = ["--optimizer", "RMSprop", "--optimizer.lr", "0.5", "--lr_scheduler", "ExponentialLR"]
+    run(tmp_path, str(folder / "main.py"), *words, *theirs, "--lr_scheduler.gamma", "0.5")
+    (log,) = (tmp_path / "lightning_logs").rglob("metrics.csv")
+    with log.open() as file:
+        rates = [row["learning_rate"] for row in csv.DictReader(file) if row["learning_rate"]]
+    assert list(map(float, rates)) == [0.5, 0.25]
+
+
+@pytest.mark.slow
+def test_notebook(tmp_path: Path) -> None:
+    pytest.importorskip("nbconvert")
+    words = ["--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
+    run(tmp_path, "-m", "nbconvert", *words, str(EXAMPLES / "notebook.ipynb"))
+    cells = json.loads((tmp_path / "notebook.ipynb").read_text("utf-8"))["cells"]
+    total = float(cells[-1]["outputs"][0]["data"]["text/plain"])
+    assert total > 30
 
 
 @pytest.mark.heavy

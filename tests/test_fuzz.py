@@ -164,6 +164,7 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
+@pytest.mark.slow
 def test_any_override_runs_or_ends_in_one_line(worker: Worker) -> None:
     assert not find_problems(worker, 30, derandomize=True)
 
@@ -176,6 +177,7 @@ def test_thousands_of_overrides(worker: Worker) -> None:
     assert not find_problems(worker, examples, derandomize=False)
 
 
+@pytest.mark.slow
 def test_a_crash_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice, each time in a new process; the next case is judged as ever."""
     (tmp_path / "crash.py").write_text("import os\nos.abort()\n")

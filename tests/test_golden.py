@@ -17,6 +17,9 @@ from golden_replay import make, replay, replay_on_ranks
 
 PATHS: dict[str, Any] = {"eager": False, "traced": "trace", "compiled": True}
 DIRECTORIES = [Path(__file__).parent / name for name in ("golden", "golden_trpo")]
+COMPILED = ("mlp_box", "cnn_small_discrete", "trpo_box")
+"""Recordings that are replayed on the compiled path too each time."""
+
 METRICS = ("loss/surrogate", "loss/entropy_penalty", "loss/value", "kl", "entropy")
 
 
@@ -30,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             path,
             ranks,
             id=f"{recording.name}-{path}-{ranks}",
-            marks=[pytest.mark.heavy] if path == "compiled" or ranks > 1 else [],
+            marks=marks_of(recording.name, path, ranks),
         )
         for recording in recordings
         for path in PATHS
@@ -38,6 +41,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if len(recording.workers) % ranks == 0
     ]
     metafunc.parametrize(("recording", "path", "ranks"), cases)
+
+
+def marks_of(name: str, path: str, ranks: int) -> list[pytest.MarkDecorator]:
+    """Compiling takes half a minute for each recording: before a release."""
+    if path == "compiled" and (ranks > 1 or name not in COMPILED):
+        return [pytest.mark.slow]
+    return [pytest.mark.heavy] if path == "compiled" or ranks > 1 else []
 
 
 def recordings_of(config: pytest.Config) -> list[Recording]:

@@ -126,7 +126,9 @@ def assert_finite(tree: Any) -> None:
 # -------------------------------------------------------------------- the simulator
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "value", [math.nan, *(pytest.param(v, marks=pytest.mark.slow) for v in (math.inf, -math.inf))]
+)
 @pytest.mark.parametrize(
     ("what", "continuous"), [("reward", False), ("observation", False), ("observation", True)]
 )
@@ -290,6 +292,7 @@ def test_divergence_on_two_devices_is_told_once(
     assert (tmp_path / "run/checkpoints/last.ckpt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_a_bad_number_on_the_second_device(command: Callable[..., str], tmp_path: Path) -> None:
     """Environments are numbered over all devices, which save together what was learned so far."""

@@ -33,6 +33,7 @@ def learning_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *SLOW])
 def test_cartpole_is_solved(learning_curve: Run, seed: int) -> None:
     curve = learning_curve("env=cartpole", f"seed={seed}")
@@ -40,6 +41,7 @@ def test_cartpole_is_solved(learning_curve: Run, seed: int) -> None:
     assert curve[-1][1] >= 475
 
 
+@pytest.mark.slow
 def test_inverted_pendulum_improves(learning_curve: Run) -> None:
     curve = learning_curve("env=invertedpendulum", "total_steps=60_000")
     assert curve[0][1] < 50

@@ -113,6 +113,7 @@ def _call(method: str, function: Callable[..., None], *arguments: Any) -> None:
     function(*arguments)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_size(tmp_path: Path) -> None:
     in_own_process(check_a_run, tmp_path, 4, 8, 2 * MIB)
 
@@ -133,6 +134,7 @@ def use(spec: EnvironmentSpec) -> None:
     simulator.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "cycles"),
     [

@@ -71,6 +71,7 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return parameters(folder / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("srun", marks=pytest.mark.slow)])
 def test_two_nodes_are_one_run(launcher: str, one_device: dict[str, Any], tmp_path: Path) -> None:

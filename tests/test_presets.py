@@ -107,6 +107,7 @@ def test_algo_on_the_command_line_wins_over_the_environments(name: str, order: i
     assert (config.env.id, config.env.clip_actions) == ("Hopper-v4", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count", "total_steps"),
     [

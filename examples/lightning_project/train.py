@@ -1,50 +1,37 @@
-"""PPO in a Lightning project that has its own way with loggers, checkpoints and arguments.
+"""A Lightning project's own training script: its configs make model, data, callbacks and loggers.
 
-python train.py [--steps 50_000] [--folder runs]
+    python train.py
+    python train.py trainer=ddp model.logit_penalty=1e-3 data.total_steps=20_000
 """
 
 from __future__ import annotations
 
-import argparse
+import logging
 import warnings
-from pathlib import Path
 
-from agent import Agent
-from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+import hydra
+import lightning
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
-from ppo1_lightning import MlpPolicy, RolloutDataModule
+log = logging.getLogger(__name__)
 
 
-def main() -> None:
-    """Train, then evaluate the best checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=50_000)
-    parser.add_argument("--folder", type=Path, default=Path("runs"))
-    arguments = parser.parse_args()
-    seed_everything(1)  # of whatever else the project draws; the module and the data have their own
-    data = RolloutDataModule(
-        "CartPole-v1", num_envs=8, num_steps=128, total_steps=arguments.steps, seed=1
-    )
-    agent = Agent(MlpPolicy, minibatch_size=256, learning_rate=1e-3, seed=1)
+@hydra.main(config_path="configs", config_name="train", version_base="1.3")
+def main(config: DictConfig) -> float:
+    """Train, test the best checkpoint, return its mean return."""
     # It is saved at the end of an iteration, after its optimizer steps, as it should be.
     warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")
-    best = ModelCheckpoint(
-        arguments.folder, monitor="episode_return_mean", mode="max", every_n_train_steps=2
-    )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=-1,
-        logger=CSVLogger(arguments.folder),
-        log_every_n_steps=1,
-        callbacks=[best, LearningRateMonitor()],
-        enable_progress_bar=False,
-    )
-    trainer.fit(agent, data)
-    trained = Agent.load_from_checkpoint(best.best_model_path)
-    (scores,) = trainer.test(trained, data, verbose=False)
-    print(f"mean return of {best.best_model_path}: {scores['evaluation/return_mean']:.1f}")
+    lightning.seed_everything(config.seed)
+    data = instantiate(config.data)
+    model = instantiate(config.model)
+    callbacks = [instantiate(callback) for callback in config.callbacks.values()]
+    loggers = [instantiate(logger) for logger in config.logger.values()]
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    trainer.fit(model, data)
+    (scores,) = trainer.test(model, data, ckpt_path="best", weights_only=True, verbose=False)
+    log.info("mean return of the best checkpoint: %.1f", scores["evaluation/return_mean"])
+    return scores["evaluation/return_mean"]
 
 
 if __name__ == "__main__":

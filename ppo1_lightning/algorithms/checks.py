@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from gymnasium import Space
 from lightning import Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+)
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import nn
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 
 from ppo1_lightning.errors import ConfigurationError, check_choice, check_number
+from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import PolicyFactory
-from ppo1_lightning.policies.spaces import describe, name_of
+from ppo1_lightning.policies.spaces import describe, example_rows, name_of
 from ppo1_lightning.rollouts.budget import Counters
 from ppo1_lightning.rollouts.collector import Rollout
 
@@ -44,17 +53,123 @@ def policy_factory(policy: PolicyFactory | None) -> PolicyFactory | None:
             f"policy is a {type(policy).__name__} already made, expected what makes one from "
             f"(observation_space, action_space), such as the class {type(policy).__name__}"
         )
+    if policy is not None:
+        maker("policy", policy, "a policy from (observation_space, action_space)")
     return policy
 
 
-def trainer(trainer: Trainer) -> None:
-    """Refuse a strategy or a precision that would train something else."""
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+def maker(key: str, value: Any, makes: str) -> Any:
+    """Return what makes something, such as a class."""
+    if not callable(value):
         raise ConfigurationError(
-            f"strategy {type(trainer.strategy).__name__} is not supported, "
+            f"{key}={value!r} cannot be called, expected what makes {makes}, such as a class"
+        )
+    return value
+
+
+def fit(module: OnPolicyModule, datamodule: Any) -> None:
+    """Refuse, before anything is built, a fit that cannot be what was asked for."""
+    if module.trainer.state.fn == TrainerFn.FITTING:
+        trainer(module.trainer, module)
+        data(module, datamodule)
+
+
+def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
+    """Refuse what would train something else than was asked for, or would be ignored.
+
+    Raises:
+        ConfigurationError: it names the Trainer's argument, and what does the same here.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigurationError(
+            f"strategy={strategy.launcher._start_method!r} leaves the trained policy in other "
+            "processes, expected one device or strategy='ddp'"
+        )
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ConfigurationError(
+            f"strategy {type(strategy).__name__} is not supported, "
             "expected a single device or DDP (trainer.strategy=auto or ddp)"
         )
     check_choice("trainer.precision", trainer.precision, ("32-true", "bf16-mixed"))
+    if module.automatic_optimization:
+        raise ConfigurationError(
+            "automatic_optimization=True would take other steps than the algorithm's, "
+            "expected False, as it was"
+        )
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in callbacks)
+    finders = [type(c).__name__ for c in callbacks if isinstance(c, _FINDERS)]
+    for refused, name, instead in (
+        (trainer.gradient_clip_val, "gradient_clip_val", "the module's max_grad_norm"),
+        (trainer.gradient_clip_algorithm, "gradient_clip_algorithm", "the module's max_grad_norm"),
+        (
+            trainer.accumulate_grad_batches != 1 or accumulates,
+            "accumulate_grad_batches or GradientAccumulationScheduler",
+            "the module's minibatch_size: a batch of the Trainer is a whole iteration",
+        ),
+        ((trainer.min_steps or 1) > 1, "min_steps", _BUDGET),
+        ((trainer.min_epochs or 1) > 1, "min_epochs", _BUDGET),
+        (finders, f"callbacks={finders}", "python -m ppo1_lightning tune (docs/configs.md)"),
+        (trainer.overfit_batches, "overfit_batches", "limit_train_batches: rollouts are new ones"),
+    ):
+        if refused:
+            raise ConfigurationError(f"trainer.{name} has no meaning here, expected {instead}")
+
+
+_FINDERS = (LearningRateFinder, BatchSizeFinder)
+"""They try steps that no optimizer of Lightning's takes here."""
+
+_BUDGET = "the data module's budget, such as total_steps: it says how long a run is"
+
+
+def optimizers(found: Any) -> None:
+    """Refuse several optimizers: an algorithm takes one step on one loss."""
+    if isinstance(found, list):
+        raise ConfigurationError(
+            f"configure_optimizers returned {len(found)} optimizers, expected one (with several "
+            "parameter groups if need be), with schedulers or without"
+        )
+
+
+def policy(policy: nn.Module, observation_space: Space[Any], distribution: Distribution) -> None:
+    """Refuse a policy whose outputs no algorithm can learn from, by what it says of two rows.
+
+    Raises:
+        ConfigurationError: it names the output, and what is expected of it.
+    """
+    name, rows = type(policy).__name__, example_rows(observation_space, 2)
+    if not isinstance(policy, nn.Module):
+        raise ConfigurationError(f"policy made a {name}, expected a torch.nn.Module")
+    gradients = torch.inference_mode(False), torch.enable_grad()
+    with torch.random.fork_rng(devices=[]), gradients[0], gradients[1]:
+        outputs = policy.eval()(rows, None)
+    if not isinstance(outputs, tuple) or len(outputs) != 3:
+        count = len(outputs) if isinstance(outputs, tuple | list) else 1
+        raise ConfigurationError(
+            f"the policy {name} returns {count} output{'s' * (count != 1)}, expected three: "
+            "(distribution parameters, values, state)"
+        )
+    wanted = {
+        "distribution parameters": (2, distribution.num_parameters),
+        "values": (2,),
+    }
+    for (what, shape), tensor in zip(wanted.items(), outputs, strict=False):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ConfigurationError(
+                f"the policy {name} returns {what} of {kind}, expected a tensor of floats"
+            )
+        if tensor.shape != shape:
+            raise ConfigurationError(
+                f"the policy {name} returns {what} of the shape {list(tensor.shape)} for 2 "
+                f"observations, expected {list(shape)}"
+            )
+        if not tensor.requires_grad and any(p.requires_grad for p in policy.parameters()):
+            raise ConfigurationError(
+                f"the policy {name} returns {what} without a gradient, expected them to depend on "
+                "its parameters"
+            )
 
 
 def data(module: OnPolicyModule, datamodule: Any) -> None:

@@ -18,10 +18,11 @@ from lightning.fabric.utilities.cloud_io import _load as pl_load
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
+from ppo1_lightning.algorithms.plain import plain
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies import BUILT_IN
 from ppo1_lightning.policies.base import PolicyFactory
-from ppo1_lightning.policies.spaces import describe, restore
+from ppo1_lightning.policies.spaces import describe, example_rows, restore
 from ppo1_lightning.rollouts.budget import Counters
 
 KEY = "ppo1_lightning"
@@ -95,12 +96,27 @@ def read_plain_data(strategy: Strategy) -> None:
         strategy.checkpoint_io = PlainDataIO()
 
 
-def policy_entry(policy: nn.Module) -> dict[str, Any]:
-    """Describe a policy by name and arguments; of a user's own class only the name."""
+def policy_entry(policy: nn.Module, spaces: tuple[Space[Any], Space[Any]]) -> dict[str, Any]:
+    """Describe a policy by name and arguments; where these do not make it again, by its name."""
     name = type(policy).__name__
-    if BUILT_IN.get(name) is type(policy):
-        return {"name": name, "arguments": dict(policy.arguments)}  # type: ignore[arg-type]
-    return {"name": name, "arguments": None}
+    built_in = BUILT_IN.get(name) is type(policy) and _is_as_made(policy, spaces)
+    return {"name": name, "arguments": plain(policy.arguments) if built_in else None}
+
+
+@torch.no_grad()
+def _is_as_made(policy: nn.Module, spaces: tuple[Space[Any], Space[Any]]) -> bool:
+    """Whether a built-in policy is what its arguments make: it may have been changed since."""
+    with torch.random.fork_rng(devices=[]):
+        again = type(policy)(*spaces, **policy.arguments).eval()  # type: ignore[operator]
+        rows = example_rows(spaces[0], 8)
+        rows = rows.random_() if rows.dtype == torch.uint8 else rows.normal_()
+    weights, same_weights = policy.state_dict(), again.state_dict()
+    if str(again) != str(policy) or weights.keys() != same_weights.keys():
+        return False
+    again.load_state_dict(weights)
+    device = next(policy.parameters()).device
+    ours, made = (p(rows.to(device), None)[:2] for p in (policy, again.to(device)))
+    return all(map(torch.equal, ours, made))
 
 
 def spaces_entry(observation_space: Space[Any], action_space: Space[Any]) -> dict[str, Any]:
@@ -108,14 +124,24 @@ def spaces_entry(observation_space: Space[Any], action_space: Space[Any]) -> dic
     return {"observation": describe(observation_space), "action": describe(action_space)}
 
 
-def upgraded(checkpoint_path: Any, *, weights_only: bool) -> Any:
+def upgraded(checkpoint_path: Any, algorithm: str, *, weights_only: bool) -> Any:
     """Return a checkpoint, or where its hyperparameters are named as in 0.1 one with today's names.
 
     What it says of the optimizer is not kept: the caller passes another than the default.
+
+    Raises:
+        ConfigurationError: it is one of another algorithm.
     """
     content = pl_load(checkpoint_path, weights_only=weights_only)
     if hasattr(checkpoint_path, "seek"):
         checkpoint_path.seek(0)
+    ours = content.get(KEY)
+    saved = ours.get("algorithm", algorithm) if isinstance(ours, dict) else algorithm
+    if saved != algorithm:
+        raise ConfigurationError(
+            f"the checkpoint is one of {saved}, expected one of {algorithm}; "
+            f"{saved}.load_from_checkpoint loads it"
+        )
     given = content.get("hyper_parameters", {})
     if "schedule" not in given:
         return checkpoint_path
@@ -137,17 +163,20 @@ def identity(
     environment: str | None,
     spaces: tuple[Space[Any], Space[Any]],
     policy: nn.Module,
+    algorithm: str,
     optimizer: str | None = None,
 ) -> dict[str, Any]:
     """Describe what a checkpoint has to agree with.
 
     Args:
+        algorithm: name of its class, or of the one that a user's comes from.
         optimizer: name of its class, None where it is not known.
     """
     return {
         "environment": environment,
         "spaces": spaces_entry(*spaces),
-        "policy": policy_entry(policy),
+        "policy": policy_entry(policy, spaces),
+        "algorithm": algorithm,
         "optimizer": optimizer,
     }
 
@@ -234,9 +263,10 @@ def policy_factory(entry: dict[str, Any]) -> PolicyFactory:
     """
     name, arguments = entry["policy"]["name"], entry["policy"]["arguments"]
     if name not in BUILT_IN or arguments is None:
+        why = "was changed after it was made" if name in BUILT_IN else "is not built in"
         raise ConfigurationError(
-            f"the checkpoint holds a policy of class {name}, which is not built in: "
-            f"pass it, as in PPO.load_from_checkpoint(path, policy={name})"
+            f"the checkpoint holds a policy of class {name}, which {why}: "
+            "pass what makes it, as in PPO.load_from_checkpoint(path, policy=...)"
         )
     return partial(BUILT_IN[name], **arguments)
 
@@ -252,7 +282,7 @@ def check_same_run(entry: dict[str, Any], current: dict[str, Any]) -> None:
     Raises:
         ConfigurationError: they differ in one of them.
     """
-    for key in ("environment", "spaces", "policy", "optimizer"):
+    for key in ("environment", "spaces", "algorithm", "policy", "optimizer"):
         saved, ours = entry.get(key), current.get(key)
         if saved != ours and None not in (saved, ours):
             raise ConfigurationError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppo1_lightning.distributed import all_sum
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies.base import separate_parameters
-from ppo1_lightning.policies.spaces import row_space
+from ppo1_lightning.policies.spaces import example_rows
 
 
 class FlatParameters:
@@ -86,10 +86,9 @@ def acting_and_valuing(
     Raises:
         ConfigurationError: some do both, or neither.
     """
-    named, box = dict(policy.named_parameters()), row_space(observation_space)
+    named = dict(policy.named_parameters())
     device = next(iter(named.values())).device
-    example = torch.zeros((1, *box.shape), dtype=torch.as_tensor(box.sample()).dtype, device=device)
-    parts = separate_parameters(policy, example)
+    parts = separate_parameters(policy, example_rows(observation_space, 1).to(device))
     if parts is None:
         raise ConfigurationError(
             f"choice of actions and value function of the {type(policy).__name__} cannot be taught "

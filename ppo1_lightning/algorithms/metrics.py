@@ -6,6 +6,7 @@ after every row, and put them over its own count of steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ def count(module: OnPolicyModule, rollout: Rollout) -> float:
     counters.transitions += int(transitions)
     counters.episodes += module.episodes.update(rollout.episode_returns, rollout.episode_lengths)
     counters.seconds += distributed.all_max(module.clock.lap(), module.device)
+    _show_callbacks(module, {"episode_return_mean": module.episodes.return_mean})
     return norm
 
 
@@ -76,6 +78,13 @@ def log_row(module: OnPolicyModule, measured: dict[str, float]) -> None:
     }
     for logger in module.trainer.loggers:
         logger.log_metrics(module.metrics, step=counters.env_steps)
+    _show_callbacks(module, module.metrics)
+
+
+def _show_callbacks(module: OnPolicyModule, numbers: Mapping[str, float]) -> None:
+    """Let callbacks monitor numbers, as `module.log` would, without its cost for each of them."""
+    tensors = {name: torch.tensor(float(number)) for name, number in numbers.items()}
+    module.trainer.callback_metrics.update(tensors)
 
 
 def log_evaluation(module: PolicyModule, episodes: Episodes) -> None:
@@ -93,5 +102,6 @@ def log_evaluation(module: PolicyModule, episodes: Episodes) -> None:
         return
     module.metrics = {**module.metrics, **metrics}
     if fitting:
+        module.evaluated_in, module.owes_evaluation = module.counters.iterations, False
         for logger in module.trainer.loggers:
             logger.log_metrics(metrics, step=module.counters.env_steps)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
 from ppo1_lightning import distributed
-from ppo1_lightning.algorithms import checks, entry, metrics
+from ppo1_lightning.algorithms import checks, hooks, loop, metrics
 from ppo1_lightning.algorithms.coefficients import Coefficients, anneal, take_as_asked
 from ppo1_lightning.algorithms.guard import Snapshot
 from ppo1_lightning.algorithms.policy_module import PolicyModule
 from ppo1_lightning.algorithms.update import (
     PATHS,
     Update,
-    eager_instead,
+    as_it_is_now,
     give_own_memory,
     make_acting,
     make_update,
@@ -34,6 +34,8 @@ from ppo1_lightning.rollouts.segment import Minibatch, Segment, lay_out, shuffle
 from ppo1_lightning.rollouts.sizes import Sizes
 
 _log = logging.getLogger(__name__)
+
+Standardize = Literal["worker", "rollout", "minibatch", "none"]
 
 
 class OnPolicyModule(PolicyModule):
@@ -61,7 +63,8 @@ class OnPolicyModule(PolicyModule):
             original takes a time limit as a failure.
         normalize_returns: divide rewards by the running std of the discounted return.
         compile: True, ``"trace"``, False or ``"auto"``, see `update.make_update`.
-        seed: of the initial weights and of the order of minibatches.
+        seed: of the initial weights and of the order of minibatches; None: that of
+            `lightning.seed_everything`, or 0.
         log_every: iterations between two rows of metrics, for which the policy is evaluated.
         observation_space, action_space: None takes them from the data module.
 
@@ -85,29 +88,27 @@ class OnPolicyModule(PolicyModule):
         anneal: Sequence[str] = (),
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        normalize_advantages: Literal["worker", "rollout", "minibatch", "none"] = "worker",
+        normalize_advantages: Standardize = "worker",
         bootstrap_truncation: bool = False,
         normalize_returns: bool = False,
         compile: bool | Literal["auto", "trace"] = "auto",
-        seed: int = 0,
+        seed: int | None = None,
         log_every: int = 1,
         observation_space: Space[Any] | None = None,
         action_space: Space[Any] | None = None,
     ) -> None:
         super().__init__(policy, seed, observation_space, action_space)
-        self.save_hyperparameters(
-            ignore=["policy", "optimizer", "observation_space", "action_space"]
-        )
+        self.save_hyperparameters()
         self.automatic_optimization = False
         self.minibatch_size, self.mpi_workers = minibatch_size, mpi_workers  # see `sizes`
         self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
-        self.optimizer_factory = optimizer
+        makes = "an optimizer from (named parameters, lr=...)"
+        self.optimizer_factory = checks.maker("optimizer", optimizer, makes)
         self.max_grad_norm = checks.limit("max_grad_norm", max_grad_norm)
         self.anneal = checks.names("anneal", anneal, ("learning_rate", *self.coefficients))
         self.gamma = check_number("gamma", gamma, at_least=0, at_most=1)
         self.gae_lambda = check_number("gae_lambda", gae_lambda, at_least=0, at_most=1)
-        choices = ("worker", "rollout", "minibatch", "none")
-        check_choice("normalize_advantages", normalize_advantages, choices)
+        check_choice("normalize_advantages", normalize_advantages, get_args(Standardize))
         self.normalize_advantages = normalize_advantages
         self.bootstrap_truncation = check_flag("bootstrap_truncation", bootstrap_truncation)
         normalize_returns = check_flag("normalize_returns", normalize_returns)
@@ -119,8 +120,6 @@ class OnPolicyModule(PolicyModule):
         self.now = Coefficients()  # an algorithm's own, if it has any
         self._update: Update | None = None  # made in the first iteration
         self._before: Snapshot | None = None  # the update
-
-    # ---------------------------------------------------------------- what an algorithm says
 
     @property
     def passes(self) -> int:
@@ -134,8 +133,6 @@ class OnPolicyModule(PolicyModule):
     def terms(self, batch: Minibatch, dist_params: Tensor, values: Tensor) -> dict[str, Tensor]:
         """Return shares of the means to log, for ``dist_params [B, P]`` and ``values [B]``."""
         raise NotImplementedError
-
-    # ---------------------------------------------------------------- an iteration
 
     def begin(self, rollout: Rollout) -> Segment:
         """Lay out what the update needs; only the policy's statistics change.
@@ -169,8 +166,7 @@ class OnPolicyModule(PolicyModule):
     def update(self, minibatches: Minibatch) -> None:
         """Take one optimizer step on `loss` for each of the minibatches ``[M, B, ...]``."""
         assert self._update is not None
-        if changed := self._update.outdated():
-            self._update, self._acting = eager_instead(self, changed), None
+        self._update = as_it_is_now(self, self._update)
         self._update(minibatches)
 
     def finish(self, rollout: Rollout, segment: Segment) -> None:
@@ -186,16 +182,11 @@ class OnPolicyModule(PolicyModule):
         assert self._before is not None
         self._before.refuse_divergence({"parameter_norm": norm})
         self.stop_when_spent()
-        # For callbacks to monitor; loggers get their rows from `metrics.log_row`.
-        self.log("episode_return_mean", self.episodes.return_mean, logger=False)
         if self.counters.iterations % self.log_every == 0 or self.trainer.should_stop:
             measured = self.measure(segment)
             self._before.refuse_divergence(measured)
             metrics.log_row(self, measured)
-        # Lightning counts `global_step`, and so triggers checkpoints, by steps of its wrapper: an
-        # optimizer without gradients changes nothing.
-        self._optimizer.zero_grad()
-        self.optimizers().step()  # type: ignore[union-attr]
+        loop.count_iteration(self)
 
     def outputs(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return distribution parameters ``[B, P]`` and values ``[B]`` in float32."""
@@ -234,14 +225,11 @@ class OnPolicyModule(PolicyModule):
         )
         return advantages, advantages + rollout.values[:-1]
 
-    # ---------------------------------------------------------------- Lightning's hooks
-
-    def setup(self, stage: str) -> None:
-        """Check the run before anything is built, and a checkpoint is read as plain data."""
-        entry.read_plain_data(self.trainer.strategy)
-        if stage == "fit":
-            checks.trainer(self.trainer)
-            checks.data(self, self._datamodule)
+    @hooks.own
+    def configure_callbacks(self) -> list[Any]:
+        """Check the run before anything is built."""
+        checks.fit(self, self._datamodule)
+        return super().configure_callbacks()
 
     def sizes(self, num_envs: int, num_steps: int) -> Sizes:
         """Return how a rollout of all devices divides."""
@@ -275,14 +263,24 @@ class OnPolicyModule(PolicyModule):
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.optimizers(use_pl_optimizer=False)  # type: ignore[return-value]
 
+    @hooks.own
     def on_train_start(self) -> None:
         """Start the clock; a restored optimizer gets its update path anew."""
+        checks.optimizers(self.optimizers())
         self.stop_when_spent()
-        if self.trainer.should_stop:
+        if self.trainer.should_stop and self._datamodule is not None:
             _log.warning("nothing to train: the budget of %s is spent", self._datamodule.budget)
         self.restart()
         take_as_asked(self, self._optimizer)
+        loop.log_over_env_steps(self)
+        if self.owes_evaluation:
+            loop.make_up_evaluation(self)
         self.clock.start(self.counters)
+
+    @hooks.own
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Let callbacks stop or save, after their own hook: they may log what they look at."""
+        loop.ask_callbacks(self)
 
     def restart(self) -> None:
         """Go on as a resumed run does: no episode under way, update and acting made anew."""
@@ -291,6 +289,7 @@ class OnPolicyModule(PolicyModule):
         self._update = self._acting = None
         give_own_memory(self, self._optimizer)
 
+    @hooks.own
     def on_train_end(self) -> None:
         """Let go of what only this fit could use."""
         self._update = self._acting = self._before = None

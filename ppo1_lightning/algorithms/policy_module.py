@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any, Self
 
 import torch
@@ -12,16 +16,17 @@ from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from ppo1_lightning.algorithms import checks, entry, metrics
-from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.algorithms import checks, entry, hooks, loop, metrics
+from ppo1_lightning.algorithms.plain import plain_hyperparameters, plain_settings
+from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import ActionOutputs, PolicyFactory, choose_actions
 from ppo1_lightning.policies.spaces import distribution_for
-from ppo1_lightning.rollouts.acting import WHOLE, Acting, ModuleActing
+from ppo1_lightning.rollouts.acting import WHOLE, Acting, ActingFactory, ModuleActing
 from ppo1_lightning.rollouts.budget import Clock, Counters
 from ppo1_lightning.rollouts.episodes import EpisodeStatistics
 from ppo1_lightning.rollouts.evaluation import Episodes
-from ppo1_lightning.rollouts.seeding import derive_seed
+from ppo1_lightning.rollouts.seeding import chosen_seed, derive_seed
 
 
 class PolicyModule(LightningModule):
@@ -40,39 +45,100 @@ class PolicyModule(LightningModule):
     def __init__(
         self,
         policy: PolicyFactory | None,
-        seed: int,
+        seed: int | None,
         observation_space: Space[Any] | None,
         action_space: Space[Any] | None,
     ) -> None:
         super().__init__()
+        self.hooks_run: Counter[str] = Counter()  # see `hooks.own`
         self._policy_factory = checks.policy_factory(policy)
-        self.seed = check_integer("seed", seed, at_least=0)
+        self.seed = chosen_seed(seed)
         self._spaces = (observation_space, action_space)
         self.counters, self.episodes, self.clock = Counters(), EpisodeStatistics(), Clock()
         self.metrics: dict[str, float] = {}
         self.evaluated: Episodes | None = None
+        self.evaluated_in = 0  # the iteration of the last evaluation while training
+        self.owes_evaluation = False  # the run was stopped before one that was due
         # None: the policy acts as the module it is
-        self._acting: Callable[[Tensor, Tensor, Sequence[slice]], Acting] | None = None
+        self._acting: ActingFactory | None = None
         self.pools: Sequence[slice] = WHOLE  # that the policy acts in, as of the last rollout
+        if self.knows_spaces and self._policy_factory:
+            self.build_policy(*self.spaces)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        hooks.complete_overrides(cls)
+
+    @hooks.own
+    def configure_callbacks(self) -> list[Any]:
+        """Build the policy: this is the first hook of all, and callbacks look for it in theirs."""
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # see `train`
+        entry.read_plain_data(self.trainer.strategy)
+        if hasattr(self._datamodule, "spaces"):
+            self._build_if_missing()
+        return []
+
+    @hooks.own
     def configure_model(self) -> None:
-        """Build the policy, now that the spaces can be asked for."""
+        """Build the policy, where the spaces could not be asked for before."""
+        if self._trainer is not None:
+            self._build_if_missing()
+
+    def save_hyperparameters(  # type: ignore[override]
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Keep the arguments as Lightning does, as plain data and without policy and spaces.
+
+        Raises:
+            ConfigurationError: one is an object that a checkpoint cannot hold.
+        """
+        ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
+        caller = inspect.currentframe()
+        super().save_hyperparameters(
+            *args,
+            ignore=[*ignored, "policy", "optimizer", "observation_space", "action_space"],
+            frame=frame or (caller and caller.f_back),
+            logger=logger,
+        )
+        self.hparams.update(plain_hyperparameters({**self.hparams, "seed": self.seed}))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but the policy: it acts and learns in evaluation mode.
+
+        So the probability ratio is 1 before the first step, whatever the policy has in it.
+        """
+        super().train(mode)
         if hasattr(self, "policy"):
-            return
-        if self._trainer is None and not (self.knows_spaces and self._policy_factory):
-            return  # `load_from_checkpoint` comes by: the checkpoint will tell
-        if not self.knows_spaces:
-            self._spaces = checks.spaces_of(self._datamodule)
+            self.policy.eval()
+        return self
+
+    def _build_if_missing(self) -> None:
+        if not hasattr(self, "policy"):
+            known = self.spaces if self.knows_spaces else checks.spaces_of(self._datamodule)
+            self.build_policy(*known)
+
+    def build_policy(self, observation_space: Space[Any], action_space: Space[Any]) -> None:
+        """Make the policy for an environment's spaces.
+
+        Raises:
+            ConfigurationError: there is nothing that makes one, or nothing can learn from it.
+        """
         if self._policy_factory is None:
             name = type(self).__name__
             raise ConfigurationError(
                 f"{name} needs a policy, such as {name}(MlpPolicy), or a checkpoint"
             )
-        observation_space, action_space = self.spaces
+        self._spaces = observation_space, action_space
         self.distribution = distribution_for(action_space)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "policy"))
-            self.policy = self._policy_factory(observation_space, action_space)
+            policy = self._policy_factory(observation_space, action_space)
+        checks.policy(policy, observation_space, self.distribution)
+        self.policy = policy.eval()
 
     @property
     def knows_spaces(self) -> bool:
@@ -135,7 +201,7 @@ class PolicyModule(LightningModule):
             pools: the environments that it acts in at once.
         """
         self.pools = pools
-        if self._acting is not None:
+        if self._acting is not None and self._acting.outdated() is None:
             return self._acting(observations, noise, pools)
         return ModuleActing(self.act, observations, noise, self.device, pools)
 
@@ -145,8 +211,6 @@ class PolicyModule(LightningModule):
             return nullcontext()
         return self._trainer.precision_plugin.forward_context()
 
-    # ---------------------------------------------------------------- evaluation
-
     def validation_step(self, episodes: Episodes, batch_idx: int) -> None:
         """Report the episodes of an evaluation while training, see `rollouts.evaluation`."""
         metrics.log_evaluation(self, episodes)
@@ -155,10 +219,12 @@ class PolicyModule(LightningModule):
         """Report the episodes of an evaluation; `Trainer.test` returns the numbers."""
         metrics.log_evaluation(self, episodes)
 
+    @hooks.own
     def on_validation_start(self) -> None:
         """Stop the clock: evaluation is not training."""
         self.clock.pause()
 
+    @hooks.own
     def on_validation_end(self) -> None:
         """Start it again."""
         self.clock.resume()
@@ -176,20 +242,26 @@ class PolicyModule(LightningModule):
         """
         weights_only = True if weights_only is None else weights_only
         return super().load_from_checkpoint(
-            entry.upgraded(checkpoint_path, weights_only=weights_only),
+            entry.upgraded(checkpoint_path, cls.algorithm(), weights_only=weights_only),
             *args,
             weights_only=weights_only,
             **kwargs,
         )
 
+    @hooks.own
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, spaces and the policy's name and arguments, as plain containers."""
         checkpoint[entry.KEY] = {
             **self._identity(),
             "counters": self.counters.state_dict(),
             "episodes": self.episodes.state_dict(),
+            "owes_evaluation": loop.evaluation_is_due(self),
         }
+        for states in ("optimizer_states", "lr_schedulers"):
+            if states in checkpoint:
+                checkpoint[states] = list(map(plain_settings, checkpoint[states]))
 
+    @hooks.own
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, restore the counters, build the policy where needed."""
         saved = entry.entry_of(checkpoint)
@@ -197,9 +269,7 @@ class PolicyModule(LightningModule):
             saved["optimizer"] = None  # of no use here
         if not hasattr(self, "policy"):
             self._policy_factory = self._policy_factory or entry.policy_factory(saved)
-            if not self.knows_spaces:
-                self._spaces = entry.restore_spaces(saved)
-            self.configure_model()
+            self.build_policy(*(self.spaces if self.knows_spaces else entry.restore_spaces(saved)))
         entry.check_same_run(saved, self._identity())
         entry.check_same_weights(checkpoint, self.state_dict())
         if self._trainer is not None and not checkpoint.get("optimizer_states"):
@@ -208,11 +278,20 @@ class PolicyModule(LightningModule):
             )
         self.counters = Counters(**saved["counters"])
         self.episodes.load_state_dict(saved["episodes"])
+        self.owes_evaluation = saved.get("owes_evaluation", False)
 
     def _identity(self) -> dict[str, Any]:
         env = getattr(self._datamodule, "env", None)
         environment = env.id if env is not None else None
-        return entry.identity(environment, self.spaces, self.policy, self.optimizer_name)
+        return entry.identity(
+            environment, self.spaces, self.policy, self.algorithm(), self.optimizer_name
+        )
+
+    @classmethod
+    def algorithm(cls) -> str:
+        """Return the name of the package's class that this one is or comes from."""
+        package = __name__.partition(".")[0]
+        return next(c.__name__ for c in cls.__mro__ if c.__module__.partition(".")[0] == package)
 
     @property
     def optimizer_name(self) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppo1_lightning.algorithms.policy_module import PolicyModule
 from ppo1_lightning.distributed import all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.rollouts.acting import Acting
+from ppo1_lightning.rollouts.acting import ActingFactory
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.segment import Minibatch, Segment
 from ppo1_lightning.rollouts.sizes import Sizes
@@ -30,18 +30,16 @@ PATHS = (True, False, "auto", "trace")
 """What ``compile`` can be."""
 
 
-ActingFactory = Callable[[Tensor, Tensor, Sequence[slice]], Acting]
-"""From a rollout's observations, noise and pools to how the policy acts in it."""
-
-
 class Update(Protocol):
     """Takes one optimizer step for each of some minibatches.
 
     Attributes:
         path: "eager", "traced" or "compiled".
+        max_grad_norm: largest norm of the gradient, None for no clipping.
     """
 
     path: str
+    max_grad_norm: float | None
 
     def __call__(self, minibatches: Minibatch) -> None:
         """Take the steps: fields are ``[M, B, ...]``."""
@@ -134,13 +132,19 @@ def make_update(module: OnPolicyModule, segment: Segment, sizes: Sizes) -> Updat
     )
 
 
-def eager_instead(module: OnPolicyModule, changed: str) -> Update:
-    """Go on without a graph, which would go by an attribute as it was when it was traced."""
-    _log.warning(
-        "update: eager from here on, for %s has changed since it was traced; "
-        "as a buffer (register_buffer) a graph sees it change",
-        changed,
-    )
+def as_it_is_now(module: OnPolicyModule, update: Update) -> Update:
+    """Return the update, or an eager one where something that it goes by has changed since."""
+    changed = update.outdated()
+    if update.max_grad_norm != module.max_grad_norm:
+        changed = "max_grad_norm"
+    if changed is None:
+        return update
+    if update.path != "eager":
+        _log.warning(
+            "update: eager from here on, for %s has changed since it was traced; "
+            "as a buffer (register_buffer) a graph sees it change",
+            changed,
+        )
     optimizer: Any = module.optimizers(use_pl_optimizer=False)
     return EagerUpdate(module.loss, optimizer, module.max_grad_norm)
 

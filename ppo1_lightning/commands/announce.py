@@ -53,11 +53,14 @@ def tell_what_next(folder: Path, config: DictConfig) -> None:
     if not (resume.checkpoint_folder(config, folder) / "last.ckpt").is_file():
         return
     near = Path.cwd() in folder.absolute().parents
-    place = shlex.quote(os.path.relpath(folder) if near else str(folder))
-    report = f"; report {place}" if (folder / "csv" / "metrics.csv").is_file() else ""
+    place = os.path.relpath(folder) if near else str(folder)
+    run = shlex.quote(f"run={place}")
+    has_rows = (folder / "csv" / "metrics.csv").is_file()
+    report = f"; report {shlex.quote(place)}" if has_rows else ""
     log.info(
-        "everything is in %s; next: python -m ppo1_lightning evaluate run=%s "
-        "(or record, play run=%s%s)",
-        *[place] * 3,
+        "everything is in %s; next: python -m ppo1_lightning evaluate %s (or record, play %s%s)",
+        shlex.quote(place),
+        run,
+        run,
         report,
     )

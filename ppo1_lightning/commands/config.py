@@ -19,6 +19,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
+from hydra.utils import to_absolute_path
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -55,6 +56,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     other jobs of a sweep; with HYDRA_FULL_ERROR=1 it is raised instead.
     """
     register_resolvers()
+    sys.argv = [sys.argv[0], *map(_quoted, sys.argv[1:])]
     main = hydra.main(str(config_directory()), config_name, version_base="1.3")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main(task)()
@@ -62,6 +64,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     @functools.wraps(task)
     def guarded(config: DictConfig) -> Any:
+        _locate(config)
         with environment_variable("HYDRA_FULL_ERROR", None):  # not for child processes
             return told(task, config)
 
@@ -75,6 +78,28 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         report(explain(error, config_name))
         sys.exit(EXIT_STATUS)
     sweep_report.write()
+
+
+_PATHS = ("run", "ckpt_path", "init_from", "output")
+"""Keys that name a file or a folder."""
+
+
+def _quoted(word: str) -> str:
+    """Return a word of the command line with an existing path quoted, in Hydra's grammar."""
+    key, _, path = word.partition("=")
+    if key not in _PATHS or not Path(path).exists():
+        return word
+    escaped = path.replace("'", r"\'").replace("${", r"\${")
+    return f"{key}='{escaped}'"
+
+
+def _locate(config: DictConfig) -> None:
+    """Make paths absolute, from where the command was typed: ``hydra.job.chdir`` goes elsewhere."""
+    if not HydraConfig.get().job.chdir:
+        return
+    for key in _PATHS:
+        if (path := OmegaConf.select(config, key)) is not None:
+            OmegaConf.update(config, key, to_absolute_path(str(path)))
 
 
 def register_resolvers() -> None:

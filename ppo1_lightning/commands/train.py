@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -107,7 +106,7 @@ def build(config: DictConfig) -> Parts:
     )
     policy = make(config, "policy", Callable)
     module = make(config, "algo", OnPolicyModule, policy=policy)
-    described = _identify(data, policy)
+    described = _identify(data, module)
     trainer = _make_trainer(config, _initial_weights(config, described))
     launch.check_size(trainer)
     sizes = Sizes.create(
@@ -155,23 +154,22 @@ def _validation(config: DictConfig) -> dict[str, Any]:
 
 
 def _objective(module: OnPolicyModule, name: str) -> float | None:
-    if not module.metrics:
+    if "env_steps" not in module.metrics:  # at most an evaluation was made up for
         return None
     check_choice("optimized_metric", name, module.metrics)
     return module.metrics[name]
 
 
-def _identify(data: RolloutDataModule, policy: Callable[..., Any]) -> dict[str, Any]:
+def _identify(data: RolloutDataModule, module: OnPolicyModule) -> dict[str, Any]:
     """Describe what a checkpoint has to agree with.
 
-    It builds the policy once, so that mistakes show before other processes are launched.
+    It builds the policy, so that mistakes show before other processes are launched.
     """
     try:
-        with torch.random.fork_rng(devices=[]):
-            built = policy(*data.spaces)
+        module.build_policy(*data.spaces)
     except TypeError as error:
         raise ConfigurationError(f"policy: {one_line(error)}") from error
-    return identity(data.env.id, data.spaces, built)
+    return identity(data.env.id, data.spaces, module.policy, module.algorithm())
 
 
 def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Callback]:

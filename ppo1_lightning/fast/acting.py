@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning.fast.compiler import Run
 from ppo1_lightning.fast.graphs import PolicyGraph
+from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import choose_actions, separate_parameters
 
@@ -45,6 +46,7 @@ class ActingGraphs:
         compiled: bool,
     ) -> None:
         apart = separate_parameters(policy, observations[0]) is not None
+        self._reads = Reads()
 
         def act(policy: Callable[..., Any], *row: Tensor) -> None:
             observations, noise, *results = row
@@ -59,12 +61,17 @@ class ActingGraphs:
         self._value = PolicyGraph(policy, value, compiled=compiled) if apart else None
         with torch.inference_mode():
             self._example = choose_actions(policy, distribution, observations[0], noise[0])
-        acting = self(observations, noise, pools)
+        with self._reads.recorded(policy):
+            acting = self(observations, noise, pools)
         with torch.inference_mode():
             for pool in range(len(pools)):
                 acting.act(0, pool)
         _, _, dist_params, values = acting.outputs()
         torch.testing.assert_close((dist_params[0], values[0]), self._example[1:])
+
+    def outdated(self) -> str | None:
+        """Return the name of what has changed since the graphs were traced, None for nothing."""
+        return self._reads.changed()
 
     def __call__(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> GraphActing:
         """Return the graphs for a rollout that is laid out as the first one."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.errors import ConfigurationError
@@ -124,20 +125,30 @@ class ModuleCall:
         parameters = [self.module.get_parameter(name).detach() for name in self._others]
         return [*parameters, *(self.module.get_buffer(name) for name in self._buffers)]
 
-    def check_constants(self, graph: nn.Module) -> None:
-        """Refuse a graph that has frozen a tensor of the module.
+    def check_constants(self, graph: GraphModule) -> None:
+        """Refuse a graph that has frozen a tensor from elsewhere; numbers in the code are copied.
 
         Raises:
             ConfigurationError: the module reads a tensor that is neither parameter nor buffer.
         """
-        frozen = {constant.data_ptr() for constant in graph.state_dict().values()}
+        copied = torch.ops.aten.lift_fresh_copy.default
+        for node in graph.graph.find_nodes(op="get_attr"):
+            if any(user.target is not copied for user in node.users):
+                name = self._name_of(getattr(graph, str(node.target)))
+                raise ConfigurationError(
+                    f"the policy reads {name}, a tensor, expected a parameter or a buffer "
+                    "(register_buffer)"
+                )
+
+    def _name_of(self, tensor: Tensor) -> str:
+        """Return where a module has a tensor among its attributes, or within one."""
         for module in self.module.modules():
             for name, value in vars(module).items():
-                if isinstance(value, Tensor) and value.numel() and value.data_ptr() in frozen:
-                    raise ConfigurationError(
-                        f"the policy reads {type(module).__name__}.{name}, a tensor, expected a "
-                        "parameter or a buffer (register_buffer)"
-                    )
+                inside = [value, *(value if isinstance(value, list | tuple) else ())]
+                inside += value.values() if isinstance(value, dict) else ()
+                if any(isinstance(t, Tensor) and t.data_ptr() == tensor.data_ptr() for t in inside):
+                    return f"{type(module).__name__}.{name}"
+        return "something of its own"
 
     def __call__(
         self, learning: Sequence[Tensor], others: Sequence[Tensor], *inputs: Tensor | None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, flatdim, flatten_space
+from torch import Tensor
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.functional.distributions import (
@@ -73,6 +75,13 @@ def row_space(observation_space: Space[Any]) -> Box:
     box = observation_space if row is None else row
     assert isinstance(box, Box)
     return box
+
+
+def example_rows(observation_space: Space[Any], count: int) -> Tensor:
+    """Return observations ``[count, *shape]`` as a policy sees them, all 0."""
+    box = row_space(observation_space)
+    dtype = torch.uint8 if box.dtype == np.uint8 else torch.float32
+    return torch.zeros(count, *box.shape, dtype=dtype)
 
 
 def name_of(space: Space[Any]) -> str:

@@ -35,6 +35,18 @@ class Acting(Protocol):
         ...
 
 
+class ActingFactory(Protocol):
+    """Makes an `Acting` for each rollout that is laid out like the first one."""
+
+    def __call__(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> Acting:
+        """Return how the policy acts in a rollout, see `ModuleActing` for the arguments."""
+        ...
+
+    def outdated(self) -> str | None:
+        """Return the name of something that it goes by as it was before, None where it does not."""
+        ...
+
+
 class ModuleActing:
     """One rollout of a policy as the module it is, on its own device; see `Acting`.
 

@@ -191,8 +191,11 @@ class RolloutDataset(IterableDataset[Rollout]):
         return counters.iterations + left
 
     def __iter__(self) -> Iterator[Rollout]:
-        while self._budget.fraction_spent(self._actor.counters) < 1:
-            yield self.collect()
+        return iter(self._next, None)  # no generator: a copy of a Trainer holds one of these
+
+    def _next(self) -> Rollout | None:
+        spent = self._budget.fraction_spent(self._actor.counters) >= 1
+        return None if spent else self.collect()
 
     def state_dict(self) -> dict[str, int]:
         """Return nothing: what a resumed run needs to know is in the actor's counters."""
@@ -233,6 +236,10 @@ class RolloutDataset(IterableDataset[Rollout]):
         stream = generator(self._seed, "actions", iteration)
         noise = self._actor.distribution.noise(self._num_steps, self._num_envs, generator=stream)
         return noise[:, distributed.own_share(self._num_envs)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the simulator, which belongs to one process, so that a copy can be made."""
+        return {**vars(self), "_collector": None}
 
     def close(self) -> None:
         """Free the simulator."""

@@ -14,7 +14,7 @@ from ppo1_lightning.errors import ConfigurationError, check_integer
 from ppo1_lightning.rollouts.budget import Budget
 from ppo1_lightning.rollouts.collector import Actor, RolloutDataset
 from ppo1_lightning.rollouts.evaluation import Evaluation, EvaluationDataset, Player
-from ppo1_lightning.rollouts.seeding import environment_seeds
+from ppo1_lightning.rollouts.seeding import chosen_seed, environment_seeds
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
 from ppo1_lightning.simulators.placement import own_cores
 
@@ -31,7 +31,8 @@ class RolloutDataModule(LightningDataModule):
         num_steps: steps of each environment in an iteration (``timesteps_per_actorbatch``).
         total_steps, total_episodes, total_iterations, total_seconds: the budget, exactly one of
             them. Steps are rows collected, ``num_envs * num_steps`` an iteration.
-        seed: of the environments and of the action noise.
+        seed: of the environments and of the action noise; None: that of
+            `lightning.seed_everything`, or 0.
         evaluation: of whole episodes, Lightning's validation while training (how often is the
             Trainer's ``val_check_interval``) and `Trainer.test`; None: no validation.
 
@@ -49,14 +50,14 @@ class RolloutDataModule(LightningDataModule):
         total_episodes: int | None = None,
         total_iterations: int | None = None,
         total_seconds: float | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         evaluation: Evaluation | None = None,
     ) -> None:
         super().__init__()
         self.env = EnvironmentSpec(env) if isinstance(env, str) else env
         self.num_envs = check_integer("num_envs", num_envs, at_least=1)
         self.num_steps = check_integer("num_steps", num_steps, at_least=1)
-        self.seed = check_integer("seed", seed, at_least=0)
+        self.seed = chosen_seed(seed)
         self.budget = Budget(total_steps, total_episodes, total_iterations, total_seconds)
         self.evaluation = evaluation
         if evaluation is not None:  # Lightning validates wherever it finds this method
@@ -69,6 +70,19 @@ class RolloutDataModule(LightningDataModule):
     def spaces(self) -> tuple[Space[Any], Space[Any]]:
         """Observation and action space of one environment."""
         return simulators.spaces(self.env)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a module that nothing here can act with.
+
+        Raises:
+            ConfigurationError: the Trainer's module is no algorithm of this package.
+        """
+        module = self.trainer and self.trainer.lightning_module
+        if not hasattr(module, "acting"):
+            raise ConfigurationError(
+                f"the Trainer's module is a {type(module).__name__}, expected PPO or TRPO: "
+                "subclass it (examples/library_use.py) rather than hold it as a part"
+            )
 
     def train_dataloader(self) -> RolloutDataset:
         """Return this rank's rollouts; needs the Trainer that this module is attached to."""
@@ -120,19 +134,23 @@ class EvaluationDataModule(LightningDataModule):
         env: an environment's id (EnvPool's where it has it, else Gymnasium's), or its whole spec.
         evaluation: how many episodes, and how they are played.
         seed: of the environments and of the action noise; no training run of the same seed uses
-            the same.
+            the same. None: as in `RolloutDataModule`.
 
     Raises:
         ConfigurationError: an unknown environment or option.
     """
 
     def __init__(
-        self, env: str | EnvironmentSpec, evaluation: Evaluation | None = None, *, seed: int = 0
+        self,
+        env: str | EnvironmentSpec,
+        evaluation: Evaluation | None = None,
+        *,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.env = EnvironmentSpec(env) if isinstance(env, str) else env
         self.evaluation = evaluation or Evaluation()
-        self.seed = check_integer("seed", seed, at_least=0)
+        self.seed = chosen_seed(seed)
 
     @cached_property
     def spaces(self) -> tuple[Space[Any], Space[Any]]:

@@ -7,11 +7,15 @@ takes its slice; a resumed run needs no generator state because the iteration is
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from typing import Literal
 
 import torch
 
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, check_integer
+
+_log = logging.getLogger(__name__)
 
 EnvironmentPurpose = Literal["training", "evaluation"]
 
@@ -20,6 +24,14 @@ MAX_ENVS = 4096
 
 _BLOCKS = 2**31 // MAX_ENVS  # EnvPool takes int32 seeds
 _FRESH_BLOCKS = _BLOCKS // 2
+
+
+def chosen_seed(seed: int | None) -> int:
+    """Return the seed of a run: the one given, else that of `lightning.seed_everything`, else 0."""
+    if seed is None and (everything := os.environ.get("PL_GLOBAL_SEED")) is not None:
+        _log.info("seed %s, of seed_everything", everything)
+        seed = int(everything)
+    return check_integer("seed", 0 if seed is None else seed, at_least=0)
 
 
 def derive_seed(seed: int, purpose: str, *key: int) -> int:

@@ -164,6 +164,11 @@ class RunCheckpoint(Checkpoint):
             for part in (pl_module, getattr(trainer, "datamodule", None)):
                 cast(Any, part).restart()
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save again what was saved just before: now the evaluation is done."""
+        if self._start_step is not None and self._saved_step == trainer.global_step:
+            self._save(trainer)
+
     def _stop(self, trainer: Trainer, told: int) -> None:
         """End the run on this rank; Lightning's launcher would take a status for a failure."""
         if told == signal.SIGUSR1 and trainer.is_global_zero:

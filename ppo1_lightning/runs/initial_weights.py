@@ -36,7 +36,7 @@ class InitialWeights(Callback):
         saved = read_checkpoint(self.path, "init_from")["state_dict"]
         current = pl_module.state_dict()
         # Returns may be normalised in only one of the two runs: what is not shared stays as it is.
-        shared = saved.keys() & current.keys()
+        shared = {n for n in saved.keys() & current.keys() if n.startswith("reward_normalizer.")}
         wanted = shared | {name for name in (*saved, *current) if name.startswith("policy.")}
         kept, own = ({n: s[n] for n in s if n in wanted} for s in (saved, current))
         check_same_weights({"state_dict": kept}, own)

@@ -96,8 +96,9 @@ def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None)
         observation_space=spaces[0],
         action_space=spaces[1],
     )
-    module.configure_model()
-    check_same_run(entry_of(content), identity(environment.id, spaces, module.policy))
+    check_same_run(
+        entry_of(content), identity(environment.id, spaces, module.policy, module.algorithm())
+    )
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
     return TrainedRun(folder, config, module.eval(), environment, path)

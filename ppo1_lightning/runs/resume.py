@@ -144,4 +144,6 @@ def _set_aside(path: Path, reason: str) -> None:
 
 def is_finished(content: dict[str, Any], budget: Budget) -> bool:
     """Tell whether a checkpoint is the end of its run, as far as ``budget`` goes."""
-    return budget.fraction_spent(Counters(**entry_of(content)["counters"])) >= 1
+    entry = entry_of(content)
+    spent = budget.fraction_spent(Counters(**entry["counters"])) >= 1
+    return spent and not entry.get("owes_evaluation", False)

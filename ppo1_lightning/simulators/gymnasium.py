@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import random
+import signal
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +15,8 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numpy as np
+import torch
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import space_utils
@@ -20,6 +25,7 @@ from numpy.typing import NDArray
 from ppo1_lightning.errors import ConfigurationError, check_choice, one_line
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
+from ppo1_lightning.simulators.wrappers import refuse_running_statistics
 
 _VECTOR_ENVS: dict[str, Callable[..., Any]] = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
 _MAKE_ARGUMENTS = {"disable_env_checker", "max_episode_steps", "render_mode"}
@@ -72,6 +78,7 @@ class GymnasiumSimulator(VectorSimulator):
         except Exception as error:
             raise cls.refused(spec, error) from error
         env.close()
+        refuse_running_statistics(env)
         return env.observation_space, env.action_space
 
     def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
@@ -81,7 +88,12 @@ class GymnasiumSimulator(VectorSimulator):
         make, make_vector = self._makers(spec)
         self._seeds: list[list[int] | None] = [*seeds]
         self._pools = [
-            make_vector([make] * len(its_seeds), autoreset_mode=AutoresetMode.NEXT_STEP)
+            make_vector(
+                [partial(_make_in_worker, make, seed, os.getpid()) for seed in its_seeds]
+                if make_vector is AsyncVectorEnv
+                else [make] * len(its_seeds),
+                autoreset_mode=AutoresetMode.NEXT_STEP,
+            )
             for its_seeds in seeds
         ]
         self._waits: dict[int, Callable[[], tuple[Any, ...]]] = {}  # for a step under way, by pool
@@ -175,6 +187,24 @@ class GymnasiumSimulator(VectorSimulator):
         except Exception as error:  # such as a package that is not installed
             raise cls.refused(spec, error) from error
         return dict(inspect.signature(creator).parameters)
+
+
+def _make_in_worker(make: Callable[[], gymnasium.Env], seed: int, run: int) -> gymnasium.Env:
+    """Make an environment in a process of its own, a fork of the ``run``, which is a process id.
+
+    The run's handlers of signals would keep it alive, a signal to all of the run would end it
+    before the run's last iteration is whole, and generators of the process would be all alike.
+    """
+    if os.getpid() == run:  # where Gymnasium asks one for its spaces
+        return make()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return make()
 
 
 def _make(

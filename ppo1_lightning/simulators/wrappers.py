@@ -7,6 +7,26 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.spaces import Dict, Discrete, MultiBinary
 
+from ppo1_lightning.errors import ConfigurationError
+
+
+def refuse_running_statistics(env: gymnasium.Env[Any, Any]) -> None:
+    """Refuse wrappers that keep running statistics, which no checkpoint would hold.
+
+    Raises:
+        ConfigurationError: it names the wrapper and what does the same as a part of the policy or
+            the algorithm, which checkpoints, evaluation and resumed runs have too.
+    """
+    while isinstance(env, gymnasium.Wrapper):
+        for name, value in vars(env).items():
+            if "RunningMeanStd" in {base.__name__ for base in type(value).__mro__}:
+                raise ConfigurationError(
+                    f"env.wrappers: {type(env).__name__} keeps running statistics ({name}) that "
+                    "evaluation and a resumed run would lack, expected "
+                    "policy.normalize_observations=true or algo.normalize_returns=true"
+                )
+        env = env.env
+
 
 class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
     """Observe ``info["action_mask"]`` too, as ``action_mask`` of a Dict, so that it is obeyed.

@@ -194,7 +194,9 @@ def test_two_compiled_updates_in_one_process():
         assert_same(compiled[case].parameters(), eager[case].steps(range(10)))
 
 
-@pytest.mark.parametrize("path", ["eager", "traced", COMPILED])
+@pytest.mark.parametrize(
+    "path", ["eager", "traced", pytest.param("compiled", marks=pytest.mark.slow)]
+)
 def test_half_precision(path: str):
     """A first Adam step with a huge epsilon is the gradient, scaled."""
     moved = []

@@ -136,6 +136,7 @@ def test_small_network_computes_on_one_thread(
     assert seen == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_two_devices_print_once(tmp_path: Path) -> None:
     words = ["-m", "ppo1_lightning", *TINY, "trainer=ddp", "trainer.accelerator=cpu"]

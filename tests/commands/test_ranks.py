@@ -46,6 +46,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
     words = ["-m", "trainer.devices=1,2", "seed=1,2", "hydra.sweep.dir=sweep", "env=cartpole"]
     status, errors = finish(start(tmp_path, *words))
@@ -62,6 +63,7 @@ def test_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
                 assert float(value) == pytest.approx(float(theirs[name]), abs=1e-4, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_failing_jobs_leave_the_others_alone(tmp_path: Path) -> None:
     ids = ",".join(f"launched_envs:{name}-v0" for name in ("Killed", "Crashing", "Fine"))
     words = ["-m", *OWN, f"env.id={ids}", "hydra.sweep.dir=sweep"]
@@ -74,6 +76,7 @@ def test_failing_jobs_leave_the_others_alone(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "2" / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status"),
     [
@@ -127,11 +130,15 @@ def describe(config: DictConfig) -> dict[str, object]:
 
 
 def end_second(config: DictConfig) -> None:
-    """Let rank one end as the config says, rank zero wait for it, and both if they are told to."""
+    """Let rank one end as the config says once rank zero waits to be told so."""
+    waits = Path(config.folder, "waits")
     try:
-        if os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGKILL) if config.status < 0 else sys.exit(config.status)
-        time.sleep(100)
+        if os.environ["RANK"] == "0":
+            waits.touch()
+            time.sleep(100)
+        while not waits.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL) if config.status < 0 else sys.exit(config.status)
     except SystemExit as end:
         if os.environ["RANK"] == "0":
             Path(config.folder, "told").write_text(str(end.code))

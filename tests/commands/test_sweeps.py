@@ -15,6 +15,7 @@ from ppo1_lightning.commands import config as cli
 TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false"]
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "launcher",

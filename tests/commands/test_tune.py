@@ -49,7 +49,7 @@ TINY = [
 TINY += ["--config-dir", "own"]
 Command = Callable[..., None]
 
-devices = pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.heavy)])
+devices = pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 
 
 @pytest.fixture
@@ -133,6 +133,7 @@ def test_pruned_runs_end_early(devices: int, command: Command) -> None:
     assert not Path("study/best.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_killed_study_goes_on(command: Command, tmp_path: Path) -> None:
     words = ["hparams_search=mine", "hparams_search.n_trials=3", "total_iterations=60", *TINY]

@@ -65,6 +65,7 @@ def test_a_misspelled_command_ends_in_one_line(word: str, hint: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_the_old_form_works_with_a_notice(tmp_path: Path) -> None:
     """Both forms evaluate the same run; the old one says in one line what it is called now."""

@@ -44,7 +44,7 @@ TWO_POOLS = (slice(0, 2), slice(2, 4))
         pytest.param(True, TWO_POOLS, False, id="shared-two_pools"),
         # each takes a compilation, or two
         pytest.param(False, TWO_POOLS, True, id="separate-compiled", marks=pytest.mark.heavy),
-        pytest.param(True, WHOLE, True, id="shared-compiled", marks=pytest.mark.heavy),
+        pytest.param(True, WHOLE, True, id="shared-compiled", marks=pytest.mark.slow),
     ],
 )
 def test_graphs_act_as_the_policy_does(

@@ -83,7 +83,10 @@ def check_whole(folder: Path, iterations: int) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kill_count", "iterations"),
-    [(3, 240), pytest.param(20, 1200, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    [
+        pytest.param(3, 240, marks=pytest.mark.slow),
+        pytest.param(20, 1200, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
 )
 def test_killed_again_and_again(tmp_path: Path, kill_count: int, iterations: int) -> None:
     folder, words = tmp_path / "run", [f"total_iterations={iterations}"]

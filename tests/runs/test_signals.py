@@ -140,6 +140,7 @@ def test_second_signal_stops_at_once(number: int, status: int, folder: Path) -> 
     assert run.iterations() in (saved, saved + 1)
 
 
+@pytest.mark.slow
 def test_signal_to_two_ranks(folder: Path) -> None:
     run = Run(folder, *TWO)
     ranks = run.ranks()
@@ -177,6 +178,7 @@ def test_death_of_a_rank_ends_the_others(rank: int, folder: Path) -> None:
     run.goes_on()  # on one device
 
 
+@pytest.mark.slow
 def test_slurm_preemption(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGUSR1 in what looks like a SLURM job: saved, and requeued by a stand-in for scontrol."""
     scontrol = tmp_path / "bin" / "scontrol"
@@ -203,6 +205,7 @@ def test_slurm_preemption(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     run.goes_on()
 
 
+@pytest.mark.slow
 def test_full_disk(folder: Path) -> None:
     """By RLIMIT_FSIZE, which lets writes fail beyond a size: a checkpoint's, not a row's."""
     run = Run(folder, "logger=csv")
