@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from gymnasium import Space
@@ -30,7 +30,7 @@ from ppo1_lightning.policies.base import PolicyFactory, evaluate
 from ppo1_lightning.policies.normalization import RewardNormalizer
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.seeding import generator
-from ppo1_lightning.rollouts.segment import Minibatch, Segment, lay_out, shuffled_rows
+from ppo1_lightning.rollouts.segment import Minibatch, Segment, Standardize, lay_out, shuffled_rows
 from ppo1_lightning.rollouts.sizes import Sizes
 
 _log = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ class OnPolicyModule(PolicyModule):
         gamma: discount factor.
         gae_lambda: lambda of the generalised advantage estimation (``lam``).
         normalize_advantages: ``"worker"`` (the original's: over a worker's segment, population
-            std, no epsilon), ``"rollout"``, ``"minibatch"`` (epsilon 1e-8) or ``"none"``.
+            std, no epsilon) or another one of `rollouts.segment.Standardize`.
         bootstrap_truncation: add V(final observation) where a time limit ended an episode; the
             original takes a time limit as a failure.
-        normalize_returns: divide rewards by the running std of the discounted return.
+        normalize_returns, normalize_observations: as ppo2 does, see `policies.normalization`.
         compile: True, ``"trace"``, False or ``"auto"``, see `update.make_update`.
         seed: of the initial weights and of the order of minibatches.
         log_every: iterations between two rows of metrics, for which the policy is evaluated.
@@ -85,16 +85,17 @@ class OnPolicyModule(PolicyModule):
         anneal: Sequence[str] = (),
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        normalize_advantages: Literal["worker", "rollout", "minibatch", "none"] = "worker",
+        normalize_advantages: Standardize = "worker",
         bootstrap_truncation: bool = False,
         normalize_returns: bool = False,
+        normalize_observations: bool = False,
         compile: bool | Literal["auto", "trace"] = "auto",
         seed: int = 0,
         log_every: int = 1,
         observation_space: Space[Any] | None = None,
         action_space: Space[Any] | None = None,
     ) -> None:
-        super().__init__(policy, seed, observation_space, action_space)
+        super().__init__(policy, seed, observation_space, action_space, normalize_observations)
         self.save_hyperparameters(
             ignore=["policy", "optimizer", "observation_space", "action_space"]
         )
@@ -106,9 +107,8 @@ class OnPolicyModule(PolicyModule):
         self.anneal = checks.names("anneal", anneal, ("learning_rate", *self.coefficients))
         self.gamma = check_number("gamma", gamma, at_least=0, at_most=1)
         self.gae_lambda = check_number("gae_lambda", gae_lambda, at_least=0, at_most=1)
-        choices = ("worker", "rollout", "minibatch", "none")
-        check_choice("normalize_advantages", normalize_advantages, choices)
-        self.normalize_advantages = normalize_advantages
+        check_choice("normalize_advantages", normalize_advantages, get_args(Standardize))
+        self.normalize_advantages: Standardize = normalize_advantages
         self.bootstrap_truncation = check_flag("bootstrap_truncation", bootstrap_truncation)
         normalize_returns = check_flag("normalize_returns", normalize_returns)
         self.reward_normalizer = RewardNormalizer(self.gamma) if normalize_returns else None
@@ -182,9 +182,8 @@ class OnPolicyModule(PolicyModule):
         Raises:
             DivergenceError: something is not a finite number; the update has been undone.
         """
-        norm = metrics.count(self, rollout)
         assert self._before is not None
-        self._before.refuse_divergence({"parameter_norm": norm})
+        self._before.refuse_divergence({"parameter_norm": metrics.count(self, rollout)})
         self.stop_when_spent()
         # For callbacks to monitor; loggers get their rows from `metrics.log_row`.
         self.log("episode_return_mean", self.episodes.return_mean, logger=False)

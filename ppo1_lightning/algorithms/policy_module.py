@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -13,9 +14,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ppo1_lightning.algorithms import checks, entry, metrics
-from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import ActionOutputs, PolicyFactory, choose_actions
+from ppo1_lightning.policies.normalization import NormalizedPolicy, StepNormalizer
 from ppo1_lightning.policies.spaces import distribution_for
 from ppo1_lightning.rollouts.acting import WHOLE, Acting, ModuleActing
 from ppo1_lightning.rollouts.budget import Clock, Counters
@@ -43,8 +45,11 @@ class PolicyModule(LightningModule):
         seed: int,
         observation_space: Space[Any] | None,
         action_space: Space[Any] | None,
+        normalize_observations: bool = False,
     ) -> None:
         super().__init__()
+        self.normalize_observations = check_flag("normalize_observations", normalize_observations)
+        self.observation_normalizer: StepNormalizer | None = None  # before the policy
         self._policy_factory = checks.policy_factory(policy)
         self.seed = check_integer("seed", seed, at_least=0)
         self._spaces = (observation_space, action_space)
@@ -73,6 +78,16 @@ class PolicyModule(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "policy"))
             self.policy = self._policy_factory(observation_space, action_space)
+        if self.normalize_observations:
+            checks.normalizes_nothing(self.policy)
+            self.observation_normalizer = StepNormalizer(observation_space)
+
+    @property
+    def whole_policy(self) -> nn.Module:
+        """The policy, from observations as the environment's."""
+        if self.observation_normalizer is None:
+            return self.policy
+        return NormalizedPolicy(self.observation_normalizer, self.policy)
 
     @property
     def knows_spaces(self) -> bool:
@@ -101,28 +116,32 @@ class PolicyModule(LightningModule):
 
     def forward(self, observations: Tensor) -> Any:
         """Return the policy's (distribution parameters, values, state) for ``[B, ...]``."""
-        return self.policy(observations, None)
+        return self.whole_policy(observations, None)
 
     @torch.inference_mode()
-    def act(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+    def act(
+        self, observations: Tensor, noise: Tensor, *, normalized: bool = False
+    ) -> ActionOutputs:
         """Sample actions ``[N, ...]``; all results are on this module's device.
 
         Args:
             observations: ``[N, *observation_shape]``.
             noise: ``[N, noise_size]``, from `Distribution.noise`.
+            normalized: whether `observation_normalizer` has made the observations, as in rollouts.
 
         Returns:
             Actions, distribution parameters ``[N, P]`` and values ``[N]``.
         """
         inputs = observations.to(self.device), noise.to(self.device)
         with self._in_precision():
-            return choose_actions(self.policy, self.distribution, *inputs)
+            policy = self.policy if normalized else self.whole_policy
+            return choose_actions(policy, self.distribution, *inputs)
 
     @torch.inference_mode()
     def act_greedily(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
         """Return the most likely actions, otherwise as `act`; the noise is not looked at."""
         with self._in_precision():
-            dist_params, values, _ = self.policy(observations.to(self.device), None)
+            dist_params, values, _ = self.whole_policy(observations.to(self.device), None)
             dist_params = dist_params.float()
             return self.distribution.mode(dist_params), dist_params, values.float()
 
@@ -130,14 +149,16 @@ class PolicyModule(LightningModule):
         """Return how the policy acts in a rollout: by `act`, or as a graph where there is one.
 
         Args:
-            observations: ``[T + 1, N, *observation_shape]``.
+            observations: ``[T + 1, N, *observation_shape]``, normalised.
             noise: ``[T, N, noise_size]``.
             pools: the environments that it acts in at once.
         """
         self.pools = pools
         if self._acting is not None:
             return self._acting(observations, noise, pools)
-        return ModuleActing(self.act, observations, noise, self.device, pools)
+        shown = {} if self.observation_normalizer is None else {"normalized": True}
+        act = partial(self.act, **shown)
+        return ModuleActing(act, observations, noise, self.device, pools)
 
     def _in_precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the policy learns, so that it acts as it learns."""

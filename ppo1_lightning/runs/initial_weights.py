@@ -37,7 +37,8 @@ class InitialWeights(Callback):
         current = pl_module.state_dict()
         # Returns may be normalised in only one of the two runs: what is not shared stays as it is.
         shared = saved.keys() & current.keys()
-        wanted = shared | {name for name in (*saved, *current) if name.startswith("policy.")}
+        of_policy = ("policy.", "observation_normalizer.")
+        wanted = shared | {name for name in (*saved, *current) if name.startswith(of_policy)}
         kept, own = ({n: s[n] for n in s if n in wanted} for s in (saved, current))
         check_same_weights({"state_dict": kept}, own)
         pl_module.load_state_dict({**current, **kept})
