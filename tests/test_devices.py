@@ -148,11 +148,13 @@ class WatchedPPO(PPO):
         self.losses.count += 1
         return super().loss(batch)
 
-    def act(
-        self, observations: Tensor, noise: Tensor, *, normalized: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.acted_on.add(len(observations))
-        return super().act(observations, noise, normalized=normalized)
+        return super().act(observations, noise)
+
+    def act_as_shown(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.acted_on.add(len(observations))
+        return super().act_as_shown(observations, noise)
 
     def snapshot(self, observations: Tensor) -> Snapshot:
         in_policy = getattr(self.policy, "observation_normalizer", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -119,22 +118,26 @@ class PolicyModule(LightningModule):
         return self.whole_policy(observations, None)
 
     @torch.inference_mode()
-    def act(
-        self, observations: Tensor, noise: Tensor, *, normalized: bool = False
-    ) -> ActionOutputs:
+    def act(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
         """Sample actions ``[N, ...]``; all results are on this module's device.
 
         Args:
             observations: ``[N, *observation_shape]``.
             noise: ``[N, noise_size]``, from `Distribution.noise`.
-            normalized: whether `observation_normalizer` has made the observations, as in rollouts.
 
         Returns:
             Actions, distribution parameters ``[N, P]`` and values ``[N]``.
         """
+        return self._choose(self.whole_policy, observations, noise)
+
+    @torch.inference_mode()
+    def act_as_shown(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+        """Sample actions for what `observation_normalizer` has made: a rollout's."""
+        return self._choose(self.policy, observations, noise)
+
+    def _choose(self, policy: nn.Module, observations: Tensor, noise: Tensor) -> ActionOutputs:
         inputs = observations.to(self.device), noise.to(self.device)
         with self._in_precision():
-            policy = self.policy if normalized else self.whole_policy
             return choose_actions(policy, self.distribution, *inputs)
 
     @torch.inference_mode()
@@ -148,6 +151,8 @@ class PolicyModule(LightningModule):
     def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice] = WHOLE) -> Acting:
         """Return how the policy acts in a rollout: by `act`, or as a graph where there is one.
 
+        Where observations are normalised before the policy, by `act_as_shown`.
+
         Args:
             observations: ``[T + 1, N, *observation_shape]``, normalised.
             noise: ``[T, N, noise_size]``.
@@ -156,8 +161,7 @@ class PolicyModule(LightningModule):
         self.pools = pools
         if self._acting is not None:
             return self._acting(observations, noise, pools)
-        shown = {} if self.observation_normalizer is None else {"normalized": True}
-        act = partial(self.act, **shown)
+        act = self.act if self.observation_normalizer is None else self.act_as_shown
         return ModuleActing(act, observations, noise, self.device, pools)
 
     def _in_precision(self) -> AbstractContextManager[Any]:

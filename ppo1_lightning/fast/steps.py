@@ -41,8 +41,14 @@ class Step(Protocol):
 class AdamStep:
     """Both styles as p -= a * m / (sqrt(v) + eps), see `TensorFlowAdam`; a scale is (a, eps)."""
 
-    settings: ClassVar = ("betas", "float32_constants", "weight_decay", "amsgrad", "maximize")
-    moments: ClassVar = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    settings: ClassVar[tuple[str, ...]] = (
+        "betas",
+        "float32_constants",
+        "weight_decay",
+        "amsgrad",
+        "maximize",
+    )
+    moments: ClassVar[dict[str, float]] = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
 
     def __init__(self, *, is_hat: bool) -> None:
         self.is_hat = is_hat
@@ -67,8 +73,8 @@ class AdamStep:
 class RMSpropStep:
     """`TensorFlowRMSprop`: p -= lr * g / sqrt(v + eps); a scale is (lr, eps)."""
 
-    settings: ClassVar = ("alpha",)
-    moments: ClassVar = {"square_avg": 1.0}
+    settings: ClassVar[tuple[str, ...]] = ("alpha",)
+    moments: ClassVar[dict[str, float]] = {"square_avg": 1.0}
 
     def scales(self, group: dict[str, Any], t: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.tile([group["lr"], group["eps"]], (len(t), 1))

@@ -131,7 +131,7 @@ def test_outside_of_training_observations_are_the_environments(tmp_path: Path) -
     for one in (ppo, again):
         assert torch.equal(one(raw)[0], expected[0])
         assert torch.equal(one.act(raw, noise)[1], expected[0])
-        assert torch.equal(one.act(shown, noise, normalized=True)[1], expected[0])
+        assert torch.equal(one.act_as_shown(shown, noise)[1], expected[0])
         assert torch.equal(one.act_greedily(raw, noise)[2], expected[1])
     spec = EnvironmentSpec("CartPole-v1")
     count = ppo.observation_normalizer.count
