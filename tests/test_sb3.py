@@ -20,6 +20,7 @@ from ppo1_lightning.rollouts.sizes import Sizes
 
 pytestmark = pytest.mark.peers
 sb3: Any = pytest.importorskip("stable_baselines3", reason="the extra `peers` is not installed")
+pytest.importorskip("stable_baselines3.common.env_util")
 
 NUM_ENVS, NUM_STEPS = 2, 128
 PARTS = {
@@ -55,9 +56,8 @@ class One(IterableDataset[Rollout]):
 
 def theirs_after_a_rollout(env: str) -> Any:
     """Return their PPO with their defaults, and a full buffer."""
-    from stable_baselines3.common.env_util import make_vec_env
-
-    model = sb3.PPO("MlpPolicy", make_vec_env(env, NUM_ENVS, seed=1), n_steps=NUM_STEPS, seed=1)
+    envs = sb3.common.env_util.make_vec_env(env, NUM_ENVS, seed=1)
+    model = sb3.PPO("MlpPolicy", envs, n_steps=NUM_STEPS, seed=1)
     _, callback = model._setup_learn(10**6)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=NUM_STEPS)
     return model
