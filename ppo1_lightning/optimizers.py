@@ -1,12 +1,15 @@
-"""Adam and RMSprop with the originals' places for epsilon."""
+"""Adam and RMSprop with the originals' places for epsilon, and what a gradient is clipped by."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 class TensorFlowAdam(torch.optim.Adam):
@@ -20,6 +23,8 @@ class TensorFlowAdam(torch.optim.Adam):
     Args:
         params, lr, betas: as `torch.optim.Adam`.
         eps: the original's ``adam_epsilon``.
+        float32_constants: keep betas and their powers in float32, as ``tf.train.AdamOptimizer``
+            does (``ppo2/model.py``), where 1 - 0.999 is 0.00099998713.
     """
 
     def __init__(
@@ -28,21 +33,68 @@ class TensorFlowAdam(torch.optim.Adam):
         lr: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-5,
+        float32_constants: bool = False,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
+        self.defaults["float32_constants"] = float32_constants
+        for group in self.param_groups:
+            group.setdefault("float32_constants", float32_constants)
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """Take one step."""
-        given = [group["eps"] for group in self.param_groups]
+        given = [{name: g[name] for name in ("lr", "betas", "eps")} for g in self.param_groups]
         for group in self.param_groups:
             first = self.state.get(group["params"][0], {})
             t = 1 + int(first.get("step", 0))
-            group["eps"] /= math.sqrt(1 - group["betas"][1] ** t)
+            beta1, beta2 = group["betas"] = decay_rates(group)
+            correction = math.sqrt(1 - beta2**t)
+            group["eps"] /= correction
+            if group.get("float32_constants"):
+                (step_size,) = step_sizes(group, np.array([t]))
+                group["lr"] = float(step_size) * (1 - beta1**t) / correction
         try:
             return super().step(closure)
-        finally:  # a checkpoint holds the epsilon that was asked for
-            for group, eps in zip(self.param_groups, given, strict=True):
-                group["eps"] = eps
+        finally:  # a checkpoint holds what was asked for
+            for group, settings in zip(self.param_groups, given, strict=True):
+                group.update(settings)
+
+
+def decay_rates(group: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the betas of a group of parameters, rounded where its constants are float32."""
+    beta1, beta2 = group["betas"]
+    if group.get("float32_constants"):
+        return float(np.float32(beta1)), float(np.float32(beta2))
+    return beta1, beta2
+
+
+def step_sizes(group: Mapping[str, Any], t: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return lr * sqrt(1 - beta2^t) / (1 - beta1^t) of Adam for the steps ``t``, from 1."""
+    beta1, beta2 = decay_rates(group)
+    if not group.get("float32_constants"):
+        return group["lr"] * np.sqrt(1 - beta2**t) / (1 - beta1**t)
+    first, second = (
+        corrections[np.minimum(t, len(corrections)) - 1]
+        for corrections in map(_float32_corrections, (beta1, beta2))
+    )
+    return (np.float32(group["lr"]) * np.sqrt(second) / first).astype(np.float64)
+
+
+@cache
+def _float32_corrections(beta: float) -> NDArray[np.float32]:
+    """Return 1 - beta^t for t = 1, 2, ..., until it is 1: powers as TensorFlow multiplies them."""
+    steps = 1 if beta == 0 else math.ceil(math.log(2.0**-30) / math.log(beta))
+    return np.float32(1) - np.cumprod(np.full(steps, beta, np.float32), dtype=np.float32)
+
+
+def clip_factor(gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Return min(1, max_norm / norm) for the norm of all gradients together, a scalar.
+
+    It is summed in float64: `torch.linalg.vector_norm` of a million float32 numbers is off by some
+    1e-5, TensorFlow's ``tf.global_norm`` is not.
+    """
+    squares = [gradient.double().square().sum() for gradient in gradients]
+    norm = torch.stack(squares).sum().sqrt()
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0).float()
 
 
 class TensorFlowRMSprop(torch.optim.Optimizer):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,18 +23,6 @@ class Recording:
 
     name: str
     workers: list[dict[str, np.ndarray]]  # contents of each worker's file
-
-    @classmethod
-    def find(cls, directory: Path) -> list[Recording]:
-        """Return the recordings of a directory."""
-        files: dict[str, list[Path]] = defaultdict(list)
-        for path in sorted(directory.glob("*.npz")):
-            files[re.sub(r"_rank\d+$", "", path.stem)].append(path)
-        rank = lambda path: int((re.findall(r"_rank(\d+)$", path.stem) or ["0"])[0])  # noqa: E731
-        return [
-            cls(name, [dict(np.load(path)) for path in sorted(paths, key=rank)])
-            for name, paths in files.items()
-        ]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -115,7 +101,7 @@ class Recording:
     def action_space(self) -> Any:
         ac, act = self.workers[0]["0/seg/ac"], self.config["act"]
         return {
-            "box": lambda: Box(-np.inf, np.inf, ac.shape[1:]),
+            "box": lambda: Box(-np.inf, np.inf, ac.shape[-1:]),
             "discrete": lambda: Discrete(act),
             # Recorded with [3, 4]; another recording says so in its config.
             "multidiscrete": lambda: MultiDiscrete(self.config.get("nvec", [3, 4])),
@@ -173,13 +159,18 @@ class Recording:
             "line_search_steps": config["line_search_steps"],
         }
 
+    def names(self, policy: nn.Module) -> dict[str, str]:
+        """Map our parameter names to the original's."""
+        return names_of(policy)
+
     def initial(self, name: str) -> np.ndarray:
         """Return a variable before the first iteration."""
         recorded = self.parameters(0)
-        variables = [v.removesuffix("/shape") for v in recorded if v.endswith("/shape")]
-        if not variables:
+        if name in recorded:
             return recorded[name]
         # Large weights are made from their index and shape.
+        variables = [v.removesuffix("/shape") for v in recorded if v.endswith("/shape")]
+        variables = self.config.get("variables", variables)
         start = seeded_weights(variables.index(name), recorded[f"{name}/shape"], name)
         np.testing.assert_array_equal(
             start.flatten()[::97], recorded[f"{name}/every97th"], err_msg=name
@@ -213,7 +204,8 @@ def seeded_weights(index: int, shape: np.ndarray, name: str) -> np.ndarray:
     if name.endswith(("/b", "/bias")):
         return np.zeros(shape, np.float32)
     values = np.random.RandomState(index).standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))
-    return (values.astype(np.float32) * (0.1 if name == "logits/kernel" else 1)).astype(np.float32)
+    scale = 0.1 if name in ("logits/kernel", "pi/w") else 1
+    return (values.astype(np.float32) * scale).astype(np.float32)
 
 
 def to_ours(array: np.ndarray, shape: torch.Size) -> np.ndarray:

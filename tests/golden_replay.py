@@ -13,7 +13,8 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from golden_recordings import Recording, names_of, to_ours, to_theirs
-from lightning import Callback, Trainer
+from golden_vectorized import VectorizedRecording
+from lightning import Callback, LightningDataModule, Trainer
 from ranks import run_on_ranks
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -29,6 +30,7 @@ class Replayed(OnPolicyModule):
     """An algorithm with the recorded order of minibatches, which keeps what it computed."""
 
     recording: Recording
+    shown: Tensor | None = None  # observations ``[T + 1, N, ...]`` of ppo2 and a2c
 
     def minibatch_order(self, sizes: Sizes) -> Tensor:
         first = self.global_rank * sizes.workers_per_device
@@ -100,6 +102,67 @@ class ReplayedTRPO(Replayed, TRPO):
         return torch.from_numpy(np.concatenate(rows))
 
 
+class ReplayedVectorized(Replayed, PPO):
+    """ppo2 and a2c: what each minibatch came to before its step, whatever takes the step."""
+
+    def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        self.kept: list[dict[str, Any]] = []
+        self.rewards = rollout.rewards
+        if self.reward_normalizer is None:
+            return super().estimate_advantages(rollout)
+        with self.reward_normalizer.register_forward_hook(self._keep_rewards):
+            return super().estimate_advantages(rollout)
+
+    def _keep_rewards(self, normalizer: Any, given: Any, rewards: Tensor) -> None:
+        self.rewards = rewards
+
+    def update(self, minibatches: Minibatch) -> None:
+        for m in range(len(minibatches.weights)):
+            self.kept.append(self._before_a_step(Minibatch(*(f[m] for f in minibatches))))
+            super().update(Minibatch(*(f[m : m + 1] for f in minibatches)))
+
+    def _before_a_step(self, batch: Minibatch) -> dict[str, Any]:
+        parameters = list(self.policy.parameters())
+        gradients = torch.autograd.grad(self.loss(batch), parameters)
+        with torch.no_grad():
+            dist_params, values = self.outputs(batch)
+            terms = self.terms(batch, dist_params, values)
+            log_probs = self.distribution.log_prob(dist_params, batch.actions)
+            return {
+                **{name: term.item() for name, term in terms.items()},
+                "entropy": self.distribution.entropy(dist_params).mean().item(),
+                "approx_kl": 0.5 * (log_probs - batch.old_log_probs).square().mean().item(),
+                "grad_norm": sum(g.double().square().sum().item() for g in gradients) ** 0.5,
+                "advantages": batch.advantages.numpy(),
+                "values": values.numpy(),
+                "old_values": batch.old_values.numpy(),
+                "old_log_probs": batch.old_log_probs.numpy(),
+            }
+
+    def intermediates(self) -> dict[str, Any]:
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        named = self.policy.named_parameters()
+        return {
+            "minibatches": self.kept,
+            "rewards": self.rewards,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "clip_coef": self.now.values["clip_coef"],
+            "value_clip": self.now.values["value_clip"],
+            "state": {
+                name: {k: v.clone() for k, v in optimizer.state[p].items()} for name, p in named
+            },
+            "statistics": {
+                name: normalizer.get_extra_state()
+                for name, normalizer in (
+                    ("ob", self.observation_normalizer),
+                    ("ret", self.reward_normalizer),
+                )
+                if normalizer is not None
+            },
+            "under_way": getattr(self.reward_normalizer, "under_way", None),
+        }
+
+
 def path_of(module: OnPolicyModule) -> str:
     """Return the execution path that a run has taken, "none" before its first update."""
     return "none" if module._update is None else module._update.path
@@ -107,7 +170,8 @@ def path_of(module: OnPolicyModule) -> str:
 
 def make(recording: Recording, **options: Any) -> Replayed:
     """Return a module with the recorded hyperparameters and initial state."""
-    module = {"ppo": ReplayedPPO, "trpo": ReplayedTRPO}[recording.algorithm](
+    kinds = {"ppo": ReplayedPPO, "trpo": ReplayedTRPO}
+    module = kinds.get(recording.algorithm, ReplayedVectorized)(
         recording.policy(),
         observation_space=recording.observation_space(),
         action_space=recording.action_space(),
@@ -117,13 +181,15 @@ def make(recording: Recording, **options: Any) -> Replayed:
     module.recording = recording
     module.configure_model()
     _load_initial(module)
+    if isinstance(recording, VectorizedRecording):
+        recording.set_constants(module)
     return module
 
 
 @torch.no_grad()
 def _load_initial(module: Replayed) -> None:
     named, recording = dict(module.policy.named_parameters()), module.recording
-    for ours, theirs in names_of(module.policy).items():
+    for ours, theirs in recording.names(module.policy).items():
         start = to_ours(recording.initial(theirs), named[ours].shape)
         named[ours].copy_(torch.from_numpy(start))
     normalizer = cast(Any, module.policy).observation_normalizer
@@ -145,6 +211,51 @@ class _RecordedRollouts(IterableDataset[Rollout]):
             yield self.recording.rollout(i, self.workers, self.module.policy)
 
 
+class _VectorizedRollouts(IterableDataset[Rollout]):
+    """Of observations as VecNormalize shows them, where it is part of the recording."""
+
+    def __init__(self, recording: VectorizedRecording, module: Replayed) -> None:
+        self.recording, self.module = recording, module
+        self.last: np.ndarray | None = None  # the row after the last one
+
+    def __len__(self) -> int:
+        return self.recording.iterations
+
+    def __iter__(self) -> Any:
+        for i in range(len(self)):
+            shown = self._shown(i)
+            self.module.shown = torch.from_numpy(shown)  # for `_Capture`
+            spent = self.recording.budget.fraction_spent(self.module.counters)
+            yield self.recording.vectorized(
+                i, torch.from_numpy(shown[:-1]), self.module.policy, spent
+            )
+
+    def _shown(self, iteration: int) -> np.ndarray:
+        normalizer = self.module.observation_normalizer
+        if normalizer is None:
+            return self.recording.shown(iteration)
+        rows = self.recording.of(iteration, "raw/ob").copy()
+        for row in rows if self.last is None else rows[1:]:
+            normalizer.observe(row, np.zeros(len(row), bool), torch.device("cpu"))
+        rows[0] = rows[0] if self.last is None else self.last
+        self.last = rows[-1]
+        return rows
+
+
+class _RecordedData(LightningDataModule):
+    def __init__(self, recording: Recording, workers: slice, module: Replayed) -> None:
+        super().__init__()
+        self.dataset: IterableDataset[Rollout]
+        if isinstance(recording, VectorizedRecording):
+            self.budget = recording.budget
+            self.dataset = _VectorizedRollouts(recording, module)
+        else:
+            self.dataset = _RecordedRollouts(recording, workers, module)
+
+    def train_dataloader(self) -> IterableDataset[Rollout]:
+        return self.dataset
+
+
 class _Capture(Callback):
     def __init__(self) -> None:
         self.iterations: list[dict[str, Any]] = []
@@ -161,6 +272,7 @@ class _Capture(Callback):
                 "returns": module.estimates[1].T.clone(),
                 "metrics": dict(module.metrics),
                 "intermediates": module.intermediates(),
+                "shown": module.shown,
                 "path": path_of(module),
             }
         )
@@ -183,7 +295,7 @@ def replay(recording: Recording, *, rank: int = 0, ranks: int = 1, **options: An
     )
     workers = slice(rank * share, (rank + 1) * share)
     module = make(recording, **options)
-    trainer.fit(module, _RecordedRollouts(recording, workers, module))
+    trainer.fit(module, datamodule=_RecordedData(recording, workers, module))
     return capture.iterations
 
 

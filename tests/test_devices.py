@@ -152,8 +152,13 @@ class WatchedPPO(PPO):
         self.acted_on.add(len(observations))
         return super().act(observations, noise)
 
+    def act_as_shown(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.acted_on.add(len(observations))
+        return super().act_as_shown(observations, noise)
+
     def snapshot(self, observations: Tensor) -> Snapshot:
-        normalizers = (getattr(self.policy, "observation_normalizer", None), self.reward_normalizer)
+        in_policy = getattr(self.policy, "observation_normalizer", None)
+        normalizers = (in_policy, self.observation_normalizer, self.reward_normalizer)
         return Snapshot(
             {name: p.detach().clone() for name, p in self.policy.named_parameters()},
             [v.clone() for n in normalizers if n is not None for v in n.get_extra_state().values()],
@@ -204,8 +209,15 @@ def from_recorded(rank: int, ranks: int, *, kind: str = "box", **options: Any) -
     return fit(module, RecordedRollouts(kind, rank, ranks), ranks)
 
 
-def from_start(rank: int, ranks: int, *, env: str) -> list[Snapshot]:
-    module = WatchedPPO(MlpPolicy, minibatch_size=64, update_epochs=EPOCHS, compile=False)
+def from_start(rank: int, ranks: int, *, env: str, step_by_step: bool = False) -> list[Snapshot]:
+    module = WatchedPPO(
+        partial(MlpPolicy, normalize_observations=not step_by_step),
+        minibatch_size=64,
+        update_epochs=EPOCHS,
+        compile=False,
+        normalize_observations=step_by_step,
+        normalize_returns=step_by_step,
+    )
     data = RolloutDataModule(env, num_envs=NUM_ENVS, num_steps=100, total_iterations=5)
     return fit(module, data, ranks)
 
@@ -231,8 +243,13 @@ UPDATES: dict[str, Run] = {
 EAGER = {"traced": "clipped", "compiled": "clipped"}
 """Runs that must agree with another one on one device, which spares compiling twice."""
 
-ENVS = ("CartPole-v1", "Pendulum-v1")
-RUNS: dict[str, Run] = UPDATES | {env: partial(from_start, env=env) for env in ENVS}
+STEP_BY_STEP = "Pendulum-v1, step by step"
+ENVS: dict[str, Run] = {
+    "CartPole-v1": partial(from_start, env="CartPole-v1"),
+    "Pendulum-v1": partial(from_start, env="Pendulum-v1"),
+    STEP_BY_STEP: partial(from_start, env="Pendulum-v1", step_by_step=True),
+}
+RUNS: dict[str, Run] = UPDATES | ENVS
 ONLY_ON_TWO = {"two workers", "compiled"}  # which cannot divide by 4, and takes long
 
 several = pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -273,6 +290,9 @@ MISTAKES = {
     "gradient": Mistake("box", "algorithms.update.EagerUpdate.__call__", ALONE),
     "observation moments": Mistake(
         "box", "policies.normalization.ObservationNormalizer.update", ALONE
+    ),
+    "a step's observation moments": Mistake(
+        STEP_BY_STEP, "policies.normalization.StepNormalizer.observe", ALONE
     ),
     "return moments": Mistake(
         "normalize_returns", "policies.normalization.RewardNormalizer.forward", ALONE

@@ -16,7 +16,14 @@ from lightning import LightningDataModule, Trainer
 from ranks import run_on_ranks
 from torch import Tensor
 
-from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, Rollout, RolloutDataModule
+from ppo1_lightning import (
+    PPO,
+    ConfigurationError,
+    MlpPolicy,
+    Rollout,
+    RolloutDataModule,
+    TensorFlowRMSprop,
+)
 from ppo1_lightning.callbacks import RunCheckpoint
 from ppo1_lightning.rollouts.segment import Segment
 from ppo1_lightning.runs.csv_logger import CSVLogger
@@ -67,7 +74,8 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    policy = partial(MlpPolicy, hidden_size=8)
+    in_policy = not options.get("normalize_observations")
+    policy = partial(MlpPolicy, hidden_size=8, normalize_observations=in_policy)
     options = {"compile": False, "minibatch_size": 32, "update_epochs": 2} | options
     module = Mortal(policy, learning_rate=1e-2, dies_in=dies_in, **options)
     data = RolloutDataModule(
@@ -119,6 +127,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "traced": {"compile": "trace"},
     "actions of Box": {"env": "Pendulum-v1", "compile": "trace"},
     "returns normalised": {"normalize_returns": True, "anneal": ["learning_rate"]},
+    "step by step": {"normalize_observations": True, "optimizer": TensorFlowRMSprop},
 }
 SLOW = [pytest.param({"compile": True}, id="compiled", marks=pytest.mark.slow)]
 

@@ -1,8 +1,8 @@
 """The update equals the original authors' code, on every execution path and on 1 and 2 ranks.
 
-Recorded are openai/baselines' ``ppo1`` (``golden``) at commit ea25b9e, and its ``trpo_mpi``
-(``golden_trpo``) at 3cc7df0, the last one whose TRPO has ppo1's policy. ``pytest
-tests/test_golden.py --golden-dir DIR`` replays other recordings, of either.
+Recorded are openai/baselines' ``ppo1`` (``golden``), ``ppo2`` and ``a2c`` at commit ea25b9e, and
+its ``trpo_mpi`` (``golden_trpo``) at 3cc7df0, the last one whose TRPO has ppo1's policy. ``pytest
+tests/test_golden.py --golden-dir DIR`` replays other recordings, of any of them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_recordings import Recording, names_of, to_theirs
+import torch
+from golden_recordings import Recording, to_ours, to_theirs
 from golden_replay import make, replay, replay_on_ranks
+from golden_vectorized import VectorizedRecording, find
 
 PATHS: dict[str, Any] = {"eager": False, "traced": "trace", "compiled": True}
-DIRECTORIES = [Path(__file__).parent / name for name in ("golden", "golden_trpo")]
+NAMES = ("golden", "golden_trpo", "golden_ppo2", "golden_a2c")
+DIRECTORIES = [Path(__file__).parent / name for name in NAMES]
 COMPILED = ("mlp_box", "cnn_small_discrete", "trpo_box")
 """Recordings that are replayed on the compiled path too each time."""
 
@@ -52,7 +55,7 @@ def marks_of(name: str, path: str, ranks: int) -> list[pytest.MarkDecorator]:
 
 def recordings_of(config: pytest.Config) -> list[Recording]:
     directories = config.getoption("--golden-dir") or DIRECTORIES
-    return [recording for place in directories for recording in Recording.find(Path(place))]
+    return [recording for place in directories for recording in find(Path(place))]
 
 
 @pytest.fixture(scope="session")
@@ -81,19 +84,39 @@ def test_update_equals_original(
         for i, ours in enumerate(iterations):
             assert ours["path"] == path
             check_parameters(recording, i, ours)
+            if isinstance(recording, VectorizedRecording):
+                check_vectorized(recording, i, ours)
+                continue
             check_normalizer(recording, i, ours)
             check_metrics(recording, i, ours["metrics"])
             if recording.algorithm == "trpo":
                 check_step(recording, i, ours["intermediates"])
+    if isinstance(recording, VectorizedRecording):
+        check_optimizer(recording, by_rank[0][-1]["intermediates"]["state"])
+        return
     for i in range(recording.iterations):
         for ours, theirs in (("advantages", "adv"), ("returns", "tdlamret")):
             both = np.concatenate([rank[i][ours].numpy() for rank in by_rank])
             assert_close(both, recording.all(i, theirs), f"{i}/{theirs}", relative=True)
 
 
+def test_weights_start_as_theirs(pytestconfig: pytest.Config) -> None:
+    """ppo2's and a2c's are orthogonal: of the same singular values, whatever is drawn."""
+    for recording in recordings_of(pytestconfig):
+        if not isinstance(recording, VectorizedRecording) or recording.config["policy"] == "cnn":
+            continue
+        spaces = recording.observation_space(), recording.action_space()
+        policy = recording.policy()(*spaces, initialization="orthogonal")
+        for name, theirs in recording.names(policy).items():
+            ours = policy.get_parameter(name).detach()
+            start = torch.from_numpy(to_ours(recording.initial(theirs), ours.shape))
+            pair = (ours, start) if ours.ndim < 2 else map(torch.linalg.svdvals, (ours, start))
+            torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def check_parameters(recording: Recording, i: int, ours: dict[str, Any]) -> None:
     recorded = recording.parameters(i + 1)
-    for name, theirs in names_of(make(recording).policy).items():
+    for name, theirs in recording.names(make(recording).policy).items():
         parameter = to_theirs(ours["parameters"][name].numpy())
         if f"{theirs}/every97th" in recorded:
             assert_close(parameter[::97], recorded[f"{theirs}/every97th"], theirs)
@@ -154,6 +177,68 @@ def check_step(recording: Recording, i: int, ours: dict[str, Any]) -> None:
     kl = recorded["meanlosses"][1]
     for after, theirs in zip(ours["after"], recorded["meanlosses"], strict=False):
         close_after_a_step(after, theirs, kl, f"{i}/meanlosses")
+
+
+TERMS = ("loss/surrogate", "loss/value", "entropy", "approx_kl", "clip_fraction")
+
+
+def check_vectorized(recording: VectorizedRecording, i: int, ours: dict[str, Any]) -> None:
+    """ppo2 and a2c: what led to the steps, and what each of them was."""
+    kept, steps, envs = ours["intermediates"], *recording.of(i, "seg/rew").shape
+    rows = recording.order(i)[:-1].reshape(len(kept["minibatches"]), -1).numpy()
+    assert_close(ours["shown"].numpy(), recording.shown(i), f"{i}/ob")
+    assert_close(kept["rewards"].numpy(), recording.of(i, "seg/rew"), f"{i}/rew")
+    for name, theirs in (("advantages", "adv"), ("returns", "returns")):
+        assert_close(ours[name].numpy().T, recording.of(i, theirs), f"{i}/{theirs}", relative=True)
+    assert kept["learning_rate"] == pytest.approx(float(recording.of(i, "lr")), rel=1e-12)
+    losses = recording.of(i, "losses").reshape(len(rows), -1)
+    norms = recording.of(i, "grad_norm").reshape(len(rows))
+    for m, (minibatch, theirs) in enumerate(zip(kept["minibatches"], losses, strict=True)):
+        measured = [minibatch[name] for name in TERMS[: losses.shape[1]]]
+        if recording.algorithm == "ppo2":
+            measured[1] /= 2
+            negative = recording.of(i, "seg/neglogp").reshape(steps * envs)[rows[m]]
+            close_to_float32(minibatch["old_log_probs"], -negative, f"{i}/neglogp/{m}")
+            close_to_float32(minibatch["advantages"], recording.of(i, "mbadv")[m], f"{i}/mbadv/{m}")
+        else:  # without a ratio: the gradient is the same
+            measured[0] = -(minibatch["advantages"] * minibatch["old_log_probs"]).mean()
+        values = recording.of(i, "seg/vpred").reshape(steps * envs)[rows[m]]
+        close_to_float32(minibatch["old_values"], values, f"{i}/vpred/{m}")
+        close_to_float32(measured, theirs, f"{i}/losses/{m}")
+        close_to_float32(minibatch["grad_norm"], norms[m], f"{i}/grad_norm/{m}")
+    if recording.algorithm == "ppo2":
+        cliprange = float(recording.of(i, "cliprange"))
+        assert kept["clip_coef"] == kept["value_clip"] == pytest.approx(cliprange, rel=1e-12)
+    for kind, statistics in kept["statistics"].items():
+        for name, theirs in (("mean", "mean"), ("variance", "var"), ("count", "count")):
+            expected = recording.of(i, f"stats_after/{kind}_{theirs}")
+            assert_close(statistics[name].numpy(), expected, f"{i}/{kind}_{theirs}", relative=True)
+    if "ret" in kept["statistics"]:
+        expected = recording.of(i, "stats_after/ret")
+        assert_close(kept["under_way"], expected, f"{i}/ret", relative=True)
+
+
+def check_optimizer(recording: VectorizedRecording, state: dict[str, Any]) -> None:
+    """What the optimizer keeps, at the end; Adam's moments relative to their variable's largest."""
+    last, kinds = recording.iterations, ("adam_m", "adam_v", "rmsprop_ms")
+    found = 0
+    for kind, ours in zip(kinds, ("exp_avg", "exp_avg_sq", "square_avg"), strict=True):
+        for name, theirs in recording.names(make(recording).policy).items():
+            key = f"{kind}/{theirs}"
+            every = 97 if recording.has(last, f"{key}/every97th") else 1
+            key += "/every97th" if every > 1 else ""
+            if recording.has(last, key):
+                found += 1
+                expected = recording.of(last, key).flatten()
+                moments = to_theirs(state[name][ours].numpy())[::every]
+                scale = 1.0 if kind == "rmsprop_ms" else 50 * np.abs(expected).max()
+                assert_close(moments, expected, key, absolute=1e-6 * scale)
+    assert found
+
+
+def close_to_float32(ours: Any, theirs: Any, name: str) -> None:
+    """2e-6, what a float32 replay of the authors' code in another order of sums is off by."""
+    np.testing.assert_allclose(ours, theirs, atol=2e-6, rtol=2e-6, err_msg=name)
 
 
 def close_after_a_step(ours: float, theirs: float, kl: float, name: str) -> None:

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ppo1_lightning.optimizers import TensorFlowAdam, TensorFlowRMSprop
+from ppo1_lightning.optimizers import (
+    TensorFlowAdam,
+    TensorFlowRMSprop,
+    clip_factor,
+    step_sizes,
+)
 
 STEPS = 50
 EPSILON = 1e-2  # large, so that its place shows
@@ -122,6 +127,48 @@ def test_named_parameters_and_several_groups():
 def test_closure_is_evaluated():
     optimizer = TensorFlowAdam(new_parameters())
     assert optimizer.step(lambda: 3.0) == 3.0
+
+
+def test_constants_in_float32():
+    """``tf.train.AdamOptimizer``, whose every number is float32, also the powers of beta."""
+    one, beta1, beta2 = np.float32(1), np.float32(0.9), np.float32(0.999)
+    theta, m, v = (np.float32(x) for x in (0.5, 0, 0))
+    power1, power2, learning_rates = beta1, beta2, np.float32(1e-3)
+    parameter = torch.nn.Parameter(torch.tensor([0.5]))
+    optimizer = TensorFlowAdam([parameter], lr=1e-3, eps=1e-5, float32_constants=True)
+    plain = TensorFlowAdam([torch.nn.Parameter(torch.tensor([0.5]))], lr=1e-3, eps=1e-5)
+    assert one - beta2 == np.float32(0.00099998713)
+    apart = []
+    for t in range(1, 200):
+        g = np.float32(1e-4 * np.sin(t))
+        step_size = learning_rates * np.sqrt(one - power2) / (one - power1)
+        assert step_sizes(optimizer.param_groups[0], np.array([t])) == step_size
+        m = m + (g - m) * (one - beta1)
+        v = v + (g * g - v) * (one - beta2)
+        theta = theta - step_size * m / (np.sqrt(v) + np.float32(1e-5))
+        power1, power2 = power1 * beta1, power2 * beta2
+        for each in (optimizer, plain):
+            each.param_groups[0]["params"][0].grad = torch.tensor([g])
+            each.step()
+        assert optimizer.state[parameter]["exp_avg_sq"].item() == pytest.approx(v, rel=1e-6)
+        assert parameter.item() == pytest.approx(theta, abs=1e-7)
+        apart.append(plain.state[plain.param_groups[0]["params"][0]]["exp_avg_sq"].item() / v - 1)
+    assert apart[0] == pytest.approx(1.287e-5, rel=1e-2)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["eps"], group["betas"]) == (1e-3, 1e-5, (0.9, 0.999))
+
+
+def test_float32_corrections_end_at_one():
+    group = {"lr": 1.0, "betas": (0.9, 0.999), "float32_constants": True}
+    late = step_sizes(group, np.array([10**5, 10**9]))
+    assert late.tolist() == [1.0, 1.0]
+
+
+def test_a_gradient_of_many_numbers_is_clipped_by_its_norm():
+    gradients = [torch.randn(512, 3136, generator=torch.Generator().manual_seed(0)), torch.ones(3)]
+    norm = np.sqrt(sum((g.double().numpy() ** 2).sum() for g in gradients))
+    assert clip_factor(gradients, 0.5).item() == pytest.approx(0.5 / norm, rel=1e-6)
+    assert clip_factor(gradients, 2 * norm).item() == 1.0
 
 
 def test_rmsprop_is_tensorflows():

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hydra
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium.spaces import Box
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ppo1_lightning import PPO, MlpPolicy
+from ppo1_lightning import PPO, ConfigurationError, MlpPolicy
+from ppo1_lightning.algorithms.coefficients import anneal
 from ppo1_lightning.commands import config as cli
+from ppo1_lightning.rollouts.budget import Budget, Counters
 from ppo1_lightning.rollouts.segment import Minibatch
 from ppo1_lightning.rollouts.sizes import Sizes
 
@@ -26,12 +31,12 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", [*overrides, RUN_FOLDER], return_hydra_config=True)
 
 
-def preset(name: str) -> PPO:
-    config = compose("env=hopper", f"algo={name}").algo
+def preset(name: str, *overrides: str) -> PPO:
+    config = compose("env=hopper", f"algo={name}", *overrides)
     torch.manual_seed(0)
-    box = Box(-1, 1, (3,))
+    box, policy = Box(-1, 1, (3,)), instantiate(config.policy, _convert_="all")
     ppo: PPO = instantiate(
-        config, policy=MlpPolicy, observation_space=box, action_space=box, _convert_="all"
+        config.algo, policy=policy, observation_space=box, action_space=box, _convert_="all"
     )
     ppo.configure_model()
     return ppo
@@ -100,11 +105,75 @@ def test_a2c_takes_one_step_on_the_whole_rollout() -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
+def test_ppo2_atari(order: int) -> None:
+    """Baselines' ``ppo2/defaults.py``."""
+    config = compose(*["env=pong", "algo=ppo2_atari"][::order])
+    assert (config.num_envs, config.num_steps, config.mpi_workers) == (8, 128, 1)
+    assert (config.policy.size, config.policy.initialization) == ("large", "orthogonal")
+    assert config.env.options.stack_num == 4
+    algo = config.algo
+    assert (algo.minibatch_size, algo.update_epochs) == (8 * 128 // 4, 4)
+    assert (algo.learning_rate, algo.clip_coef, algo.value_clip) == (2.5e-4, 0.1, 0.1)
+    assert (algo.ent_coef, algo.vf_coef, algo.anneal) == (0.01, 0.25, ["learning_rate"])
+    assert (algo.normalize_observations, algo.normalize_returns) == (False, False)
+
+
+def test_the_range_of_values_is_annealed_as_that_of_ratios() -> None:
+    ppo = preset("ppo2", "algo.anneal=[clip_coef,value_clip]")
+    anneal(ppo, ppo.configure_optimizers(), fraction_spent=0.25)
+    assert ppo.now.values["clip_coef"] == ppo.now.values["value_clip"] == pytest.approx(0.15)
+    with pytest.raises(ConfigurationError, match="anneal names value_clip, which is null"):
+        PPO(MlpPolicy, anneal=["value_clip"])
+
+
+@pytest.mark.parametrize(
+    ("limit", "after"), [({"total_steps": 400}, [79, 159]), ({"total_iterations": 5}, [79, 159])]
+)
+def test_a2c_counts_a_rollout_before_its_step(limit: dict[str, int], after: list[int]) -> None:
+    budget = Budget(**limit)
+    for iterations, rows in enumerate(after):
+        counters = Counters(iterations=iterations, env_steps=80 * iterations)
+        assert budget.fraction_spent_at_last_row(counters, 80) == pytest.approx(rows / 400)
+
+
+def test_of_seconds_nobody_knows_what_a_rollout_will_take() -> None:
+    assert Budget(total_seconds=10).fraction_spent_at_last_row(Counters(seconds=4), 80) == 0.4
+
+
+def test_weights_start_as_theirs() -> None:
+    """``a2c/utils.py``: orthogonal times sqrt 2, the heads times 0.01 and 1, biases 0."""
+    torch.manual_seed(0)
+    space = Box(-1, 1, (3,))
+    policy = MlpPolicy(space, space, initialization="orthogonal", normalize_observations=False)
+    for name, parameter in policy.named_parameters():
+        if parameter.ndim == 2:
+            gain = {"action_head.weight": 0.01, "value_head.weight": 1.0}.get(name, 2**0.5)
+            short = parameter if len(parameter) < parameter.shape[1] else parameter.T
+            torch.testing.assert_close(short @ short.T, gain**2 * torch.eye(len(short)))
+        else:
+            assert (parameter == 0).all()
+
+
+@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("name", ["ppo2", "a2c"])
 def test_algo_on_the_command_line_wins_over_the_environments(name: str, order: int) -> None:
     config = compose(*["env=hopper", f"algo={name}"][::order])
     assert config.algo.max_grad_norm == 0.5
-    assert (config.env.id, config.env.clip_actions) == ("Hopper-v4", False)
+    assert (config.env.id, config.env.clip_actions) == ("Hopper-v4", True)
+
+
+def test_the_table_of_deviations() -> None:
+    """In ``docs/algorithm.md``: one column a recipe."""
+    text = (Path(__file__).parents[1] / "docs" / "algorithm.md").read_text("utf-8")
+    table = text[text.index("## Deviations from ppo1") :].split("\n\n")[2].splitlines()
+    rows = [[cell.strip(" `") for cell in line.strip("| ").split(" |")] for line in table]
+    recipes = {"ppo1": ["algo=ppo1_mujoco"], "ppo2_atari": ["env=pong", "algo=ppo2_atari"]}
+    assert rows[0] == ["option", "ppo1", "ppo2", "ppo2_atari", "a2c", "sb3"]
+    for column, recipe in enumerate(rows[0][1:], 1):
+        config = compose("env=hopper", *recipes.get(recipe, [f"algo={recipe}"]))
+        for option, *cells in rows[2:]:
+            said = yaml.safe_load(cells[column - 1]) if len(cells) >= column else None
+            assert OmegaConf.select(config, option) == said, (option, recipe)
 
 
 @pytest.mark.slow

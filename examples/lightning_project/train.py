@@ -1,7 +1,7 @@
 """A Lightning project's own training script: its configs make model, data, callbacks and loggers.
 
-    python train.py
-    python train.py trainer=ddp model.logit_penalty=1e-3 data.total_steps=20_000
+python train.py
+python train.py trainer=ddp model.logit_penalty=1e-3 data.total_steps=20_000
 """
 
 from __future__ import annotations

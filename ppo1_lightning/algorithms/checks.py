@@ -58,6 +58,15 @@ def policy_factory(policy: PolicyFactory | None) -> PolicyFactory | None:
     return policy
 
 
+def normalizes_nothing(policy: nn.Module) -> None:
+    """Refuse a policy that normalises what is normalised already."""
+    if getattr(policy, "observation_normalizer", None) is not None:
+        raise ConfigurationError(
+            f"algo.normalize_observations=true, and {type(policy).__name__} normalises them too; "
+            "expected policy.normalize_observations=false, or false here"
+        )
+
+
 def maker(key: str, value: Any, makes: str) -> Any:
     """Return what makes something, such as a class."""
     if not callable(value):

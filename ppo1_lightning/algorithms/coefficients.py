@@ -47,7 +47,8 @@ def anneal(module: OnPolicyModule, optimizer: torch.optim.Optimizer, fraction_sp
     """
     left = max(1.0 - fraction_spent, 0.0)  # the original's ``lrmult``
     for name in module.now.values:
-        module.now.put(name, getattr(module, name) * (left if name in module.anneal else 1.0))
+        if (value := getattr(module, name)) is not None:
+            module.now.put(name, value * (left if name in module.anneal else 1.0))
     annealed = "learning_rate" in module.anneal
     for group in optimizer.param_groups:
         if _is_as_asked(module, optimizer):

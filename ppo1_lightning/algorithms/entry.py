@@ -1,99 +1,32 @@
-"""What a checkpoint says about a run besides weights, in plain containers only; how it is read."""
+"""What a checkpoint says about a run besides weights, in plain containers only."""
 
 from __future__ import annotations
 
 import io
 import math
-import pickle
-import zipfile
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gymnasium import Space
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _load as pl_load
-from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from ppo1_lightning.algorithms.plain import plain
+from ppo1_lightning.algorithms import loop
+from ppo1_lightning.algorithms.plain import plain, plain_settings
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies import BUILT_IN
 from ppo1_lightning.policies.base import PolicyFactory
 from ppo1_lightning.policies.spaces import describe, example_rows, restore
 from ppo1_lightning.rollouts.budget import Counters
 
+if TYPE_CHECKING:
+    from ppo1_lightning.algorithms.policy_module import PolicyModule
+
 KEY = "ppo1_lightning"
 """Where the entry stands in a Lightning checkpoint."""
-
-
-def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
-    """Read a checkpoint as plain data, so that nothing in it is imported or called.
-
-    Args:
-        path: the file.
-        key: what to call it in messages.
-
-    Raises:
-        ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
-            plain data, or is not a checkpoint of a training run.
-    """
-    if not isinstance(path, str | Path):
-        raise ConfigurationError(f"{key}={path!r} is not the path of a file")
-    if "://" in str(path):
-        raise ConfigurationError(f"{key}={path} is an address, expected a file: download it")
-    file = Path(path)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise ConfigurationError(f"{key}={path} {what}, expected a file such as last.ckpt")
-    try:
-        with file.open("rb") as stream:  # once: another rank may rename it
-            content = torch.load(stream, map_location="cpu", weights_only=True)
-            damaged = _damaged_part(stream)
-    except pickle.UnpicklingError as error:
-        raise ConfigurationError(
-            f"{key}={path} is damaged or holds more than plain data, expected a checkpoint "
-            "of this package; nothing in it was run"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
-        raise ConfigurationError(
-            f"{key}={path} is truncated or damaged, expected a whole checkpoint"
-        ) from error
-    if damaged is not None:
-        raise ConfigurationError(f"{key}={path} is damaged: {damaged} in it has changed")
-    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
-        raise ConfigurationError(f"{key}={path} is not a checkpoint of a training run")
-    return content
-
-
-def _damaged_part(stream: IO[bytes]) -> str | None:
-    """Return the first part whose checksum is wrong; `torch.load` does not look at them."""
-    if not zipfile.is_zipfile(stream):
-        return None
-    with zipfile.ZipFile(stream) as archive:
-        return archive.testzip()
-
-
-class PlainDataIO(TorchCheckpointIO):
-    """Reads checkpoints with ``weights_only=True``, from a URL too, unless told otherwise.
-
-    Lightning itself reads from an http address whatever is there, and so runs what it says.
-    """
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Return the content of a checkpoint; ``weights_only=False`` only for one you trust."""
-        weights_only = True if weights_only is None else weights_only
-        return super().load_checkpoint(path, map_location, weights_only)
-
-
-def read_plain_data(strategy: Strategy) -> None:
-    """Let a Trainer's strategy read with `PlainDataIO`; a plugin of the user's stays."""
-    if type(strategy.checkpoint_io) is TorchCheckpointIO:
-        strategy.checkpoint_io = PlainDataIO()
 
 
 def policy_entry(policy: nn.Module, spaces: tuple[Space[Any], Space[Any]]) -> dict[str, Any]:
@@ -263,10 +196,11 @@ def policy_factory(entry: dict[str, Any]) -> PolicyFactory:
     """
     name, arguments = entry["policy"]["name"], entry["policy"]["arguments"]
     if name not in BUILT_IN or arguments is None:
-        why = "was changed after it was made" if name in BUILT_IN else "is not built in"
+        changed = name in BUILT_IN
+        why = "was changed after it was made" if changed else "is not built in"
         raise ConfigurationError(
-            f"the checkpoint holds a policy of class {name}, which {why}: "
-            "pass what makes it, as in PPO.load_from_checkpoint(path, policy=...)"
+            f"the checkpoint holds a policy of class {name}, which {why}: pass what makes it, "
+            f"as in PPO.load_from_checkpoint(path, policy={'...' if changed else name})"
         )
     return partial(BUILT_IN[name], **arguments)
 
@@ -289,3 +223,40 @@ def check_same_run(entry: dict[str, Any], current: dict[str, Any]) -> None:
                 f"the checkpoint is from another {key.removesuffix('s')}: "
                 f"it was saved with {saved}, this run has {ours}"
             )
+
+
+def write(checkpoint: dict[str, Any], module: PolicyModule) -> None:
+    """Add our entry to a checkpoint that Lightning has made of a module."""
+    checkpoint[KEY] = {
+        **module.identity(),
+        "counters": module.counters.state_dict(),
+        "episodes": module.episodes.state_dict(),
+        "owes_evaluation": loop.evaluation_is_due(module),
+    }
+    for states in ("optimizer_states", "lr_schedulers"):
+        if states in checkpoint:
+            checkpoint[states] = list(map(plain_settings, checkpoint[states]))
+
+
+def restore_run(checkpoint: dict[str, Any], module: PolicyModule) -> None:
+    """Restore a module's counters from a checkpoint, and build its policy where there is none.
+
+    Raises:
+        ConfigurationError: the checkpoint does not fit.
+    """
+    saved = entry_of(checkpoint)
+    trainer = module._trainer
+    if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+        saved["optimizer"] = None  # of no use here
+    if not hasattr(module, "policy"):
+        module.policy_factory = module.policy_factory or policy_factory(saved)
+        module.build_policy(*(module.spaces if module.knows_spaces else restore_spaces(saved)))
+    check_same_run(saved, module.identity())
+    check_same_weights(checkpoint, module.state_dict())
+    if trainer is not None and not checkpoint.get("optimizer_states"):
+        raise ConfigurationError(
+            "the checkpoint holds no optimizer state, so a run cannot be resumed from it"
+        )
+    module.counters = Counters(**saved["counters"])
+    module.episodes.load_state_dict(saved["episodes"])
+    module.owes_evaluation = saved.get("owes_evaluation", False)

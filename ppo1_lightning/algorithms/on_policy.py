@@ -30,12 +30,10 @@ from ppo1_lightning.policies.base import PolicyFactory, evaluate
 from ppo1_lightning.policies.normalization import RewardNormalizer
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.seeding import generator
-from ppo1_lightning.rollouts.segment import Minibatch, Segment, lay_out, shuffled_rows
+from ppo1_lightning.rollouts.segment import Minibatch, Segment, Standardize, lay_out, shuffled_rows
 from ppo1_lightning.rollouts.sizes import Sizes
 
 _log = logging.getLogger(__name__)
-
-Standardize = Literal["worker", "rollout", "minibatch", "none"]
 
 
 class OnPolicyModule(PolicyModule):
@@ -58,10 +56,10 @@ class OnPolicyModule(PolicyModule):
         gamma: discount factor.
         gae_lambda: lambda of the generalised advantage estimation (``lam``).
         normalize_advantages: ``"worker"`` (the original's: over a worker's segment, population
-            std, no epsilon), ``"rollout"``, ``"minibatch"`` (epsilon 1e-8) or ``"none"``.
+            std, no epsilon) or another one of `rollouts.segment.Standardize`.
         bootstrap_truncation: add V(final observation) where a time limit ended an episode; the
             original takes a time limit as a failure.
-        normalize_returns: divide rewards by the running std of the discounted return.
+        normalize_returns, normalize_observations: as ppo2 does, see `policies.normalization`.
         compile: True, ``"trace"``, False or ``"auto"``, see `update.make_update`.
         seed: of the initial weights and of the order of minibatches; None: that of
             `lightning.seed_everything`, or 0.
@@ -91,13 +89,14 @@ class OnPolicyModule(PolicyModule):
         normalize_advantages: Standardize = "worker",
         bootstrap_truncation: bool = False,
         normalize_returns: bool = False,
+        normalize_observations: bool = False,
         compile: bool | Literal["auto", "trace"] = "auto",
         seed: int | None = None,
         log_every: int = 1,
         observation_space: Space[Any] | None = None,
         action_space: Space[Any] | None = None,
     ) -> None:
-        super().__init__(policy, seed, observation_space, action_space)
+        super().__init__(policy, seed, observation_space, action_space, normalize_observations)
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.minibatch_size, self.mpi_workers = minibatch_size, mpi_workers  # see `sizes`
@@ -109,7 +108,7 @@ class OnPolicyModule(PolicyModule):
         self.gamma = check_number("gamma", gamma, at_least=0, at_most=1)
         self.gae_lambda = check_number("gae_lambda", gae_lambda, at_least=0, at_most=1)
         check_choice("normalize_advantages", normalize_advantages, get_args(Standardize))
-        self.normalize_advantages = normalize_advantages
+        self.normalize_advantages: Standardize = normalize_advantages
         self.bootstrap_truncation = check_flag("bootstrap_truncation", bootstrap_truncation)
         normalize_returns = check_flag("normalize_returns", normalize_returns)
         self.reward_normalizer = RewardNormalizer(self.gamma) if normalize_returns else None
@@ -178,9 +177,8 @@ class OnPolicyModule(PolicyModule):
         Raises:
             DivergenceError: something is not a finite number; the update has been undone.
         """
-        norm = metrics.count(self, rollout)
         assert self._before is not None
-        self._before.refuse_divergence({"parameter_norm": norm})
+        self._before.refuse_divergence({"parameter_norm": metrics.count(self, rollout)})
         self.stop_when_spent()
         if self.counters.iterations % self.log_every == 0 or self.trainer.should_stop:
             measured = self.measure(segment)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
@@ -60,7 +64,7 @@ def _is_plain(value: Any) -> bool:
     return type(value) in _SCALARS or isinstance(value, kinds)
 
 
-def plain_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
+def hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return hyperparameters as plain data.
 
     Raises:
@@ -75,3 +79,70 @@ def plain_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
                 f"save_hyperparameters(ignore=[{name!r}])"
             )
     return found
+
+
+def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
+    """Read a checkpoint as plain data, so that nothing in it is imported or called.
+
+    Args:
+        path: the file.
+        key: what to call it in messages.
+
+    Raises:
+        ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
+            plain data, or is not a checkpoint of a training run.
+    """
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(f"{key}={path!r} is not the path of a file")
+    if "://" in str(path):
+        raise ConfigurationError(f"{key}={path} is an address, expected a file: download it")
+    file = Path(path)
+    if not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise ConfigurationError(f"{key}={path} {what}, expected a file such as last.ckpt")
+    try:
+        with file.open("rb") as stream:  # once: another rank may rename it
+            content = torch.load(stream, map_location="cpu", weights_only=True)
+            damaged = _damaged_part(stream)
+    except pickle.UnpicklingError as error:
+        raise ConfigurationError(
+            f"{key}={path} is damaged or holds more than plain data, expected a checkpoint "
+            "of this package; nothing in it was run"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        raise ConfigurationError(
+            f"{key}={path} is truncated or damaged, expected a whole checkpoint"
+        ) from error
+    if damaged is not None:
+        raise ConfigurationError(f"{key}={path} is damaged: {damaged} in it has changed")
+    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
+        raise ConfigurationError(f"{key}={path} is not a checkpoint of a training run")
+    return content
+
+
+def _damaged_part(stream: IO[bytes]) -> str | None:
+    """Return the first part whose checksum is wrong; `torch.load` does not look at them."""
+    if not zipfile.is_zipfile(stream):
+        return None
+    with zipfile.ZipFile(stream) as archive:
+        return archive.testzip()
+
+
+class PlainDataIO(TorchCheckpointIO):
+    """Reads checkpoints with ``weights_only=True``, from a URL too, unless told otherwise.
+
+    Lightning itself reads from an http address whatever is there, and so runs what it says.
+    """
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Return the content of a checkpoint; ``weights_only=False`` only for one you trust."""
+        weights_only = True if weights_only is None else weights_only
+        return super().load_checkpoint(path, map_location, weights_only)
+
+
+def read_plain_data(strategy: Strategy) -> None:
+    """Let a Trainer's strategy read with `PlainDataIO`; a plugin of the user's stays."""
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = PlainDataIO()

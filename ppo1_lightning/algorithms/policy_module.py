@@ -8,19 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from gymnasium import Space
 from lightning import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from ppo1_lightning.algorithms import checks, entry, hooks, loop, metrics
-from ppo1_lightning.algorithms.plain import plain_hyperparameters, plain_settings
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.algorithms import checks, entry, hooks, metrics, plain
+from ppo1_lightning.errors import ConfigurationError, check_flag
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import ActionOutputs, PolicyFactory, choose_actions
+from ppo1_lightning.policies.normalization import NormalizedPolicy, StepNormalizer
 from ppo1_lightning.policies.spaces import distribution_for
 from ppo1_lightning.rollouts.acting import WHOLE, Acting, ActingFactory, ModuleActing
 from ppo1_lightning.rollouts.budget import Clock, Counters
@@ -48,10 +47,13 @@ class PolicyModule(LightningModule):
         seed: int | None,
         observation_space: Space[Any] | None,
         action_space: Space[Any] | None,
+        normalize_observations: bool = False,
     ) -> None:
         super().__init__()
         self.hooks_run: Counter[str] = Counter()  # see `hooks.own`
-        self._policy_factory = checks.policy_factory(policy)
+        self.normalize_observations = check_flag("normalize_observations", normalize_observations)
+        self.observation_normalizer: StepNormalizer | None = None  # before the policy
+        self.policy_factory = checks.policy_factory(policy)
         self.seed = chosen_seed(seed)
         self._spaces = (observation_space, action_space)
         self.counters, self.episodes, self.clock = Counters(), EpisodeStatistics(), Clock()
@@ -62,7 +64,7 @@ class PolicyModule(LightningModule):
         # None: the policy acts as the module it is
         self._acting: ActingFactory | None = None
         self.pools: Sequence[slice] = WHOLE  # that the policy acts in, as of the last rollout
-        if self.knows_spaces and self._policy_factory:
+        if self.knows_spaces and self.policy_factory:
             self.build_policy(*self.spaces)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,7 +75,7 @@ class PolicyModule(LightningModule):
     def configure_callbacks(self) -> list[Any]:
         """Build the policy: this is the first hook of all, and callbacks look for it in theirs."""
         warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # see `train`
-        entry.read_plain_data(self.trainer.strategy)
+        plain.read_plain_data(self.trainer.strategy)
         if hasattr(self._datamodule, "spaces"):
             self._build_if_missing()
         return []
@@ -104,7 +106,7 @@ class PolicyModule(LightningModule):
             frame=frame or (caller and caller.f_back),
             logger=logger,
         )
-        self.hparams.update(plain_hyperparameters({**self.hparams, "seed": self.seed}))
+        self.hparams.update(plain.hyperparameters({**self.hparams, "seed": self.seed}))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but the policy: it acts and learns in evaluation mode.
@@ -127,7 +129,7 @@ class PolicyModule(LightningModule):
         Raises:
             ConfigurationError: there is nothing that makes one, or nothing can learn from it.
         """
-        if self._policy_factory is None:
+        if self.policy_factory is None:
             name = type(self).__name__
             raise ConfigurationError(
                 f"{name} needs a policy, such as {name}(MlpPolicy), or a checkpoint"
@@ -136,9 +138,19 @@ class PolicyModule(LightningModule):
         self.distribution = distribution_for(action_space)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "policy"))
-            policy = self._policy_factory(observation_space, action_space)
+            policy = self.policy_factory(observation_space, action_space)
         checks.policy(policy, observation_space, self.distribution)
         self.policy = policy.eval()
+        if self.normalize_observations:
+            checks.normalizes_nothing(self.policy)
+            self.observation_normalizer = StepNormalizer(observation_space)
+
+    @property
+    def whole_policy(self) -> nn.Module:
+        """The policy, from observations as the environment's."""
+        if self.observation_normalizer is None:
+            return self.policy
+        return NormalizedPolicy(self.observation_normalizer, self.policy)
 
     @property
     def knows_spaces(self) -> bool:
@@ -148,10 +160,8 @@ class PolicyModule(LightningModule):
     @property
     def spaces(self) -> checks.Spaces:
         """Observation and action space, once they are known."""
-        observation_space, action_space = self._spaces
-        assert observation_space is not None
-        assert action_space is not None
-        return observation_space, action_space
+        assert self.knows_spaces
+        return cast(checks.Spaces, self._spaces)
 
     @property
     def _datamodule(self) -> Any:
@@ -167,7 +177,7 @@ class PolicyModule(LightningModule):
 
     def forward(self, observations: Tensor) -> Any:
         """Return the policy's (distribution parameters, values, state) for ``[B, ...]``."""
-        return self.policy(observations, None)
+        return self.whole_policy(observations, None)
 
     @torch.inference_mode()
     def act(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
@@ -180,30 +190,41 @@ class PolicyModule(LightningModule):
         Returns:
             Actions, distribution parameters ``[N, P]`` and values ``[N]``.
         """
+        return self._choose(self.whole_policy, observations, noise)
+
+    @torch.inference_mode()
+    def act_as_shown(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+        """Sample actions for what `observation_normalizer` has made: a rollout's."""
+        return self._choose(self.policy, observations, noise)
+
+    def _choose(self, policy: nn.Module, observations: Tensor, noise: Tensor) -> ActionOutputs:
         inputs = observations.to(self.device), noise.to(self.device)
         with self._in_precision():
-            return choose_actions(self.policy, self.distribution, *inputs)
+            return choose_actions(policy, self.distribution, *inputs)
 
     @torch.inference_mode()
     def act_greedily(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
         """Return the most likely actions, otherwise as `act`; the noise is not looked at."""
         with self._in_precision():
-            dist_params, values, _ = self.policy(observations.to(self.device), None)
+            dist_params, values, _ = self.whole_policy(observations.to(self.device), None)
             dist_params = dist_params.float()
             return self.distribution.mode(dist_params), dist_params, values.float()
 
     def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice] = WHOLE) -> Acting:
         """Return how the policy acts in a rollout: by `act`, or as a graph where there is one.
 
+        Where observations are normalised before the policy, by `act_as_shown`.
+
         Args:
-            observations: ``[T + 1, N, *observation_shape]``.
+            observations: ``[T + 1, N, *observation_shape]``, normalised.
             noise: ``[T, N, noise_size]``.
             pools: the environments that it acts in at once.
         """
         self.pools = pools
         if self._acting is not None and self._acting.outdated() is None:
             return self._acting(observations, noise, pools)
-        return ModuleActing(self.act, observations, noise, self.device, pools)
+        act = self.act if self.observation_normalizer is None else self.act_as_shown
+        return ModuleActing(act, observations, noise, self.device, pools)
 
     def _in_precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the policy learns, so that it acts as it learns."""
@@ -251,36 +272,15 @@ class PolicyModule(LightningModule):
     @hooks.own
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add counters, spaces and the policy's name and arguments, as plain containers."""
-        checkpoint[entry.KEY] = {
-            **self._identity(),
-            "counters": self.counters.state_dict(),
-            "episodes": self.episodes.state_dict(),
-            "owes_evaluation": loop.evaluation_is_due(self),
-        }
-        for states in ("optimizer_states", "lr_schedulers"):
-            if states in checkpoint:
-                checkpoint[states] = list(map(plain_settings, checkpoint[states]))
+        entry.write(checkpoint, self)
 
     @hooks.own
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, restore the counters, build the policy where needed."""
-        saved = entry.entry_of(checkpoint)
-        if self._trainer is None or self._trainer.state.fn != TrainerFn.FITTING:
-            saved["optimizer"] = None  # of no use here
-        if not hasattr(self, "policy"):
-            self._policy_factory = self._policy_factory or entry.policy_factory(saved)
-            self.build_policy(*(self.spaces if self.knows_spaces else entry.restore_spaces(saved)))
-        entry.check_same_run(saved, self._identity())
-        entry.check_same_weights(checkpoint, self.state_dict())
-        if self._trainer is not None and not checkpoint.get("optimizer_states"):
-            raise ConfigurationError(
-                "the checkpoint holds no optimizer state, so a run cannot be resumed from it"
-            )
-        self.counters = Counters(**saved["counters"])
-        self.episodes.load_state_dict(saved["episodes"])
-        self.owes_evaluation = saved.get("owes_evaluation", False)
+        entry.restore_run(checkpoint, self)
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint has to agree with, see `entry.identity`."""
         env = getattr(self._datamodule, "env", None)
         environment = env.id if env is not None else None
         return entry.identity(

@@ -11,7 +11,7 @@ from ppo1_lightning.algorithms import checks
 from ppo1_lightning.algorithms.coefficients import Coefficients
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.distributed import all_sum
-from ppo1_lightning.errors import check_integer, check_number
+from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer, check_number
 from ppo1_lightning.functional.losses import clipped_surrogate, value_error, weighted_mean
 from ppo1_lightning.policies.base import PolicyFactory, evaluate
 from ppo1_lightning.rollouts.collector import Rollout
@@ -31,6 +31,7 @@ class PPO(OnPolicyModule):
         ent_coef: weight of the entropy bonus (``entcoeff``).
         vf_coef: weight of the value loss, the plain mean squared error.
         value_clip: range of ppo2's value clipping, None for none.
+        anneal_ahead: anneal as of a rollout's last row and not of its first, as a2c does.
         target_kl: end the epochs of an iteration when the mean KL after one exceeds it.
         options: of every on-policy algorithm, see `OnPolicyModule`: minibatch_size, mpi_workers,
             learning_rate, optimizer, max_grad_norm, anneal, gamma, gae_lambda, ...
@@ -39,7 +40,7 @@ class PPO(OnPolicyModule):
         ConfigurationError: see `OnPolicyModule`.
     """
 
-    coefficients = ("clip_coef", "ent_coef", "vf_coef")
+    coefficients = ("clip_coef", "ent_coef", "vf_coef", "value_clip")
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class PPO(OnPolicyModule):
         ent_coef: float = 0.0,
         vf_coef: float = 1.0,
         value_clip: float | None = None,
+        anneal_ahead: bool = False,
         target_kl: float | None = None,
         **options: Any,
     ) -> None:
@@ -58,14 +60,28 @@ class PPO(OnPolicyModule):
         self.clip_coef = check_number("clip_coef", clip_coef, at_least=0)
         self.ent_coef = check_number("ent_coef", ent_coef)
         self.vf_coef = check_number("vf_coef", vf_coef, at_least=0)
-        self.now = Coefficients(clip_coef=clip_coef, ent_coef=ent_coef, vf_coef=vf_coef)
         self.value_clip = checks.limit("value_clip", value_clip)
+        if value_clip is None and "value_clip" in self.anneal:
+            raise ConfigurationError("anneal names value_clip, which is null; expected a range")
+        self.now = Coefficients(
+            clip_coef=clip_coef, ent_coef=ent_coef, vf_coef=vf_coef, value_clip=value_clip or 0.0
+        )
+        self.anneal_ahead = check_flag("anneal_ahead", anneal_ahead)
         self.target_kl = checks.limit("target_kl", target_kl)
 
     @property
     def passes(self) -> int:
         """Return how many epochs there are."""
         return self.update_epochs
+
+    def begin(self, rollout: Rollout) -> Segment:
+        """Begin an iteration, see `OnPolicyModule.begin`."""
+        budget = getattr(self._datamodule, "budget", None)
+        if self.anneal_ahead and budget is not None:
+            rows = rollout.rewards.numel() * self.trainer.world_size
+            spent = budget.fraction_spent_at_last_row(self.counters, rows)
+            rollout = rollout._replace(fraction_spent=spent)
+        return super().begin(rollout)
 
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """Learn from one rollout: algorithm 1 of Schulman et al. 2017 for a given segment."""
@@ -108,7 +124,8 @@ class PPO(OnPolicyModule):
         returns = torch.where(valid, batch.returns, 0.0)
         surrogate = clipped_surrogate(log_ratio.exp(), advantages, self.now.clip_coef)
         entropy = self.distribution.entropy(dist_params)
-        error = value_error(values, returns, batch.old_values, self.value_clip)
+        value_clip = None if self.value_clip is None else self.now.value_clip
+        error = value_error(values, returns, batch.old_values, value_clip)
         return {
             "loss/surrogate": -weighted_mean(surrogate, batch.weights),
             "loss/entropy_penalty": -self.now.ent_coef * weighted_mean(entropy, batch.weights),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppo1_lightning.algorithms.policy_module import PolicyModule
 from ppo1_lightning.distributed import all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.optimizers import clip_factor
 from ppo1_lightning.rollouts.acting import ActingFactory
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.segment import Minibatch, Segment
@@ -100,10 +101,12 @@ class EagerUpdate:
         gradients = torch.autograd.grad(
             self.loss(minibatch), learning, allow_unused=True, materialize_grads=True
         )
-        for parameter, gradient in zip(learning, _all_sum(gradients), strict=True):
-            parameter.grad = gradient
+        gradients = _all_sum(gradients)
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(learning, self.max_grad_norm)
+            factor = clip_factor(gradients, self.max_grad_norm)
+            gradients = [gradient * factor for gradient in gradients]
+        for parameter, gradient in zip(learning, gradients, strict=True):
+            parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -33,7 +33,7 @@ def export(config: DictConfig) -> None:
     module, environment = trained.module, trained.environment
     stem = trained.output_stem(config.output, "exports", list(WRITERS))
     adapters = simulators.make_adapters(environment)
-    policy = GreedyPolicy(module.policy, module.distribution, *adapters)
+    policy = GreedyPolicy(module.whole_policy, module.distribution, *adapters)
     origin = {"environment": environment.id, "checkpoint": trained.checkpoint_path.name}
     paths = write(policy, stem, {**origin, "env_steps": module.counters.env_steps})
     for name, space in policy.inputs.items():

@@ -16,9 +16,9 @@ from ppo1_lightning.algorithms.entry import (
     check_same_run,
     entry_of,
     identity,
-    read_checkpoint,
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
+from ppo1_lightning.algorithms.plain import read_checkpoint
 from ppo1_lightning.callbacks import InitialWeights
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch

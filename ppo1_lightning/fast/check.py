@@ -11,17 +11,18 @@ from torch import Tensor
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.graphs import ModuleCall
-from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.fast.steps import step_of
 
 
 def unsupported(optimizer: torch.optim.Optimizer) -> str | None:
     """Return why no graph takes this optimizer's steps, None where one can."""
-    if type(optimizer) not in (torch.optim.Adam, TensorFlowAdam):
-        return f"supports Adam only, not {type(optimizer).__name__}"
+    if step_of(optimizer) is None:
+        kinds = "Adam and TensorFlowRMSprop"
+        return f"supports {kinds} only, not {type(optimizer).__name__}"
     if len(optimizer.param_groups) != 1:
         return "supports one parameter group only"
     group = optimizer.param_groups[0]
-    if group["weight_decay"] or group["amsgrad"] or group["maximize"]:
+    if any(group.get(name) for name in ("weight_decay", "amsgrad", "maximize")):
         return "supports Adam without weight_decay, amsgrad and maximize only"
     if any(p.dtype != torch.float32 or not p.requires_grad for p in group["params"]):
         return "supports float32 parameters only, none of them frozen"
@@ -30,9 +31,9 @@ def unsupported(optimizer: torch.optim.Optimizer) -> str | None:
 
 def traced_settings(optimizer: torch.optim.Optimizer) -> list[Any]:
     """Return what of an optimizer graphs have in them, and so would not see change."""
-    names = ("betas", "weight_decay", "amsgrad", "maximize")
-    groups = optimizer.param_groups
-    return [(list(map(id, g["params"])), *(g[name] for name in names)) for g in groups]
+    step, groups = step_of(optimizer), optimizer.param_groups
+    names = () if step is None else step.settings
+    return [(list(map(id, g["params"])), *(g.get(name) for name in names)) for g in groups]
 
 
 @contextmanager

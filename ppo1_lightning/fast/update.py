@@ -22,17 +22,17 @@ from ppo1_lightning.fast import check
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import learning_together
 from ppo1_lightning.fast.reads import Reads
-from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning.fast.steps import step_of
+from ppo1_lightning.optimizers import clip_factor
 
 
 class _FlatState(NamedTuple):
     flat: Tensor  # all parameters, [P]
-    mean: Tensor  # Adam's first moments, [P]
-    square: Tensor  # Adam's second moments, [P]
+    moments: tuple[Tensor, ...]  # of the optimizer, [P] each, see `steps.Step`
 
 
 class GraphUpdate:
-    """Takes one Adam step on an objective for each of some minibatches, see `algorithms.update`.
+    """Takes a step on an objective for each of some minibatches, see `algorithms.update`.
 
     The optimizer's parameters and moments become views of flat vectors, so that checkpoints, the
     policy and the optimizer see every step; create it when nothing moves the parameters any more.
@@ -43,7 +43,7 @@ class GraphUpdate:
     Args:
         objective: a module; called with a minibatch's tensors it returns this rank's share of the
             loss, a scalar.
-        optimizer: Adam over some of its parameters.
+        optimizer: over some of its parameters, one that `steps` knows.
         max_grad_norm: largest norm of the gradient, None for no clipping.
         compiled: compile the graphs, see `Graph`.
 
@@ -65,7 +65,9 @@ class GraphUpdate:
     ) -> None:
         if why_not := check.unsupported(optimizer):
             raise ConfigurationError(f"a graph {why_not}")
-        self.optimizer, self.compiled = optimizer, compiled
+        step = step_of(optimizer)
+        assert step is not None
+        self.optimizer, self.compiled, self._step = optimizer, compiled, step
         self.path = "compiled" if compiled else "traced"
         self.max_grad_norm = max_grad_norm
         self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
@@ -92,25 +94,28 @@ class GraphUpdate:
             self._state = self._flatten()
             self._gradient_steps = self._graphs_of_parts(self._take_gradient_step)
             self._gradients = self._graphs_of_parts(self._take_gradient)
-            self._adam = Graph(self._take_adam_step, compiled=self.compiled)
+            self._optimizer_step = Graph(self._take_step, compiled=self.compiled)
             self.second_core = self._find_second_core()
             self._check_gradient(example)
 
     def _flatten(self) -> _FlatState:
         """Lay parameters and moments out in flat vectors, of which they become views."""
         flat = _flat(p.detach() for p in self._parameters)
-        mean, square = torch.zeros_like(flat), torch.zeros_like(flat)
-        splits = map(self._split, (flat, mean, square))
+        moments = self._first_moments(flat)
+        splits = map(self._split, (flat, *moments))
         for parameter, *parts in zip(self._parameters, *splits, strict=True):
-            values, mean_view, square_view = (part.view_as(parameter) for part in parts)
+            values, *views = (part.view_as(parameter) for part in parts)
             parameter.data = values
             state = self.optimizer.state[parameter]
-            for name, view in (("exp_avg", mean_view), ("exp_avg_sq", square_view)):
+            for name, view in zip(self._step.moments, views, strict=True):
                 if name in state:
                     view.copy_(state[name])
                 state[name] = view
             state["step"] = torch.tensor(float(self._steps_taken))
-        return _FlatState(flat, mean, square)
+        return _FlatState(flat, moments)
+
+    def _first_moments(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.full_like(flat, start) for start in self._step.moments.values())
 
     def _split(self, vector: Tensor) -> Sequence[Tensor]:
         return vector.split([parameter.numel() for parameter in self._parameters])
@@ -129,21 +134,23 @@ class GraphUpdate:
         return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
     def _check_gradient(self, example: Sequence[Tensor]) -> None:
-        """Compare each parameter's first moment after a first step with its eager gradient."""
-        zeros = torch.zeros_like(self._state.flat)
-        copies = _FlatState(self._state.flat.clone(), zeros, zeros.clone())
+        """Compare the gradient that a first step has taken with the eager one."""
+        flat = self._state.flat
+        copies = _FlatState(flat.clone(), self._first_moments(flat))
         self._fixed = [tensor.clone() for tensor in self._objective.others()]
-        minibatches, scales = [field[None] for field in example], self._adam_scales(1)
+        # A long step: beside it rounding of the parameters is nothing.
+        minibatches, scales = [field[None] for field in example], flat.new_tensor([[2.0**20, 1.0]])
         with torch.inference_mode():
             self._run(copies, minibatches, scales, reduce=lambda gradient: gradient)
         loss = self._objective.module(*example)
         eager = torch.autograd.grad(
             loss, self._parameters, allow_unused=True, materialize_grads=True
         )
-        beta1 = self.optimizer.param_groups[0]["betas"][0]
+        group = self.optimizer.param_groups[0]
+        taken = self._step.gradient(group, flat - copies.flat, copies.moments, scales[0])
         check.compare_gradients(
             [name for part in self.parts for name in part],
-            self._split(copies.mean / (1 - beta1)),
+            self._split(taken),
             self._split(self._clipped(_flat(eager))),
         )
 
@@ -160,7 +167,7 @@ class GraphUpdate:
             if own.shape != now.shape or own.dtype != now.dtype:
                 raise RuntimeError("a buffer has another shape or dtype; use compile=false")
             own.copy_(now)
-        scales = self._adam_scales(len(minibatches[0]))
+        scales = self._scales(len(minibatches[0]))
         self._run(self._state, minibatches, scales, reduce=all_sum)
         self._steps_taken += len(scales)
         for parameter in self._parameters:
@@ -168,12 +175,13 @@ class GraphUpdate:
 
     def _check_in_place(self) -> None:
         """Raise an error where the module's and the optimizer's tensors are not ours any more."""
-        flats, means = self._split(self._state.flat), self._split(self._state.mean)
+        first, *_ = self._step.moments
+        flats, means = self._split(self._state.flat), self._split(self._state.moments[0])
         now = dict(self._objective.module.named_parameters())
         names = (name for part in self.parts for name in part)
         for name, flat, mean in zip(names, flats, means, strict=True):
             parameter = now[name]
-            its_mean = self.optimizer.state[parameter].get("exp_avg", flat)
+            its_mean = self.optimizer.state[parameter].get(first, flat)
             is_flat = parameter.data_ptr() == flat.data_ptr()
             if not (is_flat and its_mean.data_ptr() == mean.data_ptr() and parameter.requires_grad):
                 raise RuntimeError(
@@ -190,11 +198,12 @@ class GraphUpdate:
     ) -> None:
         """Take a step on ``state`` for each minibatch: one graph, or two around the all-reduce."""
         count, parts = len(scales), range(len(self.parts))
-        flats, means, squares = map(self._by_part, state)
+        flats = self._by_part(state.flat)
+        moments = list(zip(*map(self._by_part, state.moments), strict=True))
         if world_size() == 1:
             rows = (*minibatches, scales)
             steps = [
-                graph.bind((*flats, means[i], squares[i], *self._fixed), rows)
+                graph.bind((*flats, *moments[i], *self._fixed), rows)
                 for i, graph in enumerate(self._gradient_steps)
             ]
             self._at_once([functools.partial(step, 0, count) for step in steps])
@@ -205,12 +214,13 @@ class GraphUpdate:
             self._gradients[i].bind((*flats, gradients[i], *self._fixed), minibatches)
             for i in parts
         ]
-        adam_step = self._adam.bind((*state, gradient), [scales])
+        everything = (state.flat, *state.moments, gradient)
+        optimizer_step = self._optimizer_step.bind(everything, [scales])
         for k in range(count):
             for gradient_step in gradient_steps:
                 gradient_step(k, k + 1)
             gradient.copy_(reduce(gradient))
-            adam_step(k, k + 1)
+            optimizer_step(k, k + 1)
 
     def _at_once(self, calls: Sequence[Callable[[], None]]) -> None:
         if self.second_core is None:
@@ -224,19 +234,11 @@ class GraphUpdate:
             finally:  # nothing is to change the parameters after this
                 done.result()
 
-    def _adam_scales(self, count: int) -> Tensor:
-        """Return the step size and epsilon of the next steps, bias corrections folded in.
-
-        Both styles as a * m / (sqrt(v) + eps), see `TensorFlowAdam`: ``[count, 2]``.
-        """
-        group = self.optimizer.param_groups[0]
-        beta1, beta2 = group["betas"]
+    def _scales(self, count: int) -> Tensor:
+        """Return what changes from step to step, of the next steps: ``[count, 2]``."""
         t = self._steps_taken + np.arange(1, count + 1)
-        correction = np.sqrt(1 - beta2**t)
-        is_hat = isinstance(self.optimizer, TensorFlowAdam)
-        epsilon = group["eps"] * (np.ones(count) if is_hat else correction)
-        step_size = group["lr"] * correction / (1 - beta1**t)
-        return torch.from_numpy(np.stack([step_size, epsilon], -1)).to(self._state.flat)
+        scales = self._step.scales(self.optimizer.param_groups[0], t)
+        return torch.from_numpy(scales).to(self._state.flat)
 
     # ---------------------------------------------------------------- what the graphs hold
 
@@ -245,10 +247,11 @@ class GraphUpdate:
         return [Graph(f, module=self._objective, compiled=self.compiled) for f in functions]
 
     def _take_gradient_step(self, part: int, *tensors: Tensor) -> None:
-        count = len(self.parts)
-        flats, (mean, square, *batch, scale) = tensors[:count], tensors[count:]
+        count, kept = len(self.parts), len(self._step.moments)
+        flats, moments = tensors[:count], tensors[count : count + kept]
+        *batch, scale = tensors[count + kept :]
         gradient = self._gradient_of(part, flats, batch)
-        self._take_adam_step(flats[part], mean, square, gradient, scale)
+        self._take_step(flats[part], *moments, gradient, scale)
 
     def _take_gradient(self, part: int, *tensors: Tensor) -> None:
         count = len(self.parts)
@@ -278,20 +281,15 @@ class GraphUpdate:
             }
         return [views[name] for name in shapes]
 
-    def _take_adam_step(
-        self, flat: Tensor, mean: Tensor, square: Tensor, gradient: Tensor, scale: Tensor
-    ) -> None:
-        gradient = self._clipped(gradient)
-        beta1, beta2 = self.optimizer.param_groups[0]["betas"]
-        step_size, epsilon = scale.unbind()
-        mean.lerp_(gradient, 1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        flat.sub_(step_size * mean / (square.sqrt() + epsilon))
+    def _take_step(self, *tensors: Tensor) -> None:
+        flat, *moments, gradient, scale = tensors
+        group = self.optimizer.param_groups[0]
+        self._step.take(group, flat, moments, self._clipped(gradient), scale)
 
     def _clipped(self, gradient: Tensor) -> Tensor:
         if self.max_grad_norm is None:
             return gradient
-        return gradient * (self.max_grad_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
+        return gradient * clip_factor([gradient], self.max_grad_norm)
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

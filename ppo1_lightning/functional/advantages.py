@@ -68,16 +68,25 @@ def discounted_sums(terms: Tensor, decay: Tensor) -> Tensor:
     return sums
 
 
-def standardize(advantages: Tensor, valid: Tensor, moments: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Return (A - mean) / (population std + epsilon), 0 in invalid rows.
+def standardize(
+    advantages: Tensor,
+    valid: Tensor,
+    moments: Tensor,
+    epsilon: float = 0.0,
+    correction: int = 0,
+) -> Tensor:
+    """Return (A - mean) / (std + epsilon), 0 in invalid rows.
 
     Groups of fewer than two valid rows or without spread are centred only.
 
     Args:
         advantages, valid: ``[G, R]``, G groups standardised separately.
         moments: ``[G, 3]`` float64 of each whole group (`group_moments`, summed over ranks).
+        correction: 0 for the population's std, 1 for the sample's.
     """
     mean, variance, flat = _spread(moments)
+    count = moments[:, 0]
+    variance = variance * count / (count - correction).clamp(min=1)
     scale = torch.where(flat, 1.0, 1.0 / (torch.where(flat, 1.0, variance).sqrt() + epsilon))
     result = (advantages.double() - mean[:, None]) * scale[:, None]
     return torch.where(valid, result, 0.0).float()

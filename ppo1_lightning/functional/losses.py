@@ -17,7 +17,7 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_coef: Tensor) -> T
 
 
 def value_error(
-    values: Tensor, returns: Tensor, old_values: Tensor, value_clip: float | None
+    values: Tensor, returns: Tensor, old_values: Tensor, value_clip: Tensor | None
 ) -> Tensor:
     """Return the squared value error, unsummed (no 1/2).
 

@@ -9,9 +9,9 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.functional.distributions import DiagonalGaussian, Distribution
-from ppo1_lightning.policies.initialization import linear
+from ppo1_lightning.policies.initialization import linear, orthogonal
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import Part, distribution_for, name_of
 
@@ -130,6 +130,23 @@ class ActorCritic(nn.Module):
         self.value_head = linear(num_features, 1, scale=1.0)
         # One log std per action, whatever the observation (``gaussian_fixed_var`` in the original).
         self.log_std = nn.Parameter(torch.zeros(outputs)) if gaussian else None
+
+    def initialize(self, initialization: str) -> None:
+        """Start from other weights than the ``"original"`` ones.
+
+        Args:
+            initialization: ``"orthogonal"`` as in ppo2: trunks times √2, the action head times
+                0.01, the value head times 1.
+
+        Raises:
+            ConfigurationError: another word.
+        """
+        check_choice("policy.initialization", initialization, ("original", "orthogonal"))
+        if initialization == "orthogonal":
+            for trunk in filter(None, (self.trunk, self.value_trunk)):
+                orthogonal(trunk)
+            orthogonal(self.action_head, 0.01)
+            orthogonal(self.value_head, 1.0)
 
     def preprocess(self, observation: Tensor) -> Any:
         """Prepare observations ``[B, ...]`` for the trunks."""

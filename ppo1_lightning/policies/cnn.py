@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.policies.base import ActorCritic
-from ppo1_lightning.policies.initialization import convolution, linear, orthogonal
+from ppo1_lightning.policies.initialization import convolution, linear
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import name_of, parts_of
 
@@ -52,7 +52,7 @@ class CnnPolicy(ActorCritic):
         size: ``"small"`` (A3C), ``"large"`` (Nature DQN) or ``"tiny"``.
         shared_trunk: one trunk for action and value; False with size ``"tiny"`` is the original's
             ``nosharing_cnn_policy``.
-        initialization: of the trunks: ``"original"`` or, as in ppo2, ``"orthogonal"``.
+        initialization: of the weights: ``"original"`` or, as in ppo2, ``"orthogonal"``.
 
     Raises:
         ConfigurationError: a space, size or initialization that does not fit.
@@ -75,7 +75,6 @@ class CnnPolicy(ActorCritic):
                 "expected images [channels, height, width]; vectors need policy=mlp"
             )
         check_choice("policy.size", size, ARCHITECTURES)
-        check_choice("policy.initialization", initialization, ("original", "orthogonal"))
         shape, vector = image.space.shape, parts.get("vector")
         architecture = ARCHITECTURES[size]
         channels_last = shape[-1] < shape[0]
@@ -95,10 +94,7 @@ class CnnPolicy(ActorCritic):
         self.channels_last = channels_last
         # without the initialization, which says nothing about weights that are loaded
         self.arguments = {"size": size, "shared_trunk": shared_trunk}
-        if initialization == "orthogonal":
-            for trunk in (self.trunk, self.value_trunk):
-                if trunk is not None:
-                    orthogonal(trunk)
+        self.initialize(initialization)
 
     def preprocess(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return images as float32 ``[B, C, H, W]``, stored with channels last, and vectors."""

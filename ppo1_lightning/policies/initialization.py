@@ -28,13 +28,13 @@ def convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -
     return layer
 
 
-def orthogonal(trunk: nn.Module) -> None:
-    """Start the layers of ``trunk`` anew: orthogonal weights times √2, bias 0.
+def orthogonal(module: nn.Module, gain: float = math.sqrt(2)) -> None:
+    """Start the layers of ``module`` anew: orthogonal weights times ``gain``, bias 0.
 
     As baselines' ``a2c/utils.py`` (``ortho_init``) does for ppo2. Features are several times larger
     than with the original's weights.
     """
-    for layer in trunk.modules():
+    for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            nn.init.orthogonal_(layer.weight, math.sqrt(2))
+            nn.init.orthogonal_(layer.weight, gain)
             nn.init.zeros_(cast(Tensor, layer.bias))

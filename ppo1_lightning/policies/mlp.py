@@ -26,6 +26,7 @@ class MlpPolicy(ActorCritic):
         num_layers: hidden layers (``num_hid_layers``).
         shared_trunk: one trunk for action and value.
         normalize_observations: keep running statistics and feed z-scores clipped to [-5, 5].
+        initialization: of the weights: ``"original"`` or, as in ppo2, ``"orthogonal"``.
 
     Raises:
         ConfigurationError: a space or size that does not fit.
@@ -40,6 +41,7 @@ class MlpPolicy(ActorCritic):
         num_layers: int = 2,
         shared_trunk: bool = False,
         normalize_observations: bool = True,
+        initialization: str = "original",
     ) -> None:
         parts = parts_of(observation_space)
         if not {"vector"} <= parts.keys() <= {"vector", "action_mask"}:
@@ -63,12 +65,14 @@ class MlpPolicy(ActorCritic):
             action_mask=parts.get("action_mask"),
         )
         self._columns = vector.columns
+        # without the initialization, which says nothing about weights that are loaded
         self.arguments = {
             "hidden_size": hidden_size,
             "num_layers": num_layers,
             "shared_trunk": shared_trunk,
             "normalize_observations": normalize_observations,
         }
+        self.initialize(initialization)
 
     def preprocess(self, observation: Tensor) -> Tensor:
         """Take the vector of observations ``[B, ...]``, normalised where that is asked for."""

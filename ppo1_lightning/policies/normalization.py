@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import Space
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ppo1_lightning.distributed import all_sum
+from ppo1_lightning.distributed import all_gather, all_sum
+from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.policies.spaces import name_of, parts_of
 
 
 class ObservationNormalizer(nn.Module):
@@ -80,25 +85,119 @@ class ObservationNormalizer(nn.Module):
         self._refresh()
 
 
-class RewardNormalizer(nn.Module):
+class RunningMoments(nn.Module):
+    """Mean and population variance of all rows so far (``common/running_mean_std.py``).
+
+    They are float64 on the CPU wherever the module lives. At first the mean is 0 and the variance
+    1, with the weight of a ten-thousandth of a row.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.mean, self.variance, self.count = np.zeros(shape), np.ones(shape), 1e-4
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Add ``rows [B, *shape]``, whose own moments are of their dtype as in the original."""
+        if not len(rows):
+            return
+        count, total = len(rows), self.count + len(rows)
+        delta = rows.mean(0) - self.mean
+        squares = self.variance * self.count + rows.var(0) * count
+        self.mean = self.mean + delta * count / total
+        self.variance = (squares + np.square(delta) * self.count * count / total) / total
+        self.count = total
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        moments = {"mean": self.mean, "variance": self.variance, "count": self.count}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in moments.items()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        mean, variance, count = (
+            np.array(state[name].cpu(), np.float64) for name in ("mean", "variance", "count")
+        )
+        self.mean, self.variance, self.count = mean, variance, float(count)
+
+
+class StepNormalizer(RunningMoments):
+    """Observations as baselines' ``VecNormalize`` shows them: step by step, by all seen so far.
+
+        clip((observation - mean) / sqrt(variance + 1e-8), -10, 10)
+
+    It stands before the policy. A step's observations are counted before they are shown, and what
+    a policy was shown is what it learns from: `rollouts.normalized` does that; anywhere else the
+    statistics are those of the end of the training so far. Of a Dict, its ``vector`` is normalised.
+
+    Args:
+        space: of one observation.
+
+    Raises:
+        ConfigurationError: there is no vector in it.
+    """
+
+    def __init__(self, space: Space[Any], *, epsilon: float = 1e-8, clip: float = 10.0) -> None:
+        vector = parts_of(space).get("vector")
+        if vector is None:
+            raise ConfigurationError(
+                f"algo.normalize_observations=true is for vectors, observations are "
+                f"{name_of(space)}; expected false"
+            )
+        super().__init__(vector.space.shape)
+        self.columns = ... if vector.columns is None else (..., vector.columns)
+        self.epsilon, self.clip = epsilon, clip
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return observations ``[..., D]``, in which the vector is normalised: float32."""
+        device = observations.device
+        mean, variance = (torch.as_tensor(m, device=device) for m in (self.mean, self.variance))
+        centred = observations[self.columns].double() - mean
+        z = (centred / (variance + self.epsilon).sqrt()).clamp(-self.clip, self.clip).float()
+        if self.columns is ...:
+            return z
+        whole = observations.clone()
+        whole[self.columns] = z
+        return whole
+
+    def observe(self, observations: NDArray[Any], final: NDArray[np.bool_], device: Any) -> None:
+        """Count a step's observations ``[N, D]`` of each rank, then normalise them in place.
+
+        Args:
+            final: ``[N]``, an episode's last ones, which the original does not see.
+            device: on which ranks exchange tensors.
+        """
+        rows = np.where(final[:, None], np.nan, observations[self.columns])
+        everyone = all_gather(torch.from_numpy(rows).to(device), dim=0).cpu().numpy()
+        self.add(everyone[np.isfinite(everyone).all(1)])
+        observations[...] = self(torch.from_numpy(observations)).numpy()
+
+
+class NormalizedPolicy(nn.Module):
+    """A policy of what a `StepNormalizer` shows, from observations as the environment's."""
+
+    def __init__(self, normalizer: StepNormalizer, policy: nn.Module) -> None:
+        super().__init__()
+        self.normalizer, self.policy = normalizer, policy
+
+    def forward(self, observation: Tensor, state: Any = None) -> Any:
+        """Evaluate observations ``[B, ...]``."""
+        return self.policy(self.normalizer(observation), state)
+
+
+class RewardNormalizer(RunningMoments):
     """Divide rewards by the running std of the discounted return (``normalize_returns``).
 
     The counterpart of ``ret_rms`` in baselines' ``common/vec_env/vec_normalize.py`` (used by ppo2,
     not by ppo1): a step's rewards are divided by the std of the returns up to that step, over the
-    environments of all ranks.
+    environments of all ranks, and clipped.
     """
 
-    moments: Tensor  # [3] float64: count, sum, sum of squares of the discounted returns
-
     def __init__(self, gamma: float, *, epsilon: float = 1e-8, clip: float = 10.0):
-        super().__init__()
+        super().__init__(())
         self.gamma, self.epsilon, self.clip = gamma, epsilon, clip
-        self.moments = torch.tensor([1e-4, 0.0, 1e-4], dtype=torch.float64)  # a bit of variance 1
-        self._return: Tensor | None = None  # [N] of this rank's environments, carried on
+        self.under_way: NDArray[np.float64] | None = None  # returns [N] of this rank's episodes
 
     def restart(self) -> None:
         """Forget the episodes under way: the environments are new."""
-        self._return = None
+        self.under_way = None
 
     @torch.no_grad()
     def forward(self, rewards: Tensor, done: Tensor, valid: Tensor) -> Tensor:
@@ -106,24 +205,31 @@ class RewardNormalizer(nn.Module):
 
         ``done`` and ``valid`` are ``[T, N]`` bool: an episode's last row, a real transition.
         """
-        carry = self._return if self._return is not None else torch.zeros_like(rewards[0])
-        returns = torch.empty_like(rewards, dtype=torch.float64)
-        for t in range(len(rewards)):
-            carry = torch.where(valid[t], rewards[t] + self.gamma * carry, carry)
-            returns[t] = carry
-            carry = torch.where(done[t], 0.0, carry)
-        self._return = carry
-        kept = torch.where(valid, returns, 0.0)
-        sums = torch.stack([valid.double().sum(1), kept.sum(1), kept.square().sum(1)])  # [3, T]
-        moments = self.moments[:, None] + all_sum(sums).cpu().cumsum(1)
-        self.moments = moments[:, -1].clone()
-        count, first, second = moments
-        variance = (second / count - (first / count) ** 2).clamp(min=0.0)
-        scale = 1.0 / (variance + self.epsilon).sqrt().float().to(rewards.device)
-        return (rewards * scale[:, None]).clamp(-self.clip, self.clip)
+        returns = self._discounted(*(field.cpu().numpy() for field in (rewards, done, valid)))
+        everyone = all_gather(torch.from_numpy(returns).to(rewards.device), dim=1).cpu().numpy()
+        divisors = np.empty(len(returns), np.float32)
+        for t, row in enumerate(everyone):
+            self.add(row[~np.isnan(row)])
+            divisors[t] = np.sqrt(self.variance + self.epsilon)
+        divisor = torch.from_numpy(divisors).to(rewards.device)[:, None]
+        return (rewards / divisor).clamp(-self.clip, self.clip)
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        return {"moments": self.moments}
+    def _discounted(
+        self, rewards: NDArray[Any], done: NDArray[np.bool_], valid: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Return the discounted rewards of the episodes under way ``[T, N]``, NaN for no row."""
+        carry = np.zeros(rewards.shape[1]) if self.under_way is None else self.under_way
+        returns = np.empty(rewards.shape)
+        for t in range(len(rewards)):
+            carry = np.where(valid[t], carry * self.gamma + rewards[t], carry)
+            returns[t] = np.where(valid[t], carry, np.nan)
+            carry = np.where(done[t], 0.0, carry)
+        self.under_way = carry
+        return returns
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.moments = state["moments"].to("cpu", torch.float64).clone()
+        if "moments" in state:  # count, sum and sum of squares, as 0.2 wrote them
+            count, total, squares = state["moments"].cpu().double()
+            mean = total / count
+            state = {"mean": mean, "variance": squares / count - mean.square(), "count": count}
+        super().set_extra_state(state)

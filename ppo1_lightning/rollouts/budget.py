@@ -113,6 +113,15 @@ class Budget:
         )
         return next(min(used / total, 1.0) for used, total in pairs if total is not None)
 
+    def fraction_spent_at_last_row(self, counters: Counters, rows_per_iteration: int) -> float:
+        """Return what will be used up when the coming rollout's last row begins (a2c's clock).
+
+        Of episodes and seconds nobody knows: then it is what is used up now.
+        """
+        total = self.total_steps or (self.total_iterations or 0) * rows_per_iteration
+        ahead = (rows_per_iteration - 1) / total if total else 0.0
+        return min(self.fraction_spent(counters) + ahead, 1.0)
+
     def iterations(self, rows_per_iteration: int) -> int | None:
         """Return the number of iterations of a whole run, None where only the run can tell."""
         if self.total_steps is not None:

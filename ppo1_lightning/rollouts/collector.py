@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 from ppo1_lightning import distributed
 from ppo1_lightning.errors import ConfigurationError, DivergenceError, SimulationError
 from ppo1_lightning.functional.distributions import Distribution
+from ppo1_lightning.policies.normalization import StepNormalizer
 from ppo1_lightning.rollouts.acting import Acting
 from ppo1_lightning.rollouts.budget import Budget, Counters
 from ppo1_lightning.rollouts.episodes import EpisodeTracker
@@ -28,7 +29,7 @@ class Rollout(NamedTuple):
     *final* one of the episode that ended in the row before, so their value is V(final).
     """
 
-    observations: Tensor  # [T, N, *observation_shape] float32 or uint8
+    observations: Tensor  # [T, N, *observation_shape] float32 or uint8, as the policy saw them
     actions: Tensor  # [T, N, *action_shape], as sampled: neither clipped nor scaled
     rewards: Tensor  # [T, N] float32, scaled
     values: Tensor  # [T + 1, N] float32, as the policy saw them while it acted
@@ -47,6 +48,7 @@ class Actor(Protocol):
 
     distribution: Distribution
     counters: Counters
+    observation_normalizer: StepNormalizer | None  # before the policy, step by step
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from ppo1_lightning.errors import ConfigurationError, check_integer
 from ppo1_lightning.rollouts.budget import Budget
 from ppo1_lightning.rollouts.collector import Actor, RolloutDataset
 from ppo1_lightning.rollouts.evaluation import Evaluation, EvaluationDataset, Player
+from ppo1_lightning.rollouts.normalized import NormalizedSimulator
 from ppo1_lightning.rollouts.seeding import chosen_seed, environment_seeds
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
 from ppo1_lightning.simulators.placement import own_cores
@@ -119,7 +120,15 @@ class RolloutDataModule(LightningDataModule):
         seeds = environment_seeds(self.seed, self.num_envs, iteration=iteration)
         own_seeds = seeds[distributed.own_share(self.num_envs)]
         cores = own_cores(*distributed.local_ranks())
-        return simulators.make_simulator(self.env, own_seeds, cores=cores)
+        simulator = simulators.make_simulator(self.env, own_seeds, cores=cores)
+        if module.observation_normalizer is None:
+            return simulator
+        return NormalizedSimulator(
+            simulator,
+            module.observation_normalizer,
+            num_steps=self.num_steps,
+            device=module.device,
+        )
 
     def _close(self) -> None:
         if self._dataset is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ from ppo1_lightning.functional.advantages import standardize as standardize_rows
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.sizes import Sizes
+
+Standardize = Literal["worker", "rollout", "minibatch", "minibatch_sample", "none"]
+"""Over which rows, of all ranks, advantages are standardised: those of each worker, all, or those
+of each minibatch, with 1e-8 added to the deviation, the population's (ppo2) or the sample's with
+n - 1 (Stable-Baselines3)."""
 
 
 class Minibatch(NamedTuple):
@@ -122,7 +127,7 @@ def lay_out(
     *,
     sizes: Sizes,
     order: Tensor,
-    standardize: str,
+    standardize: Standardize,
     distribution: Distribution,
     evaluate: Callable[[Tensor], Tensor] | None,
 ) -> Segment:
@@ -131,8 +136,7 @@ def lay_out(
     Args:
         advantages, returns: ``[T, N]``.
         order: ``[E + 1, W, M, b]``, see `shuffled_rows`.
-        standardize: advantages over each ``"worker"``'s rows, the whole ``"rollout"``, each
-            ``"minibatch"``, or ``"none"``; all ranks together.
+        standardize: the advantages.
         evaluate: from observations ``[B, ...]`` to what the old policy says now, ``[B, P]``; None
             where that is what it said while it acted.
     """
@@ -145,9 +149,11 @@ def lay_out(
     elif standardize == "rollout":
         flat = _standardized(flat, valid, 1)
     row_advantages = flat[rows]
-    if standardize == "minibatch":
-        count = len(rows) * rows.shape[1]
-        row_advantages = _standardized(row_advantages, valid[rows], count, epsilon=1e-8)
+    if standardize in ("minibatch", "minibatch_sample"):
+        count, sample = len(rows) * rows.shape[1], standardize == "minibatch_sample"
+        row_advantages = _standardized(
+            row_advantages, valid[rows], count, epsilon=1e-8, correction=int(sample)
+        )
     observations = in_worker_order(rollout.observations, workers)
     actions = in_worker_order(rollout.actions, workers)
     if evaluate is None:
@@ -170,11 +176,13 @@ def lay_out(
     )
 
 
-def _standardized(advantages: Tensor, valid: Tensor, groups: int, epsilon: float = 0.0) -> Tensor:
+def _standardized(
+    advantages: Tensor, valid: Tensor, groups: int, epsilon: float = 0.0, correction: int = 0
+) -> Tensor:
     """Standardise each of as many equal groups of rows, which go on on the other ranks."""
     rows, its_valid = advantages.reshape(groups, -1), valid.reshape(groups, -1)
     moments = all_sum(group_moments(rows, its_valid))
-    return standardize_rows(rows, its_valid, moments, epsilon).view_as(advantages)
+    return standardize_rows(rows, its_valid, moments, epsilon, correction).view_as(advantages)
 
 
 def in_worker_order(rows: Tensor, mpi_workers: int) -> Tensor:

@@ -8,7 +8,8 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from ppo1_lightning.algorithms.entry import check_same_weights, read_checkpoint
+from ppo1_lightning.algorithms.entry import check_same_weights
+from ppo1_lightning.algorithms.plain import read_checkpoint
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -37,7 +38,8 @@ class InitialWeights(Callback):
         current = pl_module.state_dict()
         # Returns may be normalised in only one of the two runs: what is not shared stays as it is.
         shared = {n for n in saved.keys() & current.keys() if n.startswith("reward_normalizer.")}
-        wanted = shared | {name for name in (*saved, *current) if name.startswith("policy.")}
+        of_policy = ("policy.", "observation_normalizer.")
+        wanted = shared | {name for name in (*saved, *current) if name.startswith(of_policy)}
         kept, own = ({n: s[n] for n in s if n in wanted} for s in (saved, current))
         check_same_weights({"state_dict": kept}, own)
         pl_module.load_state_dict({**current, **kept})

@@ -16,9 +16,9 @@ from ppo1_lightning.algorithms.entry import (
     check_same_run,
     entry_of,
     identity,
-    read_checkpoint,
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
+from ppo1_lightning.algorithms.plain import read_checkpoint
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.runs import resume
 from ppo1_lightning.runs.instantiation import make

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo1_lightning.algorithms.entry import entry_of, read_checkpoint
+from ppo1_lightning.algorithms.entry import entry_of
+from ppo1_lightning.algorithms.plain import read_checkpoint
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.rollouts.budget import Budget, Counters
 

@@ -175,6 +175,13 @@ class Simulator(ABC):
         """
 
     @abstractmethod
+    def ended(self, step: RawStep) -> NDArray[np.bool_]:
+        """Tell in which of a pool's environments ``[n]`` a step ended the episode.
+
+        What they returned is its last observation; the next step is a reset.
+        """
+
+    @abstractmethod
     def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
         """Check and mask T steps at once.
 

@@ -136,6 +136,10 @@ class VectorSimulator(Simulator):
         self._observations(native_observation, observation)
         return fields
 
+    def ended(self, step: RawStep) -> NDArray[np.bool_]:
+        outcome = self._outcome(*(np.asarray(field)[None] for field in step))
+        return (outcome.terminated | outcome.truncated)[0]
+
     def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
         assert self._ended is not None
         shape = (len(observations), self.num_envs)

@@ -34,7 +34,7 @@ def test_value_clip_takes_the_larger_error():
     values = torch.tensor([1.25, 3.0, 3.0, 0.0], requires_grad=True)
     returns = torch.tensor([2.0, 3.0, 0.0, 2.0])
     old = torch.tensor([1.0, 1.0, 1.0, 1.0])
-    error = value_error(values, returns, old, 0.5)
+    error = value_error(values, returns, old, torch.tensor(0.5))
     # Clipped values: 1.25, 1.5, 1.5, 0.5
     assert error.tolist() == [0.5625, 2.25, 9.0, 4.0]
     (gradient,) = torch.autograd.grad(error.sum(), values)

@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Dict
 from torch import Tensor, nn
 
-from ppo1_lightning.policies.normalization import ObservationNormalizer, RewardNormalizer
+from ppo1_lightning import ConfigurationError
+from ppo1_lightning.policies.normalization import (
+    ObservationNormalizer,
+    RewardNormalizer,
+    StepNormalizer,
+)
 
 
 class Original:
@@ -147,9 +153,78 @@ def test_rewards_of_zero_stay_zero():
     assert (RewardNormalizer(0.99)(torch.zeros(5, 1), no, yes) == 0).all()
 
 
+def test_statistics_of_earlier_checkpoints_go_on():
+    """They held count, sum and sum of squares."""
+    normalizer, again = RewardNormalizer(0.9), RewardNormalizer(0.9)
+    normalizer(*rollout(0))
+    mean, variance, count = normalizer.mean, normalizer.variance, normalizer.count
+    moments = np.array([count, count * mean, count * (variance + mean**2)])
+    again.load_state_dict({"_extra_state": {"moments": torch.from_numpy(moments)}})
+    again.under_way = normalizer.under_way
+    torch.testing.assert_close(again(*rollout(1)), normalizer(*rollout(1)))
+
+
+VECTOR = Box(-np.inf, np.inf, (4,), np.float32)
+NOTHING = torch.device("cpu")
+
+
+def test_observations_are_shown_as_vecnormalize_does():
+    """Each step's rows are counted first; the last ones of episodes are shown but not counted."""
+    normalizer = StepNormalizer(VECTOR)
+    stream = np.random.default_rng(0)
+    seen = np.zeros((0, 4), np.float32)
+    mean, variance, count = np.zeros(4), np.ones(4), 1e-4
+    for step in range(50):
+        rows = observations(3, offset=20.0, seed=step)
+        final = stream.random(3) < 0.3
+        counted = rows[~final].astype(float)
+        if total := len(counted):
+            seen = np.concatenate([seen, rows[~final]])
+            delta, whole = counted.mean(0) - mean, count + total
+            squares = variance * count + counted.var(0) * total + delta**2 * count * total / whole
+            mean, variance, count = mean + delta * total / whole, squares / whole, whole
+        expected = np.clip((rows - mean) / np.sqrt(variance + 1e-8), -10, 10)
+        shown = rows.copy()
+        normalizer.observe(shown, final, NOTHING)
+        np.testing.assert_allclose(shown, expected, atol=1e-5)
+        np.testing.assert_array_equal(normalizer(torch.from_numpy(rows)), shown)
+    np.testing.assert_allclose(normalizer.mean, seen.mean(0), rtol=1e-4)
+    assert normalizer.count == pytest.approx(len(seen) + 1e-4)
+    outlier = torch.full((1, 4), 1e9)
+    assert (normalizer(outlier) == 10).all()
+
+
+def test_of_a_dict_the_vector_is_normalised():
+    space = Dict(action_mask=Box(0, 1, (2,), np.float32), vector=VECTOR)
+    normalizer, plain = StepNormalizer(space), StepNormalizer(VECTOR)
+    rows = observations(6, offset=3.0)
+    shown, whole = rows.copy(), np.concatenate([np.ones((6, 2), np.float32), rows], 1)
+    nowhere = np.zeros(6, np.bool_)
+    plain.observe(shown, nowhere, NOTHING)
+    normalizer.observe(whole, nowhere, NOTHING)
+    assert (whole[:, :2] == 1).all()
+    np.testing.assert_array_equal(whole[:, 2:], shown)
+
+
+def test_what_is_not_finite_is_not_counted():
+    normalizer = StepNormalizer(VECTOR)
+    rows = observations(3)
+    rows[1, 2] = np.nan
+    normalizer.observe(rows, np.zeros(3, np.bool_), NOTHING)
+    assert normalizer.count == 2 + 1e-4
+    assert np.isfinite(normalizer.mean).all()
+
+
+def test_images_are_not_normalised_step_by_step():
+    with pytest.raises(ConfigurationError, match=r"for vectors.*expected false"):
+        StepNormalizer(Box(0, 255, (4, 84, 84), np.uint8))
+
+
 def trained(module: nn.Module) -> nn.Module:
     if isinstance(module, ObservationNormalizer):
         module.update(torch.from_numpy(observations(100, offset=50.0)))
+    elif isinstance(module, StepNormalizer):
+        module.observe(observations(100, offset=50.0), np.zeros(100, np.bool_), NOTHING)
     else:
         module(*rollout(0))
     return module
@@ -159,10 +234,11 @@ def trained(module: nn.Module) -> nn.Module:
     ("make", "arguments"),
     [
         (lambda: ObservationNormalizer((4,)), (torch.from_numpy(observations(9, seed=5)),)),
+        (lambda: StepNormalizer(VECTOR), (torch.from_numpy(observations(9, seed=5)),)),
         # Environments are reset when a run is resumed, and so are the returns under way.
         (lambda: RewardNormalizer(0.0), rollout(1)),
     ],
-    ids=["observations", "rewards"],
+    ids=["observations", "step by step", "rewards"],
 )
 def test_state_dict_round_trip(make: Any, arguments: tuple[Tensor, ...]):
     module, again = trained(make()), make()

@@ -28,6 +28,7 @@ from torch.utils.data import IterableDataset
 from ppo1_lightning import PPO, MlpPolicy, Rollout, RolloutDataModule, distributed
 from ppo1_lightning.errors import SimulationError
 from ppo1_lightning.functional.distributions import DiagonalGaussian, Distribution
+from ppo1_lightning.policies.normalization import StepNormalizer
 from ppo1_lightning.rollouts.acting import ModuleActing
 from ppo1_lightning.rollouts.budget import Budget, Counters
 from ppo1_lightning.rollouts.collector import Acting, RolloutDataset
@@ -448,6 +449,9 @@ class StillSimulator(Simulator):
         observation[...] = 0
         return ()
 
+    def ended(self, step: RawStep) -> NDArray[np.bool_]:
+        return np.zeros(self.num_envs, np.bool_)
+
     def settle(self, steps: Sequence[RawStep], observations: NDArray[Any]) -> Step:
         nothing = np.zeros((len(observations), self.num_envs), np.float32)
         no = nothing > 0
@@ -467,6 +471,7 @@ class NoiseActor:
         self.distribution: Distribution = DiagonalGaussian(3)
         self.counters = Counters(iterations=iterations)
         self.device = torch.device("cpu")
+        self.observation_normalizer: StepNormalizer | None = None
 
     def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> Acting:
         def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -258,7 +258,7 @@ def test_old_weights_in_another_environment(run: Path, command: Command) -> None
     assert command(*words, "algo.normalize_returns=true") == 0
     checkpoint = load(Path("new"))
     assert checkpoint["ppo1_lightning"]["environment"] == "CartPole-v0"
-    count = checkpoint["state_dict"]["reward_normalizer._extra_state"]["moments"][0].item()
+    count = checkpoint["state_dict"]["reward_normalizer._extra_state"]["count"].item()
     transitions = checkpoint["ppo1_lightning"]["counters"]["transitions"]
     assert count == pytest.approx(transitions, abs=1e-3)
 
@@ -269,7 +269,7 @@ def test_returns_stay_normalised(command: Command) -> None:
     words = ["algo.normalize_returns=true", "hydra.run.dir=new"]
     assert command(*words, "init_from=old/checkpoints/last.ckpt") == 0
     counts = [
-        load(Path(name))["state_dict"]["reward_normalizer._extra_state"]["moments"][0].item()
+        load(Path(name))["state_dict"]["reward_normalizer._extra_state"]["count"].item()
         for name in ("old", "new")
     ]
     transitions = load(Path("new"))["ppo1_lightning"]["counters"]["transitions"]
