@@ -169,8 +169,8 @@ class OnPolicyModule(PolicyModule):
     def update(self, minibatches: Minibatch) -> None:
         """Take one optimizer step on `loss` for each of the minibatches ``[M, B, ...]``."""
         assert self._update is not None
-        if changed := self._update.outdated():
-            self._update, self._acting = eager_instead(self, changed), None
+        if reason := self._update.outdated(minibatches):
+            self._update, self._acting = eager_instead(self, reason), None
         self._update(minibatches)
 
     def finish(self, rollout: Rollout, segment: Segment) -> None:

@@ -47,8 +47,8 @@ class Update(Protocol):
         """Take the steps: fields are ``[M, B, ...]``."""
         ...
 
-    def outdated(self) -> str | None:
-        """Return the name of something that it goes by as it was before, None where it does not."""
+    def outdated(self, minibatches: Minibatch) -> str | None:
+        """Return why it does not take these steps as the eager update would, None where it does."""
         ...
 
 
@@ -90,7 +90,7 @@ class EagerUpdate:
         for minibatch in map(Minibatch, *(field.unbind() for field in minibatches)):
             self._step(minibatch)
 
-    def outdated(self) -> str | None:
+    def outdated(self, minibatches: Minibatch) -> str | None:
         """Return None: everything is read at each step."""
         return None
 
@@ -134,13 +134,9 @@ def make_update(module: OnPolicyModule, segment: Segment, sizes: Sizes) -> Updat
     )
 
 
-def eager_instead(module: OnPolicyModule, changed: str) -> Update:
-    """Go on without a graph, which would go by an attribute as it was when it was traced."""
-    _log.warning(
-        "update: eager from here on, for %s has changed since it was traced; "
-        "as a buffer (register_buffer) a graph sees it change",
-        changed,
-    )
+def eager_instead(module: OnPolicyModule, reason: str) -> Update:
+    """Go on without a graph, which would not do what the loss does any more."""
+    _log.warning("update: eager from here on, for %s", reason)
     optimizer: Any = module.optimizers(use_pl_optimizer=False)
     return EagerUpdate(module.loss, optimizer, module.max_grad_norm)
 

@@ -29,7 +29,7 @@ def test_the_parameter_that_differs_most_is_named_with_the_amount() -> None:
     eager, ours = gradients(), gradients()
     ours[0] *= 1.002
     ours[1] *= 1.13
-    said = "the gradient of first.bias differs from the eager one by 0.00026, its norm is 0.002;"
+    said = "the gradient of first.bias differs from the eager one by 0.00026, its norm is 0.002,"
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         compare_gradients(NAMES, ours, eager)
 
