@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.process
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         help="directory of recorded runs of the originals, *.npz; those of tests/ by default",
     )
+
+
+def pytest_report_header() -> str:
+    """Say what the paths are compared on: how sums round depends on it."""
+    compiler = os.environ.get("CXX", "g++")
+    found = compiler if shutil.which(compiler) else f"none ({compiler})"
+    return f"processor: {torch.backends.cpu.get_cpu_capability()}; C++ compiler: {found}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

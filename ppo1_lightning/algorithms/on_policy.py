@@ -165,7 +165,9 @@ class OnPolicyModule(PolicyModule):
     def update(self, minibatches: Minibatch) -> None:
         """Take one optimizer step on `loss` for each of the minibatches ``[M, B, ...]``."""
         assert self._update is not None
-        self._update = as_it_is_now(self, self._update)
+        now = as_it_is_now(self, self._update, minibatches)
+        if now is not self._update:
+            self._update, self._acting = now, None
         self._update(minibatches)
 
     def finish(self, rollout: Rollout, segment: Segment) -> None:

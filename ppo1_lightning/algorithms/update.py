@@ -46,8 +46,8 @@ class Update(Protocol):
         """Take the steps: fields are ``[M, B, ...]``."""
         ...
 
-    def outdated(self) -> str | None:
-        """Return the name of something that it goes by as it was before, None where it does not."""
+    def outdated(self, minibatches: Minibatch) -> str | None:
+        """Return why it does not take these steps as the eager update would, None where it does."""
         ...
 
 
@@ -89,7 +89,7 @@ class EagerUpdate:
         for minibatch in map(Minibatch, *(field.unbind() for field in minibatches)):
             self._step(minibatch)
 
-    def outdated(self) -> str | None:
+    def outdated(self, minibatches: Minibatch) -> str | None:
         """Return None: everything is read at each step."""
         return None
 
@@ -135,19 +135,15 @@ def make_update(module: OnPolicyModule, segment: Segment, sizes: Sizes) -> Updat
     )
 
 
-def as_it_is_now(module: OnPolicyModule, update: Update) -> Update:
-    """Return the update, or an eager one where something that it goes by has changed since."""
-    changed = update.outdated()
+def as_it_is_now(module: OnPolicyModule, update: Update, minibatches: Minibatch) -> Update:
+    """Return the update, or an eager one where it would not do what the loss does any more."""
+    reason = update.outdated(minibatches)
     if update.max_grad_norm != module.max_grad_norm:
-        changed = "max_grad_norm"
-    if changed is None:
+        reason = "max_grad_norm has changed"
+    if reason is None:
         return update
     if update.path != "eager":
-        _log.warning(
-            "update: eager from here on, for %s has changed since it was traced; "
-            "as a buffer (register_buffer) a graph sees it change",
-            changed,
-        )
+        _log.warning("update: eager from here on, for %s", reason)
     optimizer: Any = module.optimizers(use_pl_optimizer=False)
     return EagerUpdate(module.loss, optimizer, module.max_grad_norm)
 

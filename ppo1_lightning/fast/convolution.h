@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cells.h"
 #include "maps.h"
 #include "products.h"
 
@@ -16,26 +17,10 @@ namespace {
 
 constexpr int64_t BLOCK_TILES = 48;  // that a thread works on at once
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct Shape {
-  int64_t images, channels, height, width;
-  bool channels_last;  // else channels first; both without gaps
-  int64_t outputs, kernel, stride;
-  bool relu;
-};
-
 template <int m>
-struct Convolution : Shape {
+struct Convolution : Cells {
   static constexpr int taps = POINTS + 1 - m;
-  const int64_t out_height = (height - kernel) / stride + 1;
-  const int64_t out_width = (width - kernel) / stride + 1;
-  const int64_t tiles_y = ceil_divide(out_height, m), tiles_x = ceil_divide(out_width, m);
   const int64_t tiles = tiles_y * tiles_x;
-  const int64_t cells_x = tiles_x * m + taps - 1;  // of the last tiles some may lie outside
-  const int64_t depth = stride * stride * channels;
-  const int64_t cells_size = (tiles_y * m + taps - 1) * cells_x * depth;
-  const int64_t image_size = channels * height * width;
   const int64_t output_size = out_height * out_width * outputs;
   const int64_t weights_size = POINTS * POINTS * depth * outputs;
   const int64_t threads = std::min<int64_t>(omp_get_max_threads(), images);
@@ -43,44 +28,7 @@ struct Convolution : Shape {
   const int64_t block = ceil_divide(images, threads * rounds);  // images at once, as many for each
   const int64_t rows = block * tiles;
 
-  explicit Convolution(const Shape &shape) : Shape(shape) {}
-
-  // Calls f(from, to, count) for runs of numbers that lie together in the image and in its cells.
-  template <class F>
-  void for_runs(F f) const {
-    const int64_t cells_down = out_height + taps - 1, cells_across = out_width + taps - 1;
-    const int64_t planes = channels_last ? 1 : channels;
-    const int64_t run = channels_last ? stride * channels : stride;
-    for (int64_t i = 0; i < cells_down; ++i)
-      for (int64_t plane = 0; plane < planes; ++plane)
-        for (int64_t y = 0; y < stride; ++y) {
-          const int64_t line = (plane * height + i * stride + y) * (image_size / height / planes);
-          f(line, i * cells_x * depth + (plane * stride + y) * run, run, cells_across);
-        }
-  }
-
-  template <class Pixel>
-  void read_cells(const Pixel *image, float *cells) const {
-    for_runs([&](int64_t from, int64_t to, int64_t run, int64_t count) {
-      const Pixel *source = image + from;
-      float *target = cells + to;
-      if (run == 4)  // known in advance it is three times as fast
-        for (int64_t j = 0; j < count; ++j)
-          for (int64_t k = 0; k < 4; ++k) target[j * depth + k] = source[j * 4 + k];
-      else
-        for (int64_t j = 0; j < count; ++j)
-          for (int64_t k = 0; k < run; ++k) target[j * depth + k] = source[j * run + k];
-    });
-  }
-
-  void write_cells(const float *cells, float *image) const {
-    if ((out_height - 1) * stride + kernel < height || (out_width - 1) * stride + kernel < width)
-      std::fill_n(image, image_size, 0.0f);  // of pixels that no kernel reaches
-    for_runs([&](int64_t to, int64_t from, int64_t run, int64_t count) {
-      for (int64_t j = 0; j < count; ++j)
-        std::copy_n(cells + from + j * depth, run, image + to + j * run);
-    });
-  }
+  explicit Convolution(const Shape &shape) : Cells(shape, m) {}
 
   // Calls f(tile, row, column) for the tiles of an image and each `LANES` of `numbers`.
   template <class F>
@@ -133,6 +81,10 @@ struct Convolution : Shape {
     });
   }
 
+  Vector activated(Vector sum) const {
+    return relu ? (sum < 0.0f ? Vector{} : sum) : sum;  // lets NaN pass
+  }
+
   // values [4, 4, rows, outputs] of an image's tiles -> output [out_height, out_width, outputs]
   void transform_output(const float *values, const float *bias, float *output) const {
     for_tiles(outputs, [&](int64_t place, int64_t i, int64_t j, int64_t k) {
@@ -144,10 +96,19 @@ struct Convolution : Shape {
         UNROLL
         for (int x = 0; x < m; ++x) {
           if (i * m + y >= out_height || j * m + x >= out_width) continue;
-          Vector sum = square[y][x] + load(bias + k);
-          if (relu) sum = sum < 0.0f ? Vector{} : sum;  // lets NaN pass
+          const Vector sum = activated(square[y][x] + load(bias + k));
           store(output + ((i * m + y) * out_width + j * m + x) * outputs + k, sum);
         }
+    });
+  }
+
+  // Gives outputs that see nothing but zeros the bias to the last bit, as a direct sum does. From
+  // what else is in their tiles they have its rounding: where the bias is zero too, that would
+  // decide whether a ReLU lets gradients pass, on a black background everywhere at once.
+  void settle_blanks(const char *empty, const float *bias, float *output) const {
+    for_blanks(empty, [&](int64_t y, int64_t x) {
+      for (int64_t k = 0; k < outputs; k += LANES)
+        store(output + (y * out_width + x) * outputs + k, activated(load(bias + k)));
     });
   }
 
@@ -238,19 +199,22 @@ struct Convolution : Shape {
     transform_weight(weight, weights.get());
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t first = 0; first < images; first += block) {
-      const Scratch &own = scratch[omp_get_thread_num()];
+      Scratch &own = scratch[omp_get_thread_num()];
       const int64_t count = std::min(block, images - first);
       for (int64_t i = 0; i < count; ++i) {
         read_cells(input + (first + i) * image_size, own.cells.get());
+        find_empty(own.cells.get(), own.empty.data() + i * cells_count);
         transform_input(own.cells.get(), own.inputs.get() + i * tiles * depth);
       }
       for (int p = 0; p < POINTS * POINTS; ++p)
         multiply<false>(own.inputs.get() + p * rows * depth, depth, 1,
                         weights.get() + p * depth * outputs,
                         own.products.get() + p * rows * outputs, count * tiles, depth, outputs);
-      for (int64_t i = 0; i < count; ++i)
-        transform_output(own.products.get() + i * tiles * outputs, bias,
-                         output + (first + i) * output_size);
+      for (int64_t i = 0; i < count; ++i) {
+        float *its_output = output + (first + i) * output_size;
+        transform_output(own.products.get() + i * tiles * outputs, bias, its_output);
+        settle_blanks(own.empty.data() + i * cells_count, bias, its_output);
+      }
     }
   }
 
@@ -297,6 +261,7 @@ struct Convolution : Shape {
   // What a thread has of its own.
   struct Scratch {
     Floats cells, inputs, products;                         // of a block of images
+    std::vector<char> empty;                                // likewise
     Floats cell_gradients, input_gradients, weights, bias;  // the last two for all of its images
 
     void add_gradients(const Convolution &c, bool of_input) {
@@ -313,6 +278,7 @@ struct Convolution : Shape {
       own.cells = zeros(cells_size);  // those outside of the image stay so
       own.inputs = floats(POINTS * POINTS * rows * depth);
       own.products = floats(POINTS * POINTS * rows * outputs);
+      own.empty.resize(block * cells_count);
     }
     return all;
   }

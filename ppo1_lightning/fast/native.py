@@ -80,7 +80,21 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def processor() -> str:
-    """Return what tells the instructions that this processor has."""
+    """Return what tells the instructions that this processor has, and those that are asked for."""
+    return f"{_instructions()} {[os.environ.get(name) for name in _OF_PYTORCH]}"
+
+
+_OF_PYTORCH = "TORCHINDUCTOR_CPP_MARCH", "ATEN_CPU_CAPABILITY"
+"""Variables by which PyTorch lets one ask for older instructions; the first holds for ours, too."""
+
+
+def machine_options() -> list[str]:
+    """Return the compiler's options for this processor, or for another one that is asked for."""
+    machine = os.environ.get(_OF_PYTORCH[0], "native")
+    return [f"-march={machine}"] if machine else []
+
+
+def _instructions() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

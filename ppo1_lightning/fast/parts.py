@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch.func import vjp
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppo1_lightning.distributed import world_size
 from ppo1_lightning.fast.graphs import ModuleCall
 
 SMALLEST_PART = 0.25
@@ -37,6 +40,16 @@ def learning_together(
     if numbers[1] < SMALLEST_PART * sum(numbers):
         return [names]
     return [[names[i] for i in part] for part in (first, rest)]
+
+
+def second_core(parts: Sequence[object]) -> ThreadPoolExecutor | None:
+    """Return a thread for the second of two parts, None where it would wait for the first."""
+    cores, several_ranks = len(os.sched_getaffinity(0)), world_size() > 1
+    if len(parts) < 2 or cores < 2 or several_ranks:
+        return None
+    if torch.get_num_threads() > 1:  # each part takes all of them
+        return None
+    return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _dependencies(objective: ModuleCall, example: Sequence[Tensor]) -> list[set[int]]:

@@ -6,9 +6,8 @@ Where there are several ranks it is two graphs, around the all-reduce.
 from __future__ import annotations
 
 import functools
-import os
+import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
-from ppo1_lightning.distributed import all_sum, world_size
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.distributed import all_max, all_sum, world_size
+from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.fast import check
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
-from ppo1_lightning.fast.parts import learning_together
+from ppo1_lightning.fast.parts import learning_together, second_core
 from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.fast.steps import step_of
 from ppo1_lightning.optimizers import clip_factor
@@ -73,6 +72,7 @@ class GraphUpdate:
         self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
+        self._compare_again_at: float = self._steps_taken + check.COMPARED_AGAIN_AFTER
         self._reads, self._settings = Reads(), check.traced_settings(optimizer)
 
     def prepare(self, example: Sequence[Tensor]) -> None:
@@ -95,7 +95,7 @@ class GraphUpdate:
             self._gradient_steps = self._graphs_of_parts(self._take_gradient_step)
             self._gradients = self._graphs_of_parts(self._take_gradient)
             self._optimizer_step = Graph(self._take_step, compiled=self.compiled)
-            self.second_core = self._find_second_core()
+            self.second_core = second_core(self.parts) if self.compiled else None
             self._check_gradient(example)
 
     def _flatten(self) -> _FlatState:
@@ -124,15 +124,6 @@ class GraphUpdate:
         named = self._objective.learning
         return vector.split([sum(named[name].numel() for name in part) for part in self.parts])
 
-    def _find_second_core(self) -> ThreadPoolExecutor | None:
-        """Return a thread for the second part, None where it would wait for the first."""
-        cores, several_ranks = len(os.sched_getaffinity(0)), world_size() > 1
-        if len(self.parts) < 2 or cores < 2 or several_ranks or not self.compiled:
-            return None
-        if torch.get_num_threads() > 1:  # each part takes all of them
-            return None
-        return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-
     def _check_gradient(self, example: Sequence[Tensor]) -> None:
         """Compare the gradient that a first step has taken with the eager one."""
         flat = self._state.flat
@@ -154,10 +145,28 @@ class GraphUpdate:
             self._split(self._clipped(_flat(eager))),
         )
 
-    def outdated(self) -> str | None:
-        """Return the name of what has changed since the graphs were traced, None for nothing."""
+    def outdated(self, minibatches: Sequence[Tensor]) -> str | None:
+        """Return why the graphs are not to take these steps, None where they are."""
         same = check.traced_settings(self.optimizer) == self._settings
-        return self._reads.changed() if same else "the optimizer's groups or betas"
+        changed = self._reads.changed() if same else "the optimizer's groups or betas"
+        reason = changed and check.CHANGED.format(changed)
+        if self._steps_taken < self._compare_again_at:
+            return reason
+        self._compare_again_at = math.inf
+        reason = reason or self._difference([field[0] for field in minibatches])
+        # Likewise on every rank: they have to stay in step.
+        if all_max(float(reason is not None), self._state.flat.device) > 0:
+            return reason or "its gradient is not the eager one on another rank"
+        return None
+
+    def _difference(self, minibatch: Sequence[Tensor]) -> str | None:
+        """Return how the graphs' gradient is not the eager one, None where it is."""
+        try:
+            with check.buffers_unchanged(self._objective):
+                self._check_gradient(minibatch)
+        except ConfigurationError as error:
+            return f"{one_line(error)} (after {self._steps_taken} steps)"
+        return None
 
     @torch.inference_mode()
     def __call__(self, minibatches: Sequence[Tensor]) -> None:
@@ -175,19 +184,11 @@ class GraphUpdate:
 
     def _check_in_place(self) -> None:
         """Raise an error where the module's and the optimizer's tensors are not ours any more."""
-        first, *_ = self._step.moments
-        flats, means = self._split(self._state.flat), self._split(self._state.moments[0])
         now = dict(self._objective.module.named_parameters())
-        names = (name for part in self.parts for name in part)
-        for name, flat, mean in zip(names, flats, means, strict=True):
-            parameter = now[name]
-            its_mean = self.optimizer.state[parameter].get(first, flat)
-            is_flat = parameter.data_ptr() == flat.data_ptr()
-            if not (is_flat and its_mean.data_ptr() == mean.data_ptr() and parameter.requires_grad):
-                raise RuntimeError(
-                    "the policy's parameters or the optimizer's state were replaced or frozen in "
-                    "the middle of training, expected them changed in place; use compile=false"
-                )
+        parameters = (now[name] for part in self.parts for name in part)
+        first, *_ = self._step.moments
+        flats, moments = map(self._split, (self._state.flat, self._state.moments[0]))
+        check.refuse_replaced(parameters, self.optimizer, flats, first, moments)
 
     def _run(
         self,

@@ -183,7 +183,7 @@ def _is_loaded() -> bool:
         _log.info("convolutions are left to PyTorch: %s cannot call others", torch.__version__)
         return False
     folder = Path(torch.__file__).parent
-    options = "-std=c++17", "-O3", "-march=native", "-fopenmp", f"-I{folder / 'include'}"
+    options = "-std=c++17", "-O3", *native.machine_options(), "-fopenmp", f"-I{folder / 'include'}"
     libraries = f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"
     source = Path(__file__).with_suffix(".cpp")
     try:

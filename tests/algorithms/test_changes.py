@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from golden_replay import path_of
 from lightning import Callback, Trainer
 from torch import Tensor
 
 from ppo1_lightning import PPO, TRPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.algorithms.coefficients import Coefficients
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
+from ppo1_lightning.fast import check
 from ppo1_lightning.rollouts.segment import Minibatch
 
 Small = partial(MlpPolicy, hidden_size=8)
@@ -171,3 +174,49 @@ def test_a_checkpoint_names_the_optimizer_where_it_is_a_class() -> None:
     assert TRPO(Small).optimizer_name == "TensorFlowAdam"
     assert PPO(Small, optimizer=partial(torch.optim.Adam, eps=1.0)).optimizer_name == "Adam"
     assert PPO(Small, optimizer=decayed).optimizer_name is None
+
+
+class OfAGlobal(PPO):
+    """A loss that reads what no graph sees and no attribute holds."""
+
+    def loss(self, batch: Minibatch) -> Tensor:
+        return super().loss(batch) * FACTOR["now"]
+
+
+FACTOR = {"now": 1.0}
+
+
+def test_what_no_graph_sees_is_found_by_comparing_gradients_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run goes on eagerly from before the step that was compared."""
+    monkeypatch.setattr(check, "COMPARED_AGAIN_AFTER", 4)  # two iterations
+    paths = []
+
+    def change(module: Any, iteration: int) -> None:
+        paths.append(path_of(module))
+        FACTOR["now"] = 1.0 if iteration < 2 else 30.0
+
+    ours = []
+    for path in (False, "trace"):
+        monkeypatch.setitem(FACTOR, "now", 1.0)
+        ours.append(fit(ppo(OfAGlobal, compile=path, ent_coef=0.1), change).policy.state_dict())
+    eager, traced = ours
+    for name, parameter in eager.items():
+        torch.testing.assert_close(traced[name], parameter, rtol=1e-5, atol=1e-6)
+    assert paths == ["eager"] * 4 + ["traced"] * 2 + ["eager"] * 2
+    (record,) = [r for r in caplog.records if "eager from here on" in r.getMessage()]
+    assert re.search(r"the gradient of policy\.\S+ differs from the eager one", record.getMessage())
+    assert record.getMessage().endswith("(after 4 steps)")
+
+
+def test_a_gradient_that_is_the_eager_one_is_compared_once_more_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(check, "COMPARED_AGAIN_AFTER", 3)
+    compared = []
+    monkeypatch.setattr(check, "compare_gradients", lambda *_: compared.append(steps[-1]))
+    steps = [0]
+    module = fit(ppo(compile="trace"), lambda module, iteration: steps.append(2 * iteration))
+    assert compared == [0, 4]
+    assert module.counters.iterations == 4

@@ -313,9 +313,10 @@ def test_what_a_loss_reads_is_never_frozen(caplog: pytest.LogCaptureFixture):
         run.take(path)
     assert_same(graph.steps(range(3)), eager.steps(range(3)))
     assert (eager.parameters() - without.steps(range(3))).abs().max() > 1e-4
-    assert graph.update.outdated() is None
+    minibatches = Minibatch(*(field[None] for field in minibatch(0)))
+    assert graph.update.outdated(minibatches) is None
     setattr(graph.ppo, "weight", 2.0)  # noqa: B010
-    assert graph.update.outdated() == "Penalised.weight"
+    assert graph.update.outdated(minibatches).startswith("Penalised.weight has changed")
 
 
 def test_a_number_that_changes_in_a_run_is_followed(caplog: pytest.LogCaptureFixture):

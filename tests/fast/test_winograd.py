@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -37,16 +37,21 @@ class Case:
     uint8: bool = False
     channels_last: bool = True
     relu: bool = True
+    black: bool = False
 
     def tensors(self) -> list[Tensor]:
         """Return image, weight, bias and the gradient of the output."""
         shape = (self.images, self.channels, self.height, self.width)
         image = torch.randint(0, 256, shape, dtype=torch.uint8) if self.uint8 else randn(*shape)
+        if self.black:
+            image = image * sprites(*shape)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         numbers = self.channels * self.kernel**2
         weight = randn(self.outputs, self.channels, self.kernel, self.kernel) / numbers**0.5
         bias = randn(self.outputs)
+        if self.black:
+            bias[::2] = 0
         if self.uint8:
             weight /= 255
         output = F.conv2d(image.float(), weight, bias, self.stride)
@@ -56,6 +61,16 @@ class Case:
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(shape)
+
+
+def sprites(images: int, channels: int, height: int, width: int) -> Tensor:
+    """Return where something is to be seen: small rectangles, in some channels; first nothing."""
+    seen = torch.zeros(images, channels, height, width, dtype=torch.bool)
+    for image in seen[1:]:
+        for y, x, down, across in torch.randint(0, max(height, width), (3, 4)).tolist():
+            some = torch.rand(channels, 1, 1) < 0.7
+            image[:, y : y + 1 + down % 5, x : x + 1 + across % 5] |= some
+    return seen
 
 
 NATURE = [
@@ -74,6 +89,8 @@ CASES = [
     Case(2, 16, 120, 120, 16, 2, 1),  # more tiles than a block has
     Case(3, 16, 2, 4, 16, 2, 1),  # less than a tile
 ]
+
+BLACK = [replace(case, black=True) for case in (*CASES[:6], CASES[8])]
 
 
 def convolve(case: Case, *tensors: Tensor) -> list[Tensor]:
@@ -146,8 +163,9 @@ class OneGraph:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        functions: list[Callable[..., Results]] = [partial(convolve, case) for case in CASES]
-        self.tensors = [case.tensors() for case in CASES]
+        cases = [*CASES, *BLACK]
+        functions: list[Callable[..., Results]] = [partial(convolve, case) for case in cases]
+        self.tensors = [case.tensors() for case in cases]
         for function in (read_twice, activate):
             functions.append(function)
             self.tensors.append(NATURE[2].tensors())
@@ -189,6 +207,26 @@ def test_outputs_and_gradients_are_those_of_a_direct_convolution(
         assert result.shape == expected.shape
         assert ((result - expected).abs() <= 1e-6 * terms).all()
         assert (result - expected).norm() <= 5 * (usual - expected).norm()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", range(len(BLACK)), ids=map(str, BLACK))
+def test_an_output_that_sees_zeros_alone_is_the_bias_to_the_last_bit(
+    number: int, graph: OneGraph, results: list[list[Tensor]]
+):
+    """Or else rounding decides where the ReLU lets the bias's gradient pass."""
+    case, place = BLACK[number], len(CASES) + number
+    tensors, (output, *gradients) = graph.tensors[place], results[place]
+    image, weight, bias, _ = tensors
+    ones = torch.ones_like(weight[:1], dtype=torch.float64)
+    blank = (F.conv2d((image != 0).double(), ones, stride=case.stride) == 0).expand_as(output)
+    assert blank[0].all()
+    assert 0.2 < blank[1:].double().mean() < 0.99
+    expected = bias.relu() if case.relu else bias
+    assert torch.equal(output[blank], expected[:, None, None].expand_as(output)[blank])
+    _, *exact = convolve(case, *map(double, tensors))
+    for gradient, its_exact in zip(gradients, exact, strict=True):
+        assert (gradient - its_exact).norm() <= 1e-6 * its_exact.norm()
 
 
 def double(tensor: Tensor) -> Tensor:
