@@ -61,7 +61,7 @@ def replay(folder: Path, variables: dict[str, str], *paths: str) -> tuple[list[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_on_an_older_processor(machine: str, tmp_path: Path) -> None:
     lines, _ = replay(tmp_path, MACHINES[machine], "eager", "traced", "compiled")
