@@ -29,6 +29,8 @@ class BareTrainer:
     def __init__(self, module: BarePPO, data: RolloutDataModule) -> None:
         self.lightning_module, self.datamodule = module, data
         self.loggers: list[Any] = []
+        self.lr_scheduler_configs: list[Any] = []
+        self.callback_metrics: dict[str, Any] = {}
         self.precision_plugin = Precision()
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import envpool
+from envpool.registration import registry
 
 from ppo1_lightning import __main__ as command_line
 
@@ -36,7 +37,7 @@ class Trained(NamedTuple):
 
 def games() -> list[str]:
     """Return EnvPool's Atari games, such as "Pong"."""
-    made_by = envpool.registration.registry.specs
+    made_by = registry.specs
     return sorted(
         name.removesuffix("-v5")
         for name in envpool.list_all_envs()

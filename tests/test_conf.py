@@ -86,7 +86,7 @@ def test_environment(name: str) -> None:
     assert isinstance(spec, EnvironmentSpec)
     policy = instantiate(config.policy, _convert_="all")
     policy(*simulators.spaces(spec))
-    PPO(policy, **values(config.algo))
+    assert isinstance(instantiate(config.algo, policy=policy, _convert_="all"), PPO)
     for devices in (1, 2) if config.num_envs > 1 else (1,):
         sizes = Sizes.create(
             num_envs=config.num_envs,
@@ -135,6 +135,7 @@ def test_algo_defaults_are_the_constructors(name: str, algorithm: type[OnPolicyM
     constructors = (OnPolicyModule.__init__, algorithm.__init__)
     expected = {k: v for c in constructors for k, v in parameters(c, left_out).items()}
     optimizer = expected.pop("optimizer")
+    expected["seed"] = config.seed  # a library's may come from seed_everything
     eps = inspect.signature(optimizer).parameters["eps"].default
     assert values(config.algo) == {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in expected.items()},

@@ -121,9 +121,12 @@ class Snapshot(NamedTuple):
 
 
 class Tally:
-    """A count that no graph goes by: a plain number that the loss changes would end one."""
+    """Counts, where no graph looks: one that had read an attribute which changes would give way."""
 
-    count = 0
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 class WatchedPPO(PPO):
@@ -217,6 +220,7 @@ def from_start(rank: int, ranks: int, *, env: str, step_by_step: bool = False) -
         compile=False,
         normalize_observations=step_by_step,
         normalize_returns=step_by_step,
+        ent_coef=0.01 * step_by_step,  # so that every parameter moves in every iteration
     )
     data = RolloutDataModule(env, num_envs=NUM_ENVS, num_steps=100, total_iterations=5)
     return fit(module, data, ranks)

@@ -27,7 +27,7 @@ MACHINES = {
 REPLAY = """
 import logging, pathlib, sys
 import torch
-from golden_recordings import Recording
+from golden_vectorized import find
 from golden_replay import replay
 from test_golden import PATHS, check_parameters
 from ppo1_lightning.algorithms import update
@@ -37,7 +37,7 @@ logging.basicConfig(level="WARNING")
 torch.set_num_threads(1)
 update._graphs_to_try = lambda compile, _: [True, False] if compile == "auto" else [compile is True]
 folder, names, paths = sys.argv[1], sys.argv[2].split(), sys.argv[3:]
-for recording in Recording.find(pathlib.Path(folder)):
+for recording in find(pathlib.Path(folder)):
     for path in paths if recording.name in names else []:
         for i, ours in enumerate(replay(recording, compile=(PATHS | {"auto": "auto"})[path])):
             check_parameters(recording, i, ours)
@@ -61,7 +61,7 @@ def replay(folder: Path, variables: dict[str, str], *paths: str) -> tuple[list[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("machine", MACHINES)
 def test_on_an_older_processor(machine: str, tmp_path: Path) -> None:
     lines, _ = replay(tmp_path, MACHINES[machine], "eager", "traced", "compiled")

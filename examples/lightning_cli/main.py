@@ -7,9 +7,21 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ppo1_lightning import PPO, RolloutDataModule
 
+
+class CLI(LightningCLI):
+    """Tells the module the spaces: ``--optimizer`` asks for its parameters before the Trainer."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link them."""
+        for i, space in enumerate(("observation_space", "action_space")):
+            parser.link_arguments(
+                "data", f"model.{space}", lambda data, i=i: data.spaces[i], apply_on="instantiate"
+            )
+
+
 if __name__ == "__main__":
-    LightningCLI(PPO, RolloutDataModule, save_config_kwargs={"overwrite": True})
+    CLI(PPO, RolloutDataModule, save_config_kwargs={"overwrite": True})

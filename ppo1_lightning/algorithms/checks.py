@@ -101,14 +101,19 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
             "expected a single device or DDP (trainer.strategy=auto or ddp)"
         )
     check_choice("trainer.precision", trainer.precision, ("32-true", "bf16-mixed"))
+    if getattr(module, "_compiler_ctx", None) is not None:
+        raise ConfigurationError(
+            "torch.compile(module) would trace whole iterations, expected the module itself, "
+            "whose compile=True compiles its minibatch steps"
+        )
     if module.automatic_optimization:
         raise ConfigurationError(
             "automatic_optimization=True would take other steps than the algorithm's, "
             "expected False, as it was"
         )
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in callbacks)
-    finders = [type(c).__name__ for c in callbacks if isinstance(c, _FINDERS)]
+    settings: Any = trainer  # it sets some where type checkers do not see it
+    accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in settings.callbacks)
+    finders = [type(c).__name__ for c in settings.callbacks if isinstance(c, _FINDERS)]
     for refused, name, instead in (
         (trainer.gradient_clip_val, "gradient_clip_val", "the module's max_grad_norm"),
         (trainer.gradient_clip_algorithm, "gradient_clip_algorithm", "the module's max_grad_norm"),
@@ -120,7 +125,7 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
         ((trainer.min_steps or 1) > 1, "min_steps", _BUDGET),
         ((trainer.min_epochs or 1) > 1, "min_epochs", _BUDGET),
         (finders, f"callbacks={finders}", "python -m ppo1_lightning tune (docs/configs.md)"),
-        (trainer.overfit_batches, "overfit_batches", "limit_train_batches: rollouts are new ones"),
+        (settings.overfit_batches, "overfit_batches", "limit_train_batches: rollouts are new ones"),
     ):
         if refused:
             raise ConfigurationError(f"trainer.{name} has no meaning here, expected {instead}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -25,8 +25,8 @@ def count_iteration(module: OnPolicyModule) -> None:
     """
     # Lightning counts `global_step`, and so triggers checkpoints, by steps of its wrapper: an
     # optimizer without gradients changes nothing.
-    wrapper: Any = module.optimizers()
-    wrapper.optimizer.zero_grad()
+    optimizer, wrapper = (cast(Any, module.optimizers(use_pl_optimizer=w)) for w in (False, True))
+    optimizer.zero_grad()
     wrapper.step()
     _step_schedulers(module)
 

@@ -245,8 +245,8 @@ class OnPolicyModule(PolicyModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of `learning_parameters`."""
         named = self.learning_parameters()
-        self.own_optimizer = self.optimizer_factory(named, lr=self.learning_rate)
-        return self.own_optimizer
+        optimizer = self.own_optimizer = self.optimizer_factory(named, lr=self.learning_rate)
+        return optimizer
 
     def learning_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the named parameters that `update` changes."""

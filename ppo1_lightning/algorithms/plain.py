@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from ppo1_lightning.errors import ConfigurationError
@@ -36,14 +35,16 @@ def plain(value: Any) -> Any:
             return value.item()
         case Path():
             return str(value)
-        case DictConfig() | ListConfig():
-            return plain(OmegaConf.to_container(value, resolve=True))
         case Enum() if isinstance(value, _SCALARS):
             return value.value
         case dict():
             return {plain(key): plain(item) for key, item in value.items()}
         case list() | tuple() | set() if type(value) in (list, tuple, set):
             return type(value)(map(plain, value))
+    if type(value).__module__.partition(".")[0] == "omegaconf":  # who has none never imports it
+        from omegaconf import OmegaConf
+
+        return plain(OmegaConf.to_container(value, resolve=True))
     return value
 
 

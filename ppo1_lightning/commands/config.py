@@ -89,7 +89,7 @@ def _quoted(word: str) -> str:
     key, _, path = word.partition("=")
     if key not in _PATHS or not Path(path).exists():
         return word
-    escaped = path.replace("'", r"\'").replace("${", r"\${")
+    escaped = path.replace("'", r"\'")
     return f"{key}='{escaped}'"
 
 

@@ -193,7 +193,7 @@ class Twice(nn.Module):
 
 
 class Change(Callback):
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         value = 0.1 * pl_module.counters.iterations
         pl_module.number = pl_module.holder.factor = value
         pl_module.listed[0] = value
@@ -227,7 +227,7 @@ class ChangeAttribute(Callback):
     def __init__(self, **values: Any) -> None:
         self.values = values
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         for name, value in self.values.items():
             setattr(pl_module, name, value)
 
@@ -257,7 +257,7 @@ def test_each_attribute_may_change(values: dict[str, Any]) -> None:
 
 
 def with_gelu(observation_space: Any, action_space: Any) -> MlpPolicy:
-    policy = MlpPolicy(observation_space, action_space, hidden_size=8)
+    policy: Any = MlpPolicy(observation_space, action_space, hidden_size=8)
     policy.trunk[1] = nn.GELU()
     return policy
 
@@ -265,15 +265,15 @@ def with_gelu(observation_space: Any, action_space: Any) -> MlpPolicy:
 class Squashed(nn.Tanh):
     """Looks like what it is not."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(2 * x)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(2 * input)
 
     def _get_name(self) -> str:
         return "Tanh"
 
 
 def with_lookalike(observation_space: Any, action_space: Any) -> MlpPolicy:
-    policy = MlpPolicy(observation_space, action_space, hidden_size=8)
+    policy: Any = MlpPolicy(observation_space, action_space, hidden_size=8)
     policy.trunk[1] = Squashed()
     return policy
 
@@ -470,7 +470,7 @@ def test_weight_averaging_has_an_effect() -> None:
 
 
 class Logs(Callback):
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         pl_module.log("user/foo", 1.0, on_step=True, on_epoch=False)
 
 
@@ -484,7 +484,7 @@ def test_callbacks_log_over_environment_steps(tmp_path: Path) -> None:
 
 
 class Copies(Callback):
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         rows = torch.ones(2, 4)
         for make in (copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))):
             assert torch.equal(make(pl_module)(rows)[0], pl_module(rows)[0])

@@ -33,6 +33,34 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     return run
 
 
+@pytest.mark.parametrize("name", ["it's x=1 [ü]", "a,b", "1e3", "a b", "#{x}", '"q"'])
+def test_a_folder_of_any_name_is_one_word(name: str, tmp_path: Path, command: Command) -> None:
+    (tmp_path / name).mkdir()
+    command(*TINY, "hydra.run.dir=plain", "compile=false")
+    for part in (tmp_path / "plain").iterdir():
+        part.rename(tmp_path / name / part.name)
+    command(*TINY, "compile=false", f"run={name}", "total_iterations=4")
+    assert [row["iteration"] for row in rows(tmp_path / name)] == ["1", "2", "3", "4"]
+
+
+def test_a_word_that_names_no_path_stays_hydras(tmp_path: Path, command: Command) -> None:
+    command(*TINY, "compile=false", r"hydra.run.dir='it\'s'", "total_iterations=1")
+    assert (tmp_path / "it's" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("key", ["run=first", "ckpt_path=first/checkpoints/last.ckpt"])
+def test_relative_paths_are_from_where_the_command_was_typed(
+    key: str, tmp_path: Path, command: Command
+) -> None:
+    command(*TINY, "compile=false", "hydra.run.dir=first")
+    try:
+        command(*TINY, "compile=false", key, "total_iterations=4", "hydra.job.chdir=true")
+    finally:
+        os.chdir(tmp_path)
+    checkpoints = sorted(tmp_path.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert torch.load(checkpoints[-1], weights_only=True)["global_step"] == 4
+
+
 def rows(folder: str | Path) -> list[dict[str, str]]:
     with (Path(folder) / "csv" / "metrics.csv").open() as file:
         return list(csv.DictReader(file))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import envpool
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from ranks import run_on_ranks
 from scripted_env import expected_rows
@@ -241,6 +243,34 @@ def test_resumed_run_evaluates_where_it_would_have(tmp_path: Path) -> None:
     # the end of the first part is evaluated too
     expected = evaluation_rows(whole)
     assert [row for row in evaluation_rows(parts) if row[0] != "192"] == expected
+
+
+class StopIn(Callback):
+    """Sends SIGTERM in an iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
+        if pl_module.counters.iterations + 1 == self.iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("iteration", [4, 6], ids=["in the middle", "at the end"])
+def test_an_evaluation_that_a_signal_came_before_is_made_up_for(
+    iteration: int, tmp_path: Path
+) -> None:
+    words = [*TRAIN, *EVERY, "compile=false"]
+    whole = train_tiny(tmp_path / "whole", *words)
+    stop = f"+callbacks.stop={{_target_: {__name__}.StopIn, iteration: {iteration}}}"
+    with pytest.raises(SystemExit):
+        train_tiny(tmp_path / "parts", *words, stop)
+    parts = tmp_path / "parts"
+    before = [steps for steps, _ in evaluation_rows(parts)]
+    train_tiny(parts, *words, "resume=auto")
+    steps = [steps for steps, _ in evaluation_rows(parts)]
+    assert before == ["128", "256", "384"][: iteration // 2 - 1]
+    assert steps == [steps for steps, _ in evaluation_rows(whole)] == ["128", "256", "384"]
 
 
 def test_command_writes_what_it_says(

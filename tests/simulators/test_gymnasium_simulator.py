@@ -1,5 +1,8 @@
 """The Gymnasium simulator: spaces of every kind, options, and what it refuses."""
 
+import os
+import random
+import signal
 from copy import deepcopy
 from functools import partial
 from typing import Any, cast
@@ -7,6 +10,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs import registration
 from gymnasium.spaces import (
     Box,
@@ -60,8 +64,8 @@ class Echo(gymnasium.Env):
 @pytest.fixture(autouse=True)
 def _echo(monkeypatch):
     registry = dict(gymnasium.registry)
-    for name, environment in (("Echo-v0", Echo), ("Colours-v0", Colours), ("Liar-v0", Liar)):
-        make = cast(registration.EnvCreator, environment)
+    for environment in (Echo, Global, Colours, Liar):
+        name, make = f"{environment.__name__}-v0", cast(registration.EnvCreator, environment)
         registry[name] = registration.EnvSpec(name, entry_point=make)
     monkeypatch.setattr(registration, "registry", registry)
     monkeypatch.setattr(gymnasium, "registry", registry)
@@ -430,6 +434,38 @@ def test_a_later_step_changes_no_earlier_array():
         simulator.step(np.array([1, 0]))
     for array, copy in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+class Global(Echo):
+    """Observes what generators of the whole process draw, and how it takes signals."""
+
+    def __init__(self):
+        super().__init__(observation=Box(-1, 1, (4,), np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        _, info = super().reset(seed=seed)
+        draws = [random.random(), np.random.rand(), torch.rand(()).item()]
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        own_group = os.getpgid(0) == os.getpid()
+        as_asked = handlers == [signal.SIG_DFL, signal.SIG_IGN] and own_group
+        return np.array([*draws, as_asked], np.float32), info
+
+
+@pytest.mark.heavy
+def test_processes_of_their_own_draw_their_own_numbers_and_do_not_hear_the_run_s_signals():
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    state = torch.get_rng_state()
+    spec = EnvironmentSpec("Global-v0", options={"vectorization_mode": "async"})
+    rows = []
+    for seeds in ([3, 4, 5], [3, 4, 6]):
+        simulator = make_simulator(spec, seeds)
+        rows.append(simulator.reset())
+        simulator.close()
+    assert rows[0][:, 3].all()
+    np.testing.assert_array_equal(rows[0][:2], rows[1][:2])
+    assert all(len(np.unique(column)) == 4 for column in np.concatenate(rows)[:, :3].T)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class Colours(Echo):

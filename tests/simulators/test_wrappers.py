@@ -30,6 +30,20 @@ def test_taxi_s_mask_is_observed(mode):
     simulator.close()
 
 
+@pytest.mark.parametrize(
+    ("wrapper", "advice"),
+    [
+        (gymnasium.wrappers.NormalizeObservation, "policy.normalize_observations"),
+        (gymnasium.wrappers.NormalizeReward, "algo.normalize_returns"),
+    ],
+)
+@pytest.mark.parametrize("others", [[], [gymnasium.wrappers.RecordEpisodeStatistics]])
+def test_running_statistics_are_refused(wrapper, advice, others):
+    spec = EnvironmentSpec("Pendulum-v1", wrappers=[wrapper, *others])
+    with pytest.raises(ConfigurationError, match=f"{wrapper.__name__} keeps .*{advice}"):
+        spaces(spec)
+
+
 def test_actions_that_have_no_mask_are_refused():
     spec = EnvironmentSpec("Pendulum-v1", wrappers=[ActionMaskFromInfo])
     with pytest.raises(ConfigurationError, match="expected Discrete actions to mask, found Box"):
