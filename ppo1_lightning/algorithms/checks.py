@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
 )
+from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
@@ -124,6 +125,11 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
         ),
         ((trainer.min_steps or 1) > 1, "min_steps", _BUDGET),
         ((trainer.min_epochs or 1) > 1, "min_epochs", _BUDGET),
+        (
+            any(isinstance(c, SpikeDetection) for c in settings.callbacks),
+            "callbacks=['SpikeDetection']",
+            "ModelCheckpoint or EarlyStopping: it looks at a loss for each batch",
+        ),
         (finders, f"callbacks={finders}", "python -m ppo1_lightning tune (docs/configs.md)"),
         (settings.overfit_batches, "overfit_batches", "limit_train_batches: rollouts are new ones"),
     ):
@@ -138,11 +144,21 @@ _BUDGET = "the data module's budget, such as total_steps: it says how long a run
 
 
 def optimizers(found: Any) -> None:
-    """Refuse several optimizers: an algorithm takes one step on one loss."""
+    """Refuse several optimizers, as an algorithm takes one step on one loss, and one of nothing."""
     if isinstance(found, list):
         raise ConfigurationError(
             f"configure_optimizers returned {len(found)} optimizers, expected one (with several "
             "parameter groups if need be), with schedulers or without"
+        )
+    parameters = [p for group in found.param_groups for p in group["params"]]
+    if not any(p.requires_grad for p in parameters):
+        raise ConfigurationError(
+            "all parameters are frozen, expected some that learn; module.unfreeze() thaws them"
+        )
+    for dtype in {p.dtype for p in parameters} & {torch.float16, torch.bfloat16}:
+        raise ConfigurationError(
+            f"there are parameters of {dtype}, expected torch.float32; "
+            "trainer.precision=bf16-mixed learns in half precision"
         )
 
 

@@ -151,6 +151,23 @@ def test_several_optimizers_are_refused() -> None:
         fit(ppo(Two))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda m: m.freeze(), "all parameters are frozen"), (lambda m: m.half(), "float16")],
+)
+def test_parameters_that_cannot_learn_are_told(change: Any, message: str) -> None:
+    module = ppo(**SPACES)
+    change(module)
+    with pytest.raises(ConfigurationError, match=message):
+        fit(module)
+
+
+@pytest.mark.heavy
+def test_a_module_by_torch_compile_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="compile=True compiles its minibatch steps"):
+        fit(torch.compile(ppo()))
+
+
 # -------------------------------------------------------------------- what a loss reads
 
 

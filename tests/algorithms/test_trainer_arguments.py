@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lightning import Trainer
 from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.profilers import SimpleProfiler
 
 from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
@@ -86,6 +87,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "minibatch_size",
     ),
     "LearningRateFinder": ({"callbacks": [callbacks.LearningRateFinder()]}, "tune"),
+    "SpikeDetection": ({"callbacks": [SpikeDetection()]}, "EarlyStopping"),
     "BatchSizeFinder": ({"callbacks": [callbacks.BatchSizeFinder()]}, "tune"),
 }
 
