@@ -12,7 +12,7 @@ WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 train: $(VENV)/.installed
 	$(BIN)/python -m ppo1_lightning $(ARGS)
 
-# Starts no process and compiles nothing: a minute
+# Starts no process and compiles nothing
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(WORKERS) -m "not slow and not heavy"
 

@@ -17,6 +17,23 @@ from torch import Tensor, nn
 from ppo1_lightning import CnnPolicy, MlpPolicy, Rollout, TensorFlowAdam
 
 
+def whole_rollout(*, rewards: Tensor, terminated: Tensor, **fields: Any) -> Rollout:
+    """Return a rollout ``[T, N]`` whose rows are all transitions, and whose ends are all failures.
+
+    Of its episodes nothing is told.
+    """
+    none = torch.full_like(rewards, torch.nan)
+    return Rollout(
+        rewards=rewards,
+        terminated=terminated,
+        truncated=torch.zeros_like(terminated),
+        valid=torch.ones_like(terminated),
+        episode_returns=none,
+        episode_lengths=none,
+        **fields,
+    )
+
+
 @dataclass
 class Recording:
     """One recorded run; several files of a run with several MPI workers are one recording."""
@@ -62,23 +79,18 @@ class Recording:
         # An episode ends where the next row begins one; after the last row nextvpred knows.
         terminated = torch.cat([new[1:], torch.zeros_like(new[:1])])
         following = torch.from_numpy(self.all(iteration, "seg/nextvpred")[workers]).float()
-        none = torch.full_like(rewards, torch.nan)
-        dist_params = none[..., None]
+        dist_params = torch.full_like(rewards, torch.nan)[..., None]
         if policy is not None:
             with torch.no_grad():
                 dist_params = policy(observations.flatten(0, 1), None)[0]
             dist_params = dist_params.unflatten(0, rewards.shape)
-        return Rollout(
+        return whole_rollout(
             observations=observations,
             actions=field("ac"),
             rewards=rewards,
             values=torch.cat([field("vpred"), following[None]]),
             dist_params=dist_params,
             terminated=terminated,
-            truncated=torch.zeros_like(terminated),
-            valid=torch.ones_like(terminated),
-            episode_returns=none,
-            episode_lengths=none,
             policy_version=iteration,
             fraction_spent=1 - float(self.workers[0].get(f"{iteration}/lrmult", 1.0)),
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_recordings import Recording
+from golden_recordings import Recording, whole_rollout
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
@@ -84,20 +84,15 @@ class VectorizedRecording(Recording):
         if self.vecnormalize["ret"]:
             rewards = torch.from_numpy(self.of(iteration, "raw/rew"))
         terminated = torch.cat([dones[1:], last_dones[None]]).bool()
-        none = torch.full_like(rewards, torch.nan)
         with torch.no_grad():
             dist_params = policy(observations.flatten(0, 1), None)[0].unflatten(0, rewards.shape)
-        return Rollout(
+        return whole_rollout(
             observations=observations,
             actions=actions,
             rewards=rewards,
             values=torch.cat([values, last_value[None]]),
             dist_params=dist_params,
             terminated=terminated,
-            truncated=torch.zeros_like(terminated),
-            valid=torch.ones_like(terminated),
-            episode_returns=none,
-            episode_lengths=none,
             policy_version=iteration,
             fraction_spent=fraction_spent,
         )

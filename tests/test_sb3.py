@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from golden_recordings import whole_rollout
 from hydra.utils import instantiate
 from lightning import Trainer
 from test_presets import compose
@@ -80,19 +81,14 @@ def rollout_of(model: Any, ours: PPO) -> Rollout:
         dist_params = ours.policy(observations.flatten(0, 1), None)[0].unflatten(0, rewards.shape)
     over = torch.from_numpy(model._last_episode_starts)[None]
     terminated = torch.cat([starts[1:].bool(), over.bool()])
-    none = torch.full_like(rewards, torch.nan)
     discrete = ours.distribution.num_parameters == ours.distribution.noise_size
-    return Rollout(
+    return whole_rollout(
         observations=observations,
         actions=actions.squeeze(-1).long() if discrete else actions,
         rewards=rewards,
         values=torch.cat([values, last]),
         dist_params=dist_params,
         terminated=terminated,
-        truncated=torch.zeros_like(terminated),
-        valid=torch.ones_like(terminated),
-        episode_returns=none,
-        episode_lengths=none,
         policy_version=0,
         fraction_spent=0.0,
     )

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppo1_lightning.errors import ConfigurationError, check_choice, check_number
 from ppo1_lightning.functional.distributions import Distribution
@@ -113,38 +114,43 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
             "expected False, as it was"
         )
     settings: Any = trainer  # it sets some where type checkers do not see it
-    accumulates = any(isinstance(c, GradientAccumulationScheduler) for c in settings.callbacks)
-    finders = [type(c).__name__ for c in settings.callbacks if isinstance(c, _FINDERS)]
-    for refused, name, instead in (
-        (trainer.gradient_clip_val, "gradient_clip_val", "the module's max_grad_norm"),
-        (trainer.gradient_clip_algorithm, "gradient_clip_algorithm", "the module's max_grad_norm"),
-        (
-            trainer.accumulate_grad_batches != 1 or accumulates,
-            "accumulate_grad_batches or GradientAccumulationScheduler",
-            "the module's minibatch_size: a batch of the Trainer is a whole iteration",
-        ),
-        ((trainer.min_steps or 1) > 1, "min_steps", _BUDGET),
-        ((trainer.min_epochs or 1) > 1, "min_epochs", _BUDGET),
-        (
-            any(isinstance(c, SpikeDetection) for c in settings.callbacks),
-            "callbacks=['SpikeDetection']",
-            "ModelCheckpoint or EarlyStopping: it looks at a loss for each batch",
-        ),
-        (finders, f"callbacks={finders}", "python -m ppo1_lightning tune (docs/configs.md)"),
-        (settings.overfit_batches, "overfit_batches", "limit_train_batches: rollouts are new ones"),
-    ):
-        if refused:
+    refused = [
+        (f"callbacks: {type(callback).__name__}", isinstance(callback, kind), instead)
+        for callback in settings.callbacks
+        for kind, instead in _CALLBACKS.items()
+    ]
+    refused += [
+        ("gradient_clip_val", trainer.gradient_clip_val, _NORM),
+        ("gradient_clip_algorithm", trainer.gradient_clip_algorithm, _NORM),
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1, _MINIBATCH),
+        ("min_steps", (trainer.min_steps or 1) > 1, _BUDGET),
+        ("min_epochs", (trainer.min_epochs or 1) > 1, _BUDGET),
+        ("overfit_batches", settings.overfit_batches, "limit_train_batches: rollouts are new ones"),
+    ]
+    for name, is_given, instead in refused:
+        if is_given:
             raise ConfigurationError(f"trainer.{name} has no meaning here, expected {instead}")
 
 
-_FINDERS = (LearningRateFinder, BatchSizeFinder)
-"""They try steps that no optimizer of Lightning's takes here."""
-
+_NORM = "the module's max_grad_norm"
+_MINIBATCH = "the module's minibatch_size: a batch of the Trainer is a whole iteration"
 _BUDGET = "the data module's budget, such as total_steps: it says how long a run is"
+_TUNE = "python -m ppo1_lightning tune (docs/configs.md)"
+_CALLBACKS: dict[type, str] = {
+    GradientAccumulationScheduler: _MINIBATCH,
+    LearningRateFinder: _TUNE,
+    BatchSizeFinder: _TUNE,
+    SpikeDetection: "ModelCheckpoint or EarlyStopping: it looks at a loss for each batch",
+}
+"""Lightning's that cannot do here what they are for, and what does."""
 
 
-def optimizers(found: Any) -> None:
-    """Refuse several optimizers, as an algorithm takes one step on one loss, and one of nothing."""
+def optimizers(found: Any, trainer: Trainer) -> None:
+    """Refuse several optimizers, one of nothing that learns, and schedulers that need a metric.
+
+    Args:
+        found: what `LightningModule.optimizers` returns.
+    """
     if isinstance(found, list):
         raise ConfigurationError(
             f"configure_optimizers returned {len(found)} optimizers, expected one (with several "
@@ -160,6 +166,11 @@ def optimizers(found: Any) -> None:
             f"there are parameters of {dtype}, expected torch.float32; "
             "trainer.precision=bf16-mixed learns in half precision"
         )
+    if any(isinstance(c.scheduler, ReduceLROnPlateau) for c in trainer.lr_scheduler_configs):
+        raise ConfigurationError(  # Lightning drops what it monitors
+            "configure_optimizers returned a ReduceLROnPlateau, expected a scheduler that needs no "
+            "metric; step that one in a callback, by a number of trainer.callback_metrics"
+        )
 
 
 def policy(policy: nn.Module, observation_space: Space[Any], distribution: Distribution) -> None:
@@ -171,8 +182,7 @@ def policy(policy: nn.Module, observation_space: Space[Any], distribution: Distr
     name, rows = type(policy).__name__, example_rows(observation_space, 2)
     if not isinstance(policy, nn.Module):
         raise ConfigurationError(f"policy made a {name}, expected a torch.nn.Module")
-    gradients = torch.inference_mode(False), torch.enable_grad()
-    with torch.random.fork_rng(devices=[]), gradients[0], gradients[1]:
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         outputs = policy.eval()(rows, None)
     if not isinstance(outputs, tuple) or len(outputs) != 3:
         count = len(outputs) if isinstance(outputs, tuple | list) else 1

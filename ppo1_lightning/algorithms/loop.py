@@ -8,9 +8,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-
-from ppo1_lightning.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ppo1_lightning.algorithms.on_policy import OnPolicyModule
@@ -20,15 +17,15 @@ if TYPE_CHECKING:
 def count_iteration(module: OnPolicyModule) -> None:
     """Let Lightning count an iteration as a step, and step the schedulers.
 
-    Raises:
-        ConfigurationError: one of them needs a metric.
+    An iteration is a scheduler's step and its epoch alike: Lightning's epoch may be the whole run.
     """
     # Lightning counts `global_step`, and so triggers checkpoints, by steps of its wrapper: an
     # optimizer without gradients changes nothing.
     optimizer, wrapper = (cast(Any, module.optimizers(use_pl_optimizer=w)) for w in (False, True))
     optimizer.zero_grad()
     wrapper.step()
-    _step_schedulers(module)
+    for config in module.trainer.lr_scheduler_configs:
+        module.lr_scheduler_step(config.scheduler, None)
 
 
 def ask_callbacks(module: OnPolicyModule) -> None:
@@ -46,27 +43,14 @@ _AUTOMATIC: Any = SimpleNamespace(automatic_optimization=True)
 """In the module's place: of others, `ModelCheckpoint` forgets its time interval."""
 
 
-def _step_schedulers(module: OnPolicyModule) -> None:
-    """Step the schedulers of the user's `configure_optimizers`.
-
-    An iteration is a scheduler's step and its epoch alike: Lightning's epoch may be the whole run.
-    """
-    for config in module.trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, ReduceLROnPlateau):  # Lightning drops what it monitors
-            raise ConfigurationError(
-                "configure_optimizers returned a ReduceLROnPlateau, expected one that needs "
-                "no metric; step that one in a callback, by a number of trainer.callback_metrics"
-            )
-        module.lr_scheduler_step(config.scheduler, None)
-
-
 def evaluation_is_due(module: PolicyModule) -> bool:
     """Tell whether an evaluation comes after this iteration of a fit and has not been yet."""
     trainer, iterations = module.trainer, module.counters.iterations
     fitting = trainer.state.fn == TrainerFn.FITTING and trainer.enable_validation
     if not fitting or trainer.check_val_every_n_epoch is not None:
         return False
-    due = trainer.should_stop or iterations % trainer.val_check_batch == 0  # type: ignore[attr-defined]
+    every = trainer.val_check_batch  # type: ignore[attr-defined]  # None where it is by the clock
+    due = trainer.should_stop or (every is not None and iterations % every == 0)
     return due and 0 < iterations != module.evaluated_in
 
 
@@ -83,21 +67,28 @@ def make_up_evaluation(module: OnPolicyModule) -> None:
 
 def log_over_env_steps(module: OnPolicyModule) -> None:
     """Let all rows of the Trainer's loggers, callbacks' too, stand over environment steps."""
+    log_over_lightnings_steps(module)  # as the module of another fit may have left it
+    epoch_loop = module.trainer.fit_loop.epoch_loop
+    for logger in module.trainer.loggers:
+        log = functools.partial(_log_at, logger.log_metrics, epoch_loop, module)
+        logger.log_metrics = log  # type: ignore[method-assign]
+
+
+def log_over_lightnings_steps(module: OnPolicyModule) -> None:
+    """Give the loggers back as they were."""
     for logger in module.trainer.loggers:
         log = logger.log_metrics
-        original = log.args[0] if isinstance(log, _OverEnvSteps) else log
-        logger.log_metrics = _OverEnvSteps(_log_at, original, module)  # type: ignore[method-assign]
-
-
-class _OverEnvSteps(functools.partial[None]):
-    """Tells what `log_over_env_steps` has put in a logger's place from the logger's own."""
+        if isinstance(log, functools.partial) and log.func is _log_at:
+            logger.log_metrics = log.args[0]  # type: ignore[method-assign]
 
 
 def _log_at(
     log: Callable[..., None],
+    epoch_loop: Any,
     module: OnPolicyModule,
     metrics: Mapping[str, Any],
     step: int | None = None,
 ) -> None:
-    """Write a row at the run's environment steps, whatever step Lightning counts."""
-    log(metrics, step=module.counters.env_steps)
+    """Write a row at the run's environment steps, unless somebody has chosen a step of his own."""
+    counted = step is None or step == epoch_loop._batches_that_stepped
+    log(metrics, step=module.counters.env_steps if counted else step)

@@ -266,7 +266,7 @@ class OnPolicyModule(PolicyModule):
     @hooks.own
     def on_train_start(self) -> None:
         """Start the clock; a restored optimizer gets its update path anew."""
-        checks.optimizers(self.optimizers())
+        checks.optimizers(self.optimizers(), self.trainer)
         self.stop_when_spent()
         if self.trainer.should_stop and self._datamodule is not None:
             _log.warning("nothing to train: the budget of %s is spent", self._datamodule.budget)
@@ -292,6 +292,7 @@ class OnPolicyModule(PolicyModule):
     @hooks.own
     def on_train_end(self) -> None:
         """Let go of what only this fit could use."""
+        loop.log_over_lightnings_steps(self)
         self._update = self._acting = self._before = None
 
     def __getstate__(self) -> dict[str, Any]:

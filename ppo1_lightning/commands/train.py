@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,7 +52,6 @@ class Parts(NamedTuple):
     trainer: Trainer
     plan: Sizes
     policy: Callable[..., Any]
-    identity: dict[str, Any]  # what a checkpoint has to agree with
 
 
 def train(config: DictConfig) -> float | None:
@@ -75,7 +74,7 @@ def train(config: DictConfig) -> float | None:
     config, checkpoint = resume.settle(config, folder)
     parts = build(config)
     if checkpoint is not None:
-        check_same_run(entry_of(checkpoint), parts.identity)
+        check_same_run(entry_of(checkpoint), _identity(parts.module, parts.data))
         if resume.is_finished(checkpoint, parts.data.budget):
             log.warning(
                 "nothing to train: %s has spent its budget of %s; a larger one extends the run",
@@ -106,8 +105,8 @@ def build(config: DictConfig) -> Parts:
     )
     policy = make(config, "policy", Callable)
     module = make(config, "algo", OnPolicyModule, policy=policy)
-    described = _identify(data, module)
-    trainer = _make_trainer(config, _initial_weights(config, described))
+    _build_policy(module, data)
+    trainer = _make_trainer(config, _initial_weights(config, module, data))
     launch.check_size(trainer)
     sizes = Sizes.create(
         num_envs=config.num_envs,
@@ -117,12 +116,12 @@ def build(config: DictConfig) -> Parts:
         epochs=module.passes,
         devices=trainer.world_size,
     )
-    return Parts(module, data, trainer, sizes, policy, described)
+    return Parts(module, data, trainer, sizes, policy)
 
 
 def fit(config: DictConfig, parts: Parts | None = None) -> float | None:
     """Train from where ``config`` says, which `resume.settle` has settled: one rank's work."""
-    module, data, trainer, sizes, policy, _ = parts or build(config)
+    module, data, trainer, sizes, policy = parts or build(config)
     folder = Path(config.trainer.default_root_dir)
     if trainer.is_global_zero:
         announce(config, sizes.describe(data.budget), folder)
@@ -160,24 +159,28 @@ def _objective(module: OnPolicyModule, name: str) -> float | None:
     return module.metrics[name]
 
 
-def _identify(data: RolloutDataModule, module: OnPolicyModule) -> dict[str, Any]:
-    """Describe what a checkpoint has to agree with.
-
-    It builds the policy, so that mistakes show before other processes are launched.
-    """
+def _build_policy(module: OnPolicyModule, data: RolloutDataModule) -> None:
+    """Build the policy, so that mistakes show before other processes are launched."""
     try:
         module.build_policy(*data.spaces)
     except TypeError as error:
         raise ConfigurationError(f"policy: {one_line(error)}") from error
+
+
+def _identity(module: OnPolicyModule, data: RolloutDataModule) -> dict[str, Any]:
+    """Describe what a checkpoint has to agree with."""
     return identity(data.env.id, data.spaces, module.policy, module.algorithm())
 
 
-def _initial_weights(config: DictConfig, identity: Mapping[str, Any]) -> list[Callback]:
+def _initial_weights(
+    config: DictConfig, module: OnPolicyModule, data: RolloutDataModule
+) -> list[Callback]:
     """Return what loads the weights that a new run starts from, nothing without ``init_from``."""
     if config.init_from is None:
         return []
     entry = entry_of(read_checkpoint(config.init_from, "init_from"))
-    check_same_run({**entry, "environment": None}, dict(identity))  # another one is the point
+    of_any_environment = {**entry, "environment": None}  # another one is the point
+    check_same_run(of_any_environment, _identity(module, data))
     return [InitialWeights(config.init_from)]
 
 

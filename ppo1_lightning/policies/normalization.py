@@ -228,7 +228,7 @@ class RewardNormalizer(RunningMoments):
         return returns
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        if "moments" in state:  # count, sum and sum of squares, as 0.2 wrote them
+        if "moments" in state:  # count, sum and sum of squares, as 0.1 wrote them
             count, total, squares = state["moments"].cpu().double()
             mean = total / count
             state = {"mean": mean, "variance": squares / count - mean.square(), "count": count}

@@ -15,7 +15,6 @@ from ppo1_lightning import simulators
 from ppo1_lightning.algorithms.entry import (
     check_same_run,
     entry_of,
-    identity,
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.algorithms.plain import read_checkpoint
@@ -96,9 +95,7 @@ def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None)
         observation_space=spaces[0],
         action_space=spaces[1],
     )
-    check_same_run(
-        entry_of(content), identity(environment.id, spaces, module.policy, module.algorithm())
-    )
+    check_same_run(entry_of(content), {"environment": environment.id})  # the module does the rest
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
     return TrainedRun(folder, config, module.eval(), environment, path)

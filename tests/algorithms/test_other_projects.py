@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning import PPO, TRPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.rollouts.evaluation import Evaluation
 from ppo1_lightning.rollouts.segment import Minibatch
 from ppo1_lightning.runs.csv_logger import CSVLogger
 
@@ -498,6 +499,31 @@ def test_callbacks_log_over_environment_steps(tmp_path: Path) -> None:
     column = header.split(",").index("user/foo")
     steps = [row.split(",")[0] for row in rows if row.split(",")[column]]
     assert steps == ["128", "256", "384", "512"]
+
+
+class OwnStep(Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
+        trainer.logger.log_metrics({"mine": 1.0}, step=10**6 + pl_module.counters.iterations)
+
+
+def test_a_step_of_one_s_own_stays_and_the_logger_is_given_back(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    fit(ppo(), OwnStep(), logger=logger)
+    logger.log_metrics({"later": 1.0}, step=7)
+    header, *rows = logger.path.read_text().splitlines()
+    mine, later = (header.split(",").index(name) for name in ("mine", "later"))
+    cells = [row.split(",") for row in rows]
+    assert [row[0] for row in cells if row[mine]] == [str(10**6 + i) for i in range(1, 5)]
+    assert [row[0] for row in cells if row[later]] == ["7"]
+
+
+def test_a_run_with_evaluations_by_the_clock_can_be_saved(tmp_path: Path) -> None:
+    data = RolloutDataModule("CartPole-v1", **SIZES, evaluation=Evaluation(episodes=2, num_envs=2))
+    options: dict[str, Any] = {"logger": False, "max_epochs": -1, "accelerator": "cpu"}
+    clock = {"val_check_interval": timedelta(hours=1), "check_val_every_n_epoch": None}
+    keeps = ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    Trainer(callbacks=[keeps], **options, **clock).fit(ppo(minibatch_size=16), data)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 class Copies(Callback):
