@@ -68,9 +68,8 @@ def make_up_evaluation(module: OnPolicyModule) -> None:
 def log_over_env_steps(module: OnPolicyModule) -> None:
     """Let all rows of the Trainer's loggers, callbacks' too, stand over environment steps."""
     log_over_lightnings_steps(module)  # as the module of another fit may have left it
-    epoch_loop = module.trainer.fit_loop.epoch_loop
     for logger in module.trainer.loggers:
-        log = functools.partial(_log_at, logger.log_metrics, epoch_loop, module)
+        log = functools.partial(_log_at, logger.log_metrics, module)
         logger.log_metrics = log  # type: ignore[method-assign]
 
 
@@ -84,11 +83,11 @@ def log_over_lightnings_steps(module: OnPolicyModule) -> None:
 
 def _log_at(
     log: Callable[..., None],
-    epoch_loop: Any,
     module: OnPolicyModule,
     metrics: Mapping[str, Any],
     step: int | None = None,
 ) -> None:
     """Write a row at the run's environment steps, unless somebody has chosen a step of his own."""
-    counted = step is None or step == epoch_loop._batches_that_stepped
+    lightnings = module.trainer.fit_loop.epoch_loop._batches_that_stepped
+    counted = step is None or step == lightnings
     log(metrics, step=module.counters.env_steps if counted else step)

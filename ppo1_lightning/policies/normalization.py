@@ -113,7 +113,7 @@ class RunningMoments(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         mean, variance, count = (
-            np.array(state[name].cpu(), np.float64) for name in ("mean", "variance", "count")
+            state[name].cpu().numpy().astype(np.float64) for name in ("mean", "variance", "count")
         )
         self.mean, self.variance, self.count = mean, variance, float(count)
 
