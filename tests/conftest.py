@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing.process
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Generator
 from typing import Any, NoReturn
 
-import lightning  # noqa: F401  here: Matplotlib, which it imports, may look for fonts by a process
+import matplotlib
 import pytest
-import torch
 
-from ppo1_lightning.fast import graphs, native
-
-HEAVY: list[tuple[Any, str, str]] = [
-    (subprocess.Popen, "__init__", "starts a process"),
-    (multiprocessing.process.BaseProcess, "start", "starts a process"),
-    (os, "fork", "starts a process"),
-    (os, "posix_spawn", "starts a process"),
-    (os, "system", "starts a process"),
-    (graphs, "compile_ahead", "compiles a graph"),
-    (torch, "compile", "compiles a graph"),
-    (native, "load", "compiles C++"),
+HEAVY = [
+    ("subprocess.Popen.__init__", "starts a process"),
+    ("multiprocessing.process.BaseProcess.start", "starts a process"),
+    ("os.fork", "starts a process"),
+    ("os.posix_spawn", "starts a process"),
+    ("os.system", "starts a process"),
+    ("ppo1_lightning.fast.graphs.compile_ahead", "compiles a graph"),
+    ("torch.compile", "compiles a graph"),
+    ("ppo1_lightning.fast.native.load", "compiles C++"),
 ]
-"""(owner, attribute, what it does); found in a cache or not: that depends on earlier tests."""
+"""(function, what it does); found in a cache or not: that depends on earlier tests."""
 
 _caught = pytest.StashKey[list[str]]()
 
@@ -42,6 +36,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_report_header() -> str:
     """Say what the paths are compared on: how sums round depends on it."""
+    import torch  # here: with pytest-xdist, only workers need it before they start
+
     compiler = os.environ.get("CXX", "g++")
     found = compiler if shutil.which(compiler) else f"none ({compiler})"
     return f"processor: {torch.backends.cpu.get_cpu_capability()}; C++ compiler: {found}"
@@ -50,8 +46,7 @@ def pytest_report_header() -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """Compiled graphs are shared by all workers of a session, and by nothing else."""
     if not hasattr(config, "workerinput"):  # the process that starts pytest-xdist's workers
-        if matplotlib := sys.modules.get("matplotlib"):  # its list of fonts takes long, too
-            os.environ.setdefault("MPLCONFIGDIR", matplotlib.get_cachedir())
+        os.environ.setdefault("MPLCONFIGDIR", matplotlib.get_cachedir())  # its list of fonts
         folder = tempfile.TemporaryDirectory()
         config.add_cleanup(folder.cleanup)
         os.environ["XDG_CACHE_HOME"] = folder.name
@@ -69,8 +64,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     caught = item.stash.setdefault(_caught, [])
     with pytest.MonkeyPatch.context() as patch:
         if not any(map(item.get_closest_marker, ("heavy", "slow"))):
-            for owner, name, action in HEAVY:
-                patch.setattr(owner, name, _refusal(f"{action} ({owner.__name__}.{name})", caught))
+            for function, action in HEAVY:
+                patch.setattr(function, _refusal(f"{action} ({function})", caught))
         return (yield)
 
 
@@ -93,4 +88,6 @@ def _refusal(action: str, caught: list[str]) -> Any:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)

@@ -8,6 +8,8 @@ from benchmarks.bare import Bare
 from benchmarks.cases import CASES
 from benchmarks.run import cases_named, systems_of
 
+pytestmark = pytest.mark.heavy
+
 
 def test_bare_loop_learns_and_measures() -> None:
     result = Bare("cartpole", ["compile=trace"]).run(0.01, learn=True)

@@ -25,6 +25,8 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.rollouts.budget import Budget
 from ppo1_lightning.rollouts.sizes import Sizes
 
+pytestmark = pytest.mark.heavy
+
 CONF = cli.config_directory()
 ANY_ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4"}
 ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert", "seaquest"]

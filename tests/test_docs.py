@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ppo1_lightning.__main__ import COMMANDS
 from ppo1_lightning.commands import config as cli
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(

@@ -12,6 +12,8 @@ import pytest
 from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.commands import config as cli
 
+pytestmark = pytest.mark.heavy
+
 ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4", "envpool": "LunarLanderContinuous-v3"}
 NAMES = sorted(file.stem for file in (cli.config_directory() / "env").glob("*.yaml"))
 TINY = ["debug=default", "total_iterations=2", "num_steps=16", "logger=csv"]

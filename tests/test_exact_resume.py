@@ -28,6 +28,8 @@ from ppo1_lightning.callbacks import RunCheckpoint
 from ppo1_lightning.rollouts.segment import Segment
 from ppo1_lightning.runs.csv_logger import CSVLogger
 
+pytestmark = pytest.mark.heavy
+
 NUM_ENVS, NUM_STEPS = 4, 32
 ROWS = NUM_ENVS * NUM_STEPS
 EVERY = 3  # iterations between two checkpoints
@@ -125,14 +127,22 @@ def rows(folder: Path) -> list[dict[str, str]]:
 RUNS: dict[str, dict[str, Any]] = {
     "eager": {},
     "traced": {"compile": "trace"},
-    "actions of Box": {"env": "Pendulum-v1", "compile": "trace"},
     "returns normalised": {"normalize_returns": True, "anneal": ["learning_rate"]},
     "step by step": {"normalize_observations": True, "optimizer": TensorFlowRMSprop},
 }
-SLOW = [pytest.param({"compile": True}, id="compiled", marks=pytest.mark.slow)]
+RARELY: dict[str, dict[str, Any]] = {
+    "compiled": {"compile": True},
+    "actions of Box": {"env": "Pendulum-v1", "compile": "trace"},
+}
 
 
-@pytest.mark.parametrize("options", [*(pytest.param(v, id=k) for k, v in RUNS.items()), *SLOW])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(pytest.param(v, id=k) for k, v in RUNS.items()),
+        *(pytest.param(v, id=k, marks=pytest.mark.slow) for k, v in RARELY.items()),
+    ],
+)
 def test_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     """Killed in iterations 5 and 10, of 11, with checkpoints after 3, 6 and 9."""
     whole = fit(tmp_path / "whole", 11, **options)
@@ -204,7 +214,6 @@ def fit_on_rank(rank: int, folder: Path, iterations: int, exact: bool) -> dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 @pytest.mark.parametrize("exact", [True, False])
 def test_on_another_number_of_devices(exact: bool, tmp_path: Path) -> None:
     """On two devices, then on one, then on two: equal to one throughout, where it can be."""

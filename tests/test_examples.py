@@ -16,6 +16,8 @@ import pytest
 
 from ppo1_lightning import __main__ as command_line
 
+pytestmark = pytest.mark.heavy
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COMMANDS = re.findall(r"\| `python ([^`]+)` \|", (EXAMPLES / "README.md").read_text("utf-8"))
 TINY = {
@@ -83,7 +85,6 @@ def test_command_line(name: str, command: Command, tmp_path: Path) -> None:
         assert trained[-1]["env_steps"] == "512"
 
 
-@pytest.mark.heavy
 def test_what_a_config_directory_has_trained_can_be_evaluated(
     command: Command, tmp_path: Path
 ) -> None:
@@ -102,7 +103,6 @@ def test_the_table_has_all_examples() -> None:
         assert file.stem in named
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("trainer", ["default", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_lightning_project(trainer: str, tmp_path: Path) -> None:
     script = EXAMPLES / "lightning_project" / "train.py"
@@ -121,7 +121,6 @@ def test_lightning_project(trainer: str, tmp_path: Path) -> None:
     assert "mean return of the best checkpoint" in (folder / "train.log").read_text("utf-8")
 
 
-@pytest.mark.heavy
 def test_lightning_cli(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse")
     folder = EXAMPLES / "lightning_cli"
@@ -144,6 +143,5 @@ def test_notebook(tmp_path: Path) -> None:
     assert total > 30
 
 
-@pytest.mark.heavy
 def test_library_use(tmp_path: Path) -> None:
     assert "mean return of the last 100 episodes" in run(tmp_path, str(EXAMPLES / "library_use.py"))

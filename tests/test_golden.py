@@ -50,7 +50,9 @@ def marks_of(name: str, path: str, ranks: int) -> list[pytest.MarkDecorator]:
     """Compiling takes half a minute for each recording: before a release."""
     if path == "compiled" and (ranks > 1 or name not in COMPILED):
         return [pytest.mark.slow]
-    return [pytest.mark.heavy] if path == "compiled" or ranks > 1 else []
+    if path == "eager" and ranks > 1:  # a pair of processes for each path
+        return [pytest.mark.slow]
+    return [pytest.mark.heavy] if path != "eager" or "cnn" in name else []
 
 
 def recordings_of(config: pytest.Config) -> list[Recording]:

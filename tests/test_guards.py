@@ -28,6 +28,8 @@ from ppo1_lightning.errors import DivergenceError, SimulationError
 from ppo1_lightning.rollouts.seeding import environment_seeds
 from ppo1_lightning.rollouts.segment import Minibatch, Segment
 
+pytestmark = pytest.mark.heavy
+
 NUM_ENVS, NUM_STEPS = 4, 8
 
 
@@ -251,7 +253,6 @@ def diverge(rank: int, folder: Path) -> str:
     return ""
 
 
-@pytest.mark.heavy
 def test_all_ranks_diverge_together(tmp_path: Path) -> None:
     messages = run_on_ranks(diverge, 2, tmp_path)
     assert messages[0] == messages[1]
@@ -293,7 +294,6 @@ def test_divergence_on_two_devices_is_told_once(
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_a_bad_number_on_the_second_device(command: Callable[..., str], tmp_path: Path) -> None:
     """Environments are numbered over all devices, which save together what was learned so far."""
     seed = environment_seeds(0, 4)[3]

@@ -19,6 +19,8 @@ import ppo1_lightning
 from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
 from ppo1_lightning.rollouts.segment import Minibatch
 
+pytestmark = pytest.mark.heavy
+
 NUM_ENVS, NUM_STEPS, ROWS = 4, 32, 128
 STEPS_AN_ITERATION = 8  # optimizer steps: 128 rows / 32 in a minibatch, 2 epochs
 SmallMlp = partial(MlpPolicy, hidden_size=8)
@@ -127,7 +129,6 @@ def initial_policy(policy: Any) -> PPO:
 # -------------------------------------------------------------------- importing
 
 
-@pytest.mark.heavy
 def test_importing_the_library_imports_no_simulator_no_hydra_and_no_plotting():
     code = """
 import sys, lightning  # imports matplotlib by itself where that is installed
@@ -145,7 +146,6 @@ assert not {"hydra", "envpool"} & set(sys.modules)
     assert {"hydra", "envpool", "matplotlib"}.isdisjoint(imported)
 
 
-@pytest.mark.heavy
 def test_a_public_name_is_imported_when_it_is_asked_for():
     code = """
 import sys, ppo1_lightning

@@ -69,7 +69,7 @@ def test_on_an_older_processor(machine: str, tmp_path: Path) -> None:
     assert lines == [f"{name} {path} True" for name in RECORDINGS for path in paths]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_without_a_compiler(tmp_path: Path) -> None:
     lines, warned = replay(tmp_path, {"CXX": "/nowhere/c++"}, "eager", "traced", "auto")
     paths = ("eager", "traced", "traced")

@@ -162,6 +162,7 @@ def test_algo_on_the_command_line_wins_over_the_environments(name: str, order: i
     assert (config.env.id, config.env.clip_actions) == ("Hopper-v4", True)
 
 
+@pytest.mark.heavy
 def test_the_table_of_deviations() -> None:
     """In ``docs/algorithm.md``: one column a recipe."""
     text = (Path(__file__).parents[1] / "docs" / "algorithm.md").read_text("utf-8")

@@ -23,6 +23,8 @@ from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.algorithms.entry import KEY
 
+pytestmark = pytest.mark.heavy
+
 MARKER = "was_run"  # what a payload makes in the working directory
 
 TINY = ["debug=default", "env=cartpole", "trainer.accelerator=cpu", "logger=csv"]
@@ -259,7 +261,16 @@ CALLED_FROM: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("spoil", CALLED_FROM.values(), ids=CALLED_FROM)
+RARELY = ("policy", "seed", "instantiator")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(spoil, id=place, marks=[pytest.mark.slow] if place in RARELY else [])
+        for place, spoil in CALLED_FROM.items()
+    ],
+)
 def test_nothing_that_a_checkpoint_names_is_called(
     spoil: Callable[[dict[str, Any]], Any],
     genuine: Path,

@@ -22,6 +22,8 @@ from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.fast import check
 from ppo1_lightning.rollouts.segment import Minibatch
 
+pytestmark = pytest.mark.heavy
+
 Small = partial(MlpPolicy, hidden_size=8)
 PATHS = pytest.mark.parametrize("path", [False, "trace"])
 

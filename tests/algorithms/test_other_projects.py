@@ -31,6 +31,8 @@ from ppo1_lightning.rollouts.evaluation import Evaluation
 from ppo1_lightning.rollouts.segment import Minibatch
 from ppo1_lightning.runs.csv_logger import CSVLogger
 
+pytestmark = pytest.mark.heavy
+
 Small = partial(MlpPolicy, hidden_size=8)
 SPACES: dict[str, Any] = {
     "observation_space": Box(-np.inf, np.inf, (4,), np.float32),
@@ -163,7 +165,6 @@ def test_parameters_that_cannot_learn_are_told(change: Any, message: str) -> Non
         fit(module)
 
 
-@pytest.mark.heavy
 def test_a_module_by_torch_compile_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="compile=True compiles its minibatch steps"):
         fit(torch.compile(ppo()))

@@ -17,6 +17,8 @@ from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
 from ppo1_lightning.errors import DivergenceError
 from ppo1_lightning.runs.csv_logger import CSVLogger
 
+pytestmark = pytest.mark.heavy
+
 Small = partial(MlpPolicy, hidden_size=8)
 
 

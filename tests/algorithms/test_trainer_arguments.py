@@ -17,6 +17,8 @@ from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.rollouts.evaluation import Evaluation
 
+pytestmark = pytest.mark.heavy
+
 QUIET: dict[str, Any] = {
     "logger": False,
     "enable_checkpointing": False,
@@ -131,7 +133,6 @@ def test_refused(name: str, tmp_path: Path) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
 def test_processes_that_keep_the_policy(strategy: str, tmp_path: Path) -> None:
     method = {"ddp_spawn": "spawn"}.get(strategy, "fork")

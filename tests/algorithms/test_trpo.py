@@ -231,6 +231,7 @@ def test_the_fisher_matrix_is_that_of_every_nth_row(every: int) -> None:
     assert seen == [4 * -(-16 // every)]  # of each of four workers
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_is_one_that_never_stopped(tmp_path: Path) -> None:
     def run(folder: Path, iterations: int, ckpt_path: Path | None = None) -> TRPO:
         checkpoints = RunCheckpoint(folder, every_n_iterations=3, exact_resume=True)

@@ -21,13 +21,14 @@ from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.policies import PolicyFactory
 from ppo1_lightning.rollouts.segment import Minibatch
 
+pytestmark = pytest.mark.heavy
+
 OBSERVATIONS, ACTIONS = Box(-1, 1, (6,)), Discrete(3)
 LONG, SHORT = COMPILE_FROM_STEPS, COMPILE_FROM_STEPS - 1
 
 # Optimizer and max_grad_norm; gradients are longer than 0.05.
 CASES = {"torch": (torch.optim.Adam, None), "tensorflow": (TensorFlowAdam, 0.05)}
 every_case = pytest.mark.parametrize("case", CASES)
-COMPILED = pytest.param("compiled", marks=pytest.mark.heavy)
 
 
 def small_mlp(observation_space: Any, action_space: Any) -> nn.Module:
@@ -118,8 +119,14 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
-@every_case
-@pytest.mark.parametrize("path", ["traced", COMPILED])
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [
+        *((case, "traced") for case in CASES),
+        ("tensorflow", "compiled"),
+        pytest.param("torch", "compiled", marks=pytest.mark.slow),
+    ],
+)
 def test_graphs_take_the_eager_steps(case: str, path: str):
     eager, graph = Run(case), Run(case)
     assert isinstance(eager.take("eager"), EagerUpdate)
@@ -134,7 +141,7 @@ def test_graphs_take_the_eager_steps(case: str, path: str):
     torch.testing.assert_close(graph.policy(observations), eager.policy(observations))
 
 
-@pytest.mark.parametrize("path", ["eager", "traced", COMPILED])
+@pytest.mark.parametrize("path", ["eager", "traced", "compiled"])
 def test_several_minibatches_are_several_steps(path: str):
     together, alone = Run("tensorflow"), Run("tensorflow")
     minibatches = [minibatch(t) for t in range(6)]
@@ -146,7 +153,7 @@ def test_several_minibatches_are_several_steps(path: str):
     assert set(together.adam_steps()) == set(alone.adam_steps()) == {6}
 
 
-@pytest.mark.parametrize("path", ["traced", COMPILED])
+@pytest.mark.parametrize("path", ["traced", "compiled"])
 def test_parameters_that_were_replaced_are_noticed(path: str):
     run = Run("torch")
     run.take(path)
@@ -162,8 +169,8 @@ def test_parameters_that_were_replaced_are_noticed(path: str):
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param("eager", "compiled", marks=pytest.mark.heavy),
-        pytest.param("compiled", "traced", marks=pytest.mark.heavy),
+        ("eager", "compiled"),
+        ("compiled", "traced"),
         ("traced", "eager"),
     ],
 )
@@ -181,7 +188,6 @@ def test_each_path_continues_the_others_checkpoint(first: str, second: str):
     assert set(before.adam_steps()) == {10}
 
 
-@pytest.mark.heavy
 def test_two_compiled_updates_in_one_process():
     compiled, eager = ({case: Run(case) for case in CASES} for _ in range(2))
     for case in CASES:
@@ -222,7 +228,7 @@ class Coupled(PPO):
         return dist_params * values[:, None], values
 
 
-@pytest.mark.parametrize("path", ["traced", COMPILED])
+@pytest.mark.parametrize("path", ["traced", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_value_function_of_its_own_learns_apart(path: str):
     assert len(Run("torch").take(path).parts) == 2
     assert len(Run("tensorflow").take(path).parts) == 1  # max_grad_norm is that of both
@@ -276,7 +282,6 @@ def test_what_is_read_without_a_gradient_is_not_learned_apart(
     assert_same(graph.steps(range(5)), eager.steps(range(5)))
 
 
-@pytest.mark.heavy
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_two_parts_learn_at_once_as_they_do_in_turn():
     at_once, in_turn = Run("torch"), Run("torch")
@@ -546,7 +551,6 @@ def test_a_parameter_that_is_frozen_later_is_noticed():
         run.steps(range(1))
 
 
-@pytest.mark.heavy
 def test_without_a_compiler(caplog: pytest.LogCaptureFixture):
     missing = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
     with inductor.patch(missing):

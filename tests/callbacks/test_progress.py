@@ -71,6 +71,7 @@ def test_time_left(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.heavy
 def test_bar_on_a_terminal(lines: Any) -> None:
     fit(Progress(), StandIn([2.5]), StandInData(500), terminal := Terminal())
     text = terminal.getvalue()

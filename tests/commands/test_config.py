@@ -17,6 +17,8 @@ from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import train
 
+pytestmark = pytest.mark.heavy
+
 TINY = ["debug=default", "trainer.accelerator=cpu"]
 Command = Callable[..., None]
 
@@ -165,7 +167,6 @@ def test_small_network_computes_on_one_thread(
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_two_devices_print_once(tmp_path: Path) -> None:
     words = ["-m", "ppo1_lightning", *TINY, "trainer=ddp", "trainer.accelerator=cpu"]
     done = subprocess.run(

@@ -18,6 +18,8 @@ from lightning import Callback
 
 from ppo1_lightning import __main__ as command_line
 
+pytestmark = pytest.mark.heavy
+
 WRAPPER = "gymnasium.wrappers.TimeAwareObservation"
 TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv"]
 
@@ -336,7 +338,6 @@ def test_full_error_on_request(in_empty_folder: Path, monkeypatch: pytest.Monkey
         command_line.main()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [

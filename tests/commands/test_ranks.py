@@ -173,8 +173,12 @@ def test_what_rank_zero_is_told_and_returns() -> None:
 
 @pytest.mark.parametrize(
     ("status", "message", "expected"),
-    [(7, "", 7), (-9, "rank 1 was ended by SIGKILL", 137)],
-    ids=["exit", "killed"],
+    [
+        pytest.param(7, "", 7, id="exit"),
+        pytest.param(
+            *(-9, "rank 1 was ended by SIGKILL", 137), id="killed", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_rank_that_fails_ends_the_other(
     status: int, message: str, expected: int, tmp_path: Path
@@ -185,6 +189,7 @@ def test_a_rank_that_fails_ends_the_other(
     assert (tmp_path / "told").read_text() == str(128 + signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_too_is_not_interrupted(tmp_path: Path) -> None:
     with pytest.raises(RankError) as caught:
         run_ranks(fail_slowly, DictConfig({"folder": str(tmp_path)}), 2)
@@ -201,6 +206,7 @@ def stay(config: DictConfig) -> None:
     time.sleep(300)
 
 
+@pytest.mark.slow
 def test_ranks_that_hear_no_signal_end_with_their_launcher(tmp_path: Path) -> None:
     program = "import sys, test_ranks as t; t.run_ranks(t.stay, t.DictConfig({'folder': '.'}), 2)"
     process = subprocess.Popen(

@@ -19,6 +19,8 @@ from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.commands import tune
 from ppo1_lightning.runs.report import groups
 
+pytestmark = pytest.mark.heavy
+
 SEARCH = """# @package _global_
 defaults: [optuna, _self_]
 hparams_search:
@@ -92,6 +94,7 @@ def last_return(folder: Path) -> float:
     return float(rows(folder)[-1]["episode_return_mean"])
 
 
+@pytest.mark.slow
 def test_score_is_the_mean_over_seeds(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     pruner = ["hparams_search.pruner.n_startup_trials=9"]
     command("hparams_search=mine", "algo.update_epochs=1", *pruner)
@@ -134,7 +137,6 @@ def test_pruned_runs_end_early(devices: int, command: Command) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.heavy
 def test_killed_study_goes_on(command: Command, tmp_path: Path) -> None:
     words = ["hparams_search=mine", "hparams_search.n_trials=3", "total_iterations=60", *TINY]
     process = subprocess.Popen(

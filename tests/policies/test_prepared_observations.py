@@ -17,6 +17,8 @@ from ppo1_lightning.commands import evaluate
 from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.simulators import make_simulator
 
+pytestmark = pytest.mark.heavy
+
 
 class Rooms(gymnasium.Env[Any, Any]):
     """Ends with an error at the first action that its mask did not allow."""

@@ -35,6 +35,8 @@ from ppo1_lightning.commands import evaluate as command
 from ppo1_lightning.rollouts.evaluation import BLOCK, EvaluationDataset, mean_interval
 from ppo1_lightning.rollouts.seeding import environment_seeds, generator
 
+pytestmark = pytest.mark.heavy
+
 SCRIPTED = "scripted_env:Scripted-v0"
 QUIET: dict[str, Any] = dict.fromkeys(
     ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
@@ -122,7 +124,6 @@ def test_long_episodes_count_as_much_as_short_ones() -> None:
     assert sorted(played.lengths.tolist()) == [1.0] * 10 + [500.0] * 10
 
 
-@pytest.mark.heavy
 def test_ranks_play_the_same_episodes() -> None:
     """Three environments do not even divide evenly."""
     alone = evaluated_while_training(0, 1)

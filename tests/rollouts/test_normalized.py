@@ -104,6 +104,7 @@ class Watched(PPO):
         super().training_step(rollout, batch_idx)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", [False, "trace"])
 def test_it_learns_from_what_it_saw(path: Any) -> None:
     policy = partial(MlpPolicy, hidden_size=8, normalize_observations=False)
@@ -114,6 +115,7 @@ def test_it_learns_from_what_it_saw(path: Any) -> None:
     assert rows - 4 <= ppo.observation_normalizer.count <= rows + 1e-4
 
 
+@pytest.mark.heavy
 def test_outside_of_training_observations_are_the_environments(tmp_path: Path) -> None:
     """`act`, `forward`, evaluation and export know the statistics, and a checkpoint keeps them."""
     ppo = module()
@@ -169,7 +171,9 @@ def fail(rank: int, continuous: bool) -> str:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("continuous", [False, True])  # then the rank stops in its next step
+@pytest.mark.parametrize(
+    "continuous", [False, pytest.param(True, marks=pytest.mark.slow)]
+)  # then the rank stops in its next step
 def test_a_rank_that_fails_lets_the_others_end(continuous: bool) -> None:
     messages = run_on_ranks(fail, 2, continuous)
     for message in messages:

@@ -28,6 +28,8 @@ from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.simulators import make_adapters, make_simulator
 from ppo1_lightning.simulators.observations import ObservationAdapter
 
+pytestmark = pytest.mark.heavy
+
 
 class Spaces(gymnasium.Env[Any, Any]):
     """Has the spaces that it is told, and shows random observations."""

@@ -12,6 +12,8 @@ from tiny_runs import train_tiny
 from ppo1_lightning import PPO, ConfigurationError
 from ppo1_lightning.runs.load import load_run
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import train
 from ppo1_lightning.runs import resume
 
+pytestmark = pytest.mark.heavy
+
 STEPS = 64  # of an iteration
 OPTIMIZER_STEPS = 4
 
@@ -80,7 +82,6 @@ def check_whole(folder: Path, iterations: int) -> None:
             assert value == pytest.approx(expected, rel=1e-5) or math.isnan(expected)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kill_count", "iterations"),
     [

@@ -129,7 +129,7 @@ def test_one_signal_saves_the_iteration(number: int, status: int, folder: Path) 
 )
 def test_second_signal_stops_at_once(number: int, status: int, folder: Path) -> None:
     """In the middle of an iteration of many steps, which is lost."""
-    run = Run(folder, "callbacks.checkpoint.every_n_iterations=1", "num_steps=32768")
+    run = Run(folder, "callbacks.checkpoint.every_n_iterations=1", "num_steps=8192")
     saved = run.iterations()
     run.tell(number)
     time.sleep(1.2)
@@ -137,7 +137,7 @@ def test_second_signal_stops_at_once(number: int, status: int, folder: Path) -> 
     began = time.monotonic()
     assert run.wait() == status, run.output()
     assert time.monotonic() - began < 20
-    assert run.iterations() in (saved, saved + 1)
+    assert run.iterations() == saved
 
 
 @pytest.mark.slow

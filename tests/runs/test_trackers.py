@@ -24,6 +24,8 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.runs import trackers
 
+pytestmark = pytest.mark.heavy
+
 OFFLINE = {
     "wandb": ["logger.wandb.offline=true"],
     "mlflow": ["logger.mlflow.tracking_uri=sqlite:///{folder}/mlflow.db"],
@@ -89,7 +91,6 @@ def train_twice(name: str, folder: Path) -> None:
             trainer.fit(module, DataLoader([1.5, 2.5]))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.heavy
 def test_wandb(tmp_path: Path) -> None:
     for run in ("a", "b"):  # two jobs of a sweep, in one process
         train_twice("wandb", tmp_path / run)
@@ -226,7 +227,6 @@ def test_unknown_run_is_told_in_one_line(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.heavy
 def test_a_failed_run_is_ended_as_one(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     config, trainer = compose("wandb", tmp_path / "run"), Trainer(accelerator="cpu", logger=False)

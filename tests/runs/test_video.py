@@ -24,6 +24,8 @@ from ppo1_lightning.rollouts.evaluation import Evaluation, EvaluationDataset
 from ppo1_lightning.runs import video
 from ppo1_lightning.simulators import make_simulator, spaces
 
+pytestmark = pytest.mark.heavy
+
 Pictures = list[NDArray[np.uint8]]
 
 
@@ -50,7 +52,6 @@ def command(task: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     task.main()
 
 
-@pytest.mark.heavy
 def test_simulators_draw_in_colour() -> None:
     """In a process of its own: without its libraries MuJoCo's renderer would end this one."""
     code = """
@@ -94,7 +95,6 @@ def test_frames_are_the_episodes_that_evaluation_plays() -> None:
     assert len(frames) == sum(evaluated.lengths.tolist()) + 3
 
 
-@pytest.mark.heavy
 def test_videos_hold_the_pictures(tmp_path: Path) -> None:
     ramp = np.arange(21, dtype=np.uint8) * 12
     pictures: Pictures = []
@@ -125,7 +125,6 @@ def test_text_is_written_onto_a_copy() -> None:
     assert not frame.picture.any()
 
 
-@pytest.mark.heavy
 def test_record_command(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,7 +213,6 @@ def test_an_environment_without_pictures_says_so() -> None:
         make_simulator(spec, [0], render=True)
 
 
-@pytest.mark.heavy
 def test_callback_records_and_leaves_training_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_both_libraries_have_the_same_interface():
     assert reports[0] == reports[1]
 
 
+@pytest.mark.heavy
 def test_atari_tells_lives_from_games():
     spec = EnvironmentSpec("Breakout-v5", options={"episodic_life": True})
     simulator = make_simulator(spec, [4, 5])
@@ -90,6 +91,7 @@ def test_atari_tells_lives_from_games():
         np.testing.assert_array_equal(endings, [i % 5 == 4 for i in range(len(endings))])
 
 
+@pytest.mark.heavy
 def test_atari_tells_raw_from_clipped_rewards():
     spec = EnvironmentSpec("SpaceInvaders-v5", options={"reward_clip": True}, reward_scale=0.5)
     simulator = make_simulator(spec, [0])

@@ -18,6 +18,8 @@ from ppo1_lightning.rollouts.acting import ModuleActing
 from ppo1_lightning.rollouts.collector import Collector
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
 
+pytestmark = pytest.mark.heavy
+
 CARTPOLE = EnvironmentSpec("CartPole-v1", options={"max_episode_steps": 20})
 SPECS = {
     "envpool": CARTPOLE,
