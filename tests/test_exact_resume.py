@@ -126,11 +126,11 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 RUNS: dict[str, dict[str, Any]] = {
     "eager": {},
-    "traced": {"compile": "trace"},
     "returns normalised": {"normalize_returns": True, "anneal": ["learning_rate"]},
     "step by step": {"normalize_observations": True, "optimizer": TensorFlowRMSprop},
 }
 RARELY: dict[str, dict[str, Any]] = {
+    "traced": {"compile": "trace"},
     "compiled": {"compile": True},
     "actions of Box": {"env": "Pendulum-v1", "compile": "trace"},
 }

@@ -85,6 +85,7 @@ def test_command_line(name: str, command: Command, tmp_path: Path) -> None:
         assert trained[-1]["env_steps"] == "512"
 
 
+@pytest.mark.slow
 def test_what_a_config_directory_has_trained_can_be_evaluated(
     command: Command, tmp_path: Path
 ) -> None:
@@ -143,5 +144,6 @@ def test_notebook(tmp_path: Path) -> None:
     assert total > 30
 
 
+@pytest.mark.slow
 def test_library_use(tmp_path: Path) -> None:
     assert "mean return of the last 100 episodes" in run(tmp_path, str(EXAMPLES / "library_use.py"))

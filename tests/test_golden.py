@@ -20,6 +20,14 @@ from golden_vectorized import VectorizedRecording, find
 PATHS: dict[str, Any] = {"eager": False, "traced": "trace", "compiled": True}
 NAMES = ("golden", "golden_trpo", "golden_ppo2", "golden_a2c")
 DIRECTORIES = [Path(__file__).parent / name for name in NAMES]
+TRACED = (
+    "mlp_box",
+    "mlp_multidiscrete",
+    "cnn_small_black",
+    "trpo_box",
+    "ppo2_vecnormalize",
+    "a2c_box",
+)
 COMPILED = ("mlp_box", "cnn_small_discrete", "trpo_box")
 """Recordings that are replayed on the compiled path too each time."""
 
@@ -47,10 +55,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def marks_of(name: str, path: str, ranks: int) -> list[pytest.MarkDecorator]:
-    """Compiling takes half a minute for each recording: before a release."""
-    if path == "compiled" and (ranks > 1 or name not in COMPILED):
-        return [pytest.mark.slow]
-    if path == "eager" and ranks > 1:  # a pair of processes for each path
+    """On one rank, a graph takes seconds to trace, half a minute to compile; on two, processes."""
+    each_time = {"eager": [name], "traced": TRACED, "compiled": COMPILED}
+    if (ranks > 1 and path != "traced") or (ranks == 1 and name not in each_time[path]):
         return [pytest.mark.slow]
     return [pytest.mark.heavy] if path != "eager" or "cnn" in name else []
 

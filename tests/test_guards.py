@@ -253,6 +253,7 @@ def diverge(rank: int, folder: Path) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_all_ranks_diverge_together(tmp_path: Path) -> None:
     messages = run_on_ranks(diverge, 2, tmp_path)
     assert messages[0] == messages[1]

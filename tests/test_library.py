@@ -146,6 +146,7 @@ assert not {"hydra", "envpool"} & set(sys.modules)
     assert {"hydra", "envpool", "matplotlib"}.isdisjoint(imported)
 
 
+@pytest.mark.slow
 def test_a_public_name_is_imported_when_it_is_asked_for():
     code = """
 import sys, ppo1_lightning

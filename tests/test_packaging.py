@@ -32,6 +32,7 @@ def test_wheel_carries_configs_and_types(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_library_imports_without_hydra_and_simulators() -> None:
     """Lightning comes first: its torchmetrics imports matplotlib wherever that is installed."""
     code = (

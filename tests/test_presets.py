@@ -168,8 +168,11 @@ def test_the_table_of_deviations() -> None:
     text = (Path(__file__).parents[1] / "docs" / "algorithm.md").read_text("utf-8")
     table = text[text.index("## Deviations from ppo1") :].split("\n\n")[2].splitlines()
     rows = [[cell.strip(" `") for cell in line.strip("| ").split(" |")] for line in table]
-    recipes = {"ppo1": ["algo=ppo1_mujoco"], "ppo2_atari": ["env=pong", "algo=ppo2_atari"]}
-    assert rows[0] == ["option", "ppo1", "ppo2", "ppo2_atari", "a2c", "sb3"]
+    recipes = {"ppo1": ["algo=ppo1_mujoco"]}
+    for atari in ("ppo2_atari", "cleanrl_atari"):
+        recipes[atari] = ["env=pong", f"algo={atari}"]
+    assert rows[0][1:6] == ["ppo1", "ppo2", "ppo2_atari", "a2c", "sb3"]
+    assert rows[0][6:] == ["cleanrl_atari", "cleanrl_mujoco"]
     for column, recipe in enumerate(rows[0][1:], 1):
         config = compose("env=hopper", *recipes.get(recipe, [f"algo={recipe}"]))
         for option, *cells in rows[2:]:

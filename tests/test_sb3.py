@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -10,14 +9,9 @@ import numpy as np
 import pytest
 import torch
 from golden_recordings import whole_rollout
-from hydra.utils import instantiate
-from lightning import Trainer
-from test_presets import compose
-from torch import Tensor
-from torch.utils.data import IterableDataset
+from recipe_replay import as_minibatches, fit, replayed
 
 from ppo1_lightning import PPO, Rollout
-from ppo1_lightning.rollouts.sizes import Sizes
 
 pytestmark = pytest.mark.peers
 sb3: Any = pytest.importorskip("stable_baselines3", reason="the extra `peers` is not installed")
@@ -31,28 +25,6 @@ PARTS = {
     "value_head": "value_net",
     "log_std": "log_std",
 }
-
-
-class Replayed(PPO):
-    order: Tensor
-
-    def minibatch_order(self, sizes: Sizes) -> Tensor:
-        return self.order
-
-    def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        self.estimates = super().estimate_advantages(rollout)
-        return self.estimates
-
-
-class One(IterableDataset[Rollout]):
-    def __init__(self, rollout: Rollout) -> None:
-        self.rollout = rollout
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Rollout]:
-        yield self.rollout
 
 
 def theirs_after_a_rollout(env: str) -> Any:
@@ -98,17 +70,8 @@ def rollout_of(model: Any, ours: PPO) -> Rollout:
 @pytest.mark.parametrize("path", [False, "trace"])
 def test_the_update_is_theirs(env: str, path: Any) -> None:
     model = theirs_after_a_rollout(env)
-    config = compose("env=gymnasium", f"env.id={env}", "algo=sb3")
-    config.algo.compile = path
-    config.algo._target_ = f"{__name__}.Replayed"
-    ours: Replayed = instantiate(
-        config.algo,
-        policy=instantiate(config.policy, _convert_="all"),
-        observation_space=model.observation_space,
-        action_space=model.action_space,
-        _convert_="all",
-    )
-    ours.configure_model()
+    recipe = ["env=gymnasium", f"env.id={env}", "algo=sb3"]
+    ours = replayed(recipe, path, model.observation_space, model.action_space)
     start = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
     with torch.no_grad():
         for name, parameter in ours.policy.named_parameters():
@@ -127,12 +90,11 @@ def test_the_update_is_theirs(env: str, path: Any) -> None:
     with patch.object(np.random, "permutation", permutation):
         model.train()
     assert len(orders) == model.n_epochs == ours.update_epochs
-    theirs = torch.from_numpy(np.stack([*orders, orders[-1]]))
-    rows = theirs % NUM_STEPS * NUM_ENVS + theirs // NUM_STEPS  # theirs: one environment first
-    ours.order = rows.view(len(rows), 1, -1, model.batch_size)
     assert ours.minibatch_size == model.batch_size
-    settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "max_epochs": 1}
-    Trainer(accelerator="cpu", **settings).fit(ours, One(rollout))
+    theirs = as_minibatches(orders, model.batch_size)
+    # one environment after the other; ours are one step after the other
+    ours.orders = [theirs % NUM_STEPS * NUM_ENVS + theirs // NUM_STEPS]
+    fit(ours, [rollout])
     for mine, name in zip(ours.estimates, ("advantages", "returns"), strict=True):
         buffer = getattr(model.rollout_buffer, name).reshape(NUM_ENVS, NUM_STEPS).T
         np.testing.assert_allclose(mine, buffer, rtol=1e-5, atol=1e-5)

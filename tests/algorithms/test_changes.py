@@ -64,6 +64,7 @@ class OfItsCounters(PPO):
         return super().loss(batch) * (self.counters.iterations == 0)
 
 
+@pytest.mark.slow
 def test_counters_that_a_loss_reads_are_followed() -> None:
     ours = [fit(ppo(OfItsCounters, compile=path), nothing) for path in (False, "trace")]
     eager, traced = (m.policy.state_dict() for m in ours)

@@ -68,6 +68,7 @@ def test_the_last_iteration_is_always_logged(tmp_path: Path) -> None:
     assert [row.split(",")[0] for row in rows] == ["env_steps", "64", "128", "160"]
 
 
+@pytest.mark.slow
 def test_new_environments_start_new_returns() -> None:
     module = small(normalize_returns=True)
     fit(module)

@@ -260,6 +260,7 @@ def on_rank(rank: int, ranks: int) -> tuple[dict[str, Tensor], dict[str, float]]
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_two_devices_are_the_same_experiment() -> None:
     parameters, metrics = on_rank(0, 1)
     for its_parameters, its_metrics in run_on_ranks(on_rank, 2, 2):

@@ -153,7 +153,7 @@ def test_several_minibatches_are_several_steps(path: str):
     assert set(together.adam_steps()) == set(alone.adam_steps()) == {6}
 
 
-@pytest.mark.parametrize("path", ["traced", "compiled"])
+@pytest.mark.parametrize("path", ["traced", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_parameters_that_were_replaced_are_noticed(path: str):
     run = Run("torch")
     run.take(path)

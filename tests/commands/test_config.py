@@ -107,6 +107,7 @@ def test_resume_continues_the_count(command: Command) -> None:
     assert [row["iteration"] for row in rows("run")] == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.slow
 def test_sweep(command: Command) -> None:
     command(*TINY, "seed=1,2", "hydra.sweep.dir=sweep", "-m")
     assert rows("sweep/0") != rows("sweep/1")

@@ -205,7 +205,13 @@ BAD_INPUT = {
 }
 
 
-@pytest.mark.parametrize(("words", "fragment"), BAD_INPUT.values(), ids=BAD_INPUT)
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if number % 2 else [])
+        for number, (name, case) in enumerate(BAD_INPUT.items())  # neighbours are alike
+    ],
+)
 def test_bad_input(words: list[str], fragment: str, command: Callable[..., str]) -> None:
     line = command(*TINY, *words)
     assert fragment in line
@@ -341,7 +347,7 @@ def test_full_error_on_request(in_empty_folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
-        (["num_env=3"], "'num_envs'"),
+        pytest.param(["num_env=3"], "'num_envs'", marks=pytest.mark.slow),
         (["env=acrobot", "trainer.devices=2"], "another environment"),
     ],
 )

@@ -50,6 +50,7 @@ def count_faults(how: str, **environment: str) -> tuple[str, int]:
 
 
 @needs_glibc
+@pytest.mark.slow
 def test_what_is_freed_is_kept_for_the_next_iteration() -> None:
     _, before = count_faults("leave")
     kept, after = count_faults("keep")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +21,12 @@ pytestmark = pytest.mark.heavy
 
 TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false"]
 OWN = ["env=gymnasium", "trainer.devices=2"]
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an earlier test has run in this process."""
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:

@@ -110,6 +110,7 @@ def test_a_graph_goes_through_rows(compiled: bool):
 
 @pytest.mark.heavy
 @torch.inference_mode()
+@pytest.mark.slow
 def test_two_compiled_graphs_run_in_two_threads_at_once():
     def grow(x: Tensor, rate: Tensor) -> None:
         x.copy_(torch.sin(x @ x) + rate)

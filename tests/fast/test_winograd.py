@@ -196,6 +196,7 @@ def results(graph: OneGraph) -> list[list[Tensor]]:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+@pytest.mark.slow
 def test_outputs_and_gradients_are_those_of_a_direct_convolution(
     number: int, graph: OneGraph, results: list[list[Tensor]]
 ):

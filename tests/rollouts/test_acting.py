@@ -144,6 +144,7 @@ def test_a_policy_acts_in_the_precision_in_which_it_learns(graphs: bool):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_a_module_can_be_copied_while_it_trains():
     ppo = made(lambda *spaces: MlpPolicy(*spaces, shared_trunk=True), Box(-1, 1, (5,)), Discrete(3))
     observations, noise = rollout_of(ppo, 2, 4, (5,))

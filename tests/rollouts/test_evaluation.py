@@ -133,6 +133,7 @@ def test_ranks_play_the_same_episodes() -> None:
     assert expected.returns.tolist() == alone
 
 
+@pytest.mark.slow
 def test_whole_games_on_raw_rewards() -> None:
     """Against EnvPool itself: lives, clipped rewards and reset rows all come into it."""
     options = {"episodic_life": True, "reward_clip": True, "stack_num": 2}
@@ -172,6 +173,7 @@ def test_deterministic_actions_are_the_mode() -> None:
     assert again.returns.tolist() == module.evaluated.returns.tolist()
 
 
+@pytest.mark.slow
 def test_interval_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     covered = 0

@@ -97,7 +97,7 @@ CASES = {
     ),
 }
 
-FAST = {"clipped Box", "Discrete", "images", "image, vector and mask", "several"}
+FAST = {"clipped Box", "image, vector and mask", "several"}
 """One of each kind; the others are of the same, and each takes seconds to convert."""
 
 

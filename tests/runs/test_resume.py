@@ -211,6 +211,7 @@ def test_folder_without_a_run_is_not_continued(
     assert "run=empty holds no checkpoint" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_sweep_goes_on(command: Command) -> None:
     words = ["seed=1,2", "hydra.sweep.dir=sweep"]
     command(*words, "-m")

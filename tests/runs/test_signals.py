@@ -166,6 +166,7 @@ def test_second_signal_stops_two_ranks_at_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
 def test_death_of_a_rank_ends_the_others(rank: int, folder: Path) -> None:
     run = Run(folder, *TWO)
     ranks = run.ranks()

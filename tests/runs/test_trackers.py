@@ -165,6 +165,7 @@ def test_mlflow(tmp_path: Path) -> None:
         assert (run.info.status, run.info.run_name) == ("FINISHED", "Pong-v5-3")
 
 
+@pytest.mark.slow
 def test_comet(tmp_path: Path) -> None:
     train_twice("comet", tmp_path / "a")
     key = (tmp_path / "a" / "comet.id").read_text().strip()
@@ -216,6 +217,7 @@ def test_missing_package_is_told_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_unknown_run_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mlflow.id").write_text("gone\n")

@@ -52,6 +52,7 @@ def command(task: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     task.main()
 
 
+@pytest.mark.slow
 def test_simulators_draw_in_colour() -> None:
     """In a process of its own: without its libraries MuJoCo's renderer would end this one."""
     code = """

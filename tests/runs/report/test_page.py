@@ -314,6 +314,7 @@ def test_browser_draws_curves_and_tables(browser: Browser, sweep: Path) -> None:
     ("scheme", "background", "line"),
     [("dark", (17, 19, 21), (90, 174, 234)), ("light", (247, 247, 245), (0, 103, 168))],
 )
+@pytest.mark.slow
 def test_screenshot_dark_and_light(
     browser: Browser,
     sweep: Path,
