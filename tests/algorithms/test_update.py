@@ -188,6 +188,7 @@ def test_each_path_continues_the_others_checkpoint(first: str, second: str):
     assert set(before.adam_steps()) == {10}
 
 
+@pytest.mark.slow
 def test_two_compiled_updates_in_one_process():
     compiled, eager = ({case: Run(case) for case in CASES} for _ in range(2))
     for case in CASES:

@@ -351,6 +351,7 @@ def test_full_error_on_request(in_empty_folder: Path, monkeypatch: pytest.Monkey
         (["env=acrobot", "trainer.devices=2"], "another environment"),
     ],
 )
+@pytest.mark.slow
 def test_own_process(
     words: list[str], fragment: str, checkpoint: Path, in_empty_folder: Path
 ) -> None:

@@ -146,6 +146,7 @@ def test_compiled_graphs_are_found_on_disk(
 
 @pytest.mark.heavy
 @torch.inference_mode()
+@pytest.mark.slow
 def test_a_constant_within_a_function_is_part_of_it(monkeypatch: pytest.MonkeyPatch):
     def adding(constant: float) -> Graph:
         values = torch.full((2,), constant)

@@ -212,6 +212,7 @@ def test_outputs_and_gradients_are_those_of_a_direct_convolution(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("number", range(len(BLACK)), ids=map(str, BLACK))
+@pytest.mark.slow
 def test_an_output_that_sees_zeros_alone_is_the_bias_to_the_last_bit(
     number: int, graph: OneGraph, results: list[list[Tensor]]
 ):
@@ -307,6 +308,7 @@ def test_a_convolution_whose_output_is_read_besides_its_relu_keeps_both(
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_what_is_not_a_number_passes(results: list[list[Tensor]]):
     (output,) = results[-1]
     assert output[2].isnan().any()
@@ -314,6 +316,7 @@ def test_what_is_not_a_number_passes(results: list[list[Tensor]]):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow
 def test_the_same_twice_and_on_any_number_of_threads(graph: OneGraph):
     threads = torch.get_num_threads()
     case = CASES.index(NATURE[1])

@@ -124,6 +124,7 @@ def test_long_episodes_count_as_much_as_short_ones() -> None:
     assert sorted(played.lengths.tolist()) == [1.0] * 10 + [500.0] * 10
 
 
+@pytest.mark.slow
 def test_ranks_play_the_same_episodes() -> None:
     """Three environments do not even divide evenly."""
     alone = evaluated_while_training(0, 1)

@@ -127,6 +127,7 @@ def test_one_signal_saves_the_iteration(number: int, status: int, folder: Path) 
     ("number", "status"),
     [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
 )
+@pytest.mark.slow
 def test_second_signal_stops_at_once(number: int, status: int, folder: Path) -> None:
     """In the middle of an iteration of many steps, which is lost."""
     run = Run(folder, "callbacks.checkpoint.every_n_iterations=1", "num_steps=8192")
