@@ -45,6 +45,22 @@ def own_share(total: int) -> slice:
     return slice(rank() * share, (rank() + 1) * share)
 
 
+def own_environments(num_envs: int) -> list[int]:
+    """Return which of a run's environments this rank steps, as many on every rank.
+
+    Where they do not divide, the last ranks go on with the first ones again: `own_copies` of them,
+    of which nothing is counted or learned.
+    """
+    share = -(-num_envs // world_size())
+    return [i % num_envs for i in range(rank() * share, (rank() + 1) * share)]
+
+
+def own_copies(num_envs: int) -> int:
+    """Return how many of this rank's environments are copies of other ranks': its last ones."""
+    share = -(-num_envs // world_size())
+    return min(share, max(0, (rank() + 1) * share - num_envs))
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """Return the sum of ``tensor`` over all ranks, in place where there are several."""
     if world_size() > 1:

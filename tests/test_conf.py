@@ -89,7 +89,7 @@ def test_environment(name: str) -> None:
     policy = instantiate(config.policy, _convert_="all")
     policy(*simulators.spaces(spec))
     assert isinstance(instantiate(config.algo, policy=policy, _convert_="all"), PPO)
-    for devices in (1, 2) if config.num_envs > 1 else (1,):
+    for devices in (1, 2, 3):
         sizes = Sizes.create(
             num_envs=config.num_envs,
             num_steps=config.num_steps,

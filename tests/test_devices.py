@@ -1,6 +1,6 @@
-"""One, two and four devices are the same experiment: parameters, statistics and metrics agree.
+"""One and several devices are the same experiment: parameters, statistics and metrics agree.
 
-All two-device runs share one pair of processes, all four-device runs four; the one-device runs are
+All two-device runs share one pair of processes, and so on; the one-device runs are
 made in the test's own.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout, RolloutDataModule, distributed
+from ppo1_lightning.rollouts.collector import _without_copies
 from ppo1_lightning.rollouts.segment import Minibatch
 
 pytestmark = pytest.mark.heavy
@@ -85,11 +86,10 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
 
 
 class RecordedRollouts(IterableDataset[Rollout]):
-    """One rank's environments of every recorded rollout."""
+    """One rank's environments of every recorded rollout; the last of three has copies only."""
 
     def __init__(self, kind: str, rank: int, ranks: int) -> None:
-        share = NUM_ENVS // ranks
-        self.kind, self.envs = kind, slice(rank * share, (rank + 1) * share)
+        self.kind, self.rank, self.ranks = kind, rank, ranks
 
     def __len__(self) -> int:
         return ITERATIONS
@@ -98,11 +98,16 @@ class RecordedRollouts(IterableDataset[Rollout]):
         for iteration in range(ITERATIONS):
             whole = recorded(self.kind, iteration)
             fields: dict[str, Any] = {
-                name: field[:, self.envs]
+                name: field[:, own_environments(self.rank, self.ranks)]
                 for name, field in whole._asdict().items()
                 if isinstance(field, Tensor)
             }
-            yield whole._replace(**fields)
+            yield _without_copies(whole._replace(**fields), NUM_ENVS)
+
+
+def own_environments(rank: int, ranks: int, num_envs: int = NUM_ENVS) -> list[int]:
+    share = -(-num_envs // ranks)
+    return [i % num_envs for i in range(rank * share, (rank + 1) * share)]
 
 
 # -------------------------------------------------------------------- runs
@@ -212,7 +217,9 @@ def from_recorded(rank: int, ranks: int, *, kind: str = "box", **options: Any) -
     return fit(module, RecordedRollouts(kind, rank, ranks), ranks)
 
 
-def from_start(rank: int, ranks: int, *, env: str, step_by_step: bool = False) -> list[Snapshot]:
+def from_start(
+    rank: int, ranks: int, *, env: str, step_by_step: bool = False, num_envs: int = NUM_ENVS
+) -> list[Snapshot]:
     module = WatchedPPO(
         partial(MlpPolicy, normalize_observations=not step_by_step),
         minibatch_size=64,
@@ -220,9 +227,9 @@ def from_start(rank: int, ranks: int, *, env: str, step_by_step: bool = False) -
         compile=False,
         normalize_observations=step_by_step,
         normalize_returns=step_by_step,
-        ent_coef=0.01 * step_by_step,  # so that every parameter moves in every iteration
+        ent_coef=0.05 * step_by_step,  # so that every parameter moves in every iteration
     )
-    data = RolloutDataModule(env, num_envs=NUM_ENVS, num_steps=100, total_iterations=5)
+    data = RolloutDataModule(env, num_envs=num_envs, num_steps=400 // num_envs, total_iterations=5)
     return fit(module, data, ranks)
 
 
@@ -232,6 +239,16 @@ UPDATES: dict[str, Run] = {
     "discrete": partial(from_recorded, kind="discrete"),
     "image": partial(from_recorded, kind="image"),
     "two workers": partial(from_recorded, mpi_workers=2),
+    "one worker": partial(from_recorded, mpi_workers=1, bootstrap_truncation=True),
+    "one worker, rollout": partial(from_recorded, mpi_workers=1, normalize_advantages="rollout"),
+    "one worker, minibatch": partial(
+        from_recorded,
+        mpi_workers=1,
+        normalize_advantages="minibatch_sample",
+        normalize_returns=True,
+        minibatch_size=31,
+    ),
+    "one worker, traced": partial(from_recorded, mpi_workers=1, **CLIPPED, compile="trace"),
     "rollout": partial(from_recorded, normalize_advantages="rollout"),
     "minibatch": partial(from_recorded, normalize_advantages="minibatch"),
     "none": partial(from_recorded, normalize_advantages="none"),
@@ -244,19 +261,27 @@ UPDATES: dict[str, Run] = {
     "traced": partial(from_recorded, **CLIPPED, compile="trace"),
     "compiled": partial(from_recorded, **CLIPPED, compile=True),
 }
+PATHS = {"traced": "traced", "compiled": "compiled", "one worker, traced": "traced"}
 EAGER = {"traced": "clipped", "compiled": "clipped"}
 """Runs that must agree with another one on one device, which spares compiling twice."""
 
 STEP_BY_STEP = "Pendulum-v1, step by step"
+ALONE_IN_IT = "Pendulum-v1, one environment"
 ENVS: dict[str, Run] = {
     "CartPole-v1": partial(from_start, env="CartPole-v1"),
     "Pendulum-v1": partial(from_start, env="Pendulum-v1"),
     STEP_BY_STEP: partial(from_start, env="Pendulum-v1", step_by_step=True),
+    ALONE_IN_IT: partial(from_start, env="Pendulum-v1", num_envs=1),
+    f"{ALONE_IN_IT}, step by step": partial(
+        from_start, env="Pendulum-v1", num_envs=1, step_by_step=True
+    ),
 }
 RUNS: dict[str, Run] = UPDATES | ENVS
-ONLY_ON_TWO = {"two workers", "compiled"}  # which cannot divide by 4, and takes long
+ONLY_ON_TWO = {"compiled"}  # it takes long
 
-several = pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+several = pytest.mark.parametrize(
+    "ranks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))]
+)
 
 
 # -------------------------------------------------------------------- deliberate mistakes
@@ -370,7 +395,7 @@ def check_moved(snapshots: list[Snapshot]) -> None:
             assert (parameter - before.parameters[name]).abs().max() > 1e-4, name
 
 
-@several
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_have_different_numbers_of_invalid_rows(ranks: int) -> None:
     for kind in ("box", "discrete", "image"):
         for iteration in range(ITERATIONS):
@@ -385,14 +410,19 @@ def test_ranks_have_different_numbers_of_invalid_rows(ranks: int) -> None:
     ("ranks", "name"),
     [
         *((2, name) for name in UPDATES),
-        *(pytest.param(4, n, marks=pytest.mark.slow) for n in UPDATES if n not in ONLY_ON_TWO),
+        *(
+            pytest.param(ranks, name, marks=pytest.mark.slow)
+            for ranks in (3, 4)
+            for name in UPDATES
+            if name not in ONLY_ON_TWO
+        ),
     ],
 )
 def test_the_update_is_the_same_on_several_devices(ranks: int, name: str) -> None:
     expected = one_device(EAGER.get(name, name))
     assert len(expected) == 1 + ITERATIONS
     check_moved(expected)
-    path = name if name in EAGER else "eager"
+    path = PATHS.get(name, "eager")
     for rank in several_devices(ranks):
         assert rank[name][-1].path == path
         check_parameters(rank[name], expected, 1e-6)
@@ -430,16 +460,18 @@ def test_a_run_is_the_same_on_several_devices(env: str, ranks: int) -> None:
 @several
 @pytest.mark.parametrize("env", ENVS)
 def test_each_rank_steps_only_its_own_environments(env: str, ranks: int) -> None:
-    share = NUM_ENVS // ranks
+    """Or copies of the first ones, where there are not enough."""
+    num_envs = 1 if env.startswith(ALONE_IN_IT) else NUM_ENVS
     for snapshots in zip(
         one_device(env)[1:], *(rank[env][1:] for rank in several_devices(ranks)), strict=True
     ):
         whole, *parts = snapshots
-        assert whole.acted_on == {NUM_ENVS}
-        assert not torch.equal(parts[0].observations, parts[1].observations)
+        assert whole.acted_on == {num_envs}
+        assert torch.equal(parts[0].observations, parts[1].observations) == (num_envs == 1)
         for rank, part in enumerate(parts):
-            assert part.acted_on == {share}
-            own = whole.observations[:, rank * share : (rank + 1) * share]
+            environments = own_environments(rank, ranks, num_envs)
+            assert part.acted_on == {len(environments)}
+            own = whole.observations[:, environments]
             torch.testing.assert_close(part.observations, own, atol=1e-4, rtol=1e-4)
 
 

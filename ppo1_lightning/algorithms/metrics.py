@@ -32,7 +32,7 @@ def count(module: OnPolicyModule, rollout: Rollout) -> float:
     sums = torch.stack([rollout.valid.sum(), norms.norm() / ranks])
     transitions, norm = distributed.all_sum(sums.double()).tolist()
     counters.iterations += 1
-    counters.env_steps += rollout.valid.numel() * ranks
+    counters.env_steps += rollout.rows
     counters.transitions += int(transitions)
     counters.episodes += module.episodes.update(rollout.episode_returns, rollout.episode_lengths)
     counters.seconds += distributed.all_max(module.clock.lap(), module.device)

@@ -20,8 +20,7 @@ from ppo1_lightning.algorithms.update import (
     Update,
     as_it_is_now,
     give_own_memory,
-    make_acting,
-    make_update,
+    make_paths,
 )
 from ppo1_lightning.errors import check_choice, check_flag, check_integer, check_number
 from ppo1_lightning.functional.advantages import generalized_advantages
@@ -57,13 +56,12 @@ class OnPolicyModule(PolicyModule):
         gae_lambda: lambda of the generalised advantage estimation (``lam``).
         normalize_advantages: ``"worker"`` (the original's: over a worker's segment, population
             std, no epsilon) or another one of `rollouts.segment.Standardize`.
-        bootstrap_truncation: add V(final observation) where a time limit ended an episode; the
-            original takes a time limit as a failure.
+        bootstrap_truncation: add V(final observation) at a time limit; the original takes 0.
         normalize_returns, normalize_observations: as ppo2 does, see `policies.normalization`.
         compile: True, ``"trace"``, False or ``"auto"``, see `update.make_update`.
         seed: of the initial weights and of the order of minibatches; None: that of
             `lightning.seed_everything`, or 0.
-        log_every: iterations between two rows of metrics, for which the policy is evaluated.
+        log_every: iterations between two rows of metrics.
         observation_space, action_space: None takes them from the data module.
 
     Raises:
@@ -144,8 +142,8 @@ class OnPolicyModule(PolicyModule):
         normalizer = getattr(self.policy, "observation_normalizer", None)
         if normalizer is not None:
             normalizer.update(rollout.observations[rollout.valid])
-        num_steps, local_envs = rollout.rewards.shape
-        sizes = self.sizes(local_envs * self.trainer.world_size, num_steps)
+        num_steps = len(rollout.rewards)
+        sizes = self.sizes(rollout.rows // num_steps, num_steps)
         segment = lay_out(
             rollout,
             *self.estimate_advantages(rollout),
@@ -158,8 +156,7 @@ class OnPolicyModule(PolicyModule):
         )
         if self._update is None:
             with self.clock.paused():  # compiling is not training
-                self._update = make_update(self, segment, sizes)
-                self._acting = make_acting(self, self._update, rollout)
+                self._update, self._acting = make_paths(self, rollout, segment, sizes)
         return segment
 
     def update(self, minibatches: Minibatch) -> None:
@@ -205,7 +202,7 @@ class OnPolicyModule(PolicyModule):
         """
         stream = generator(self.seed, "minibatches", self.counters.iterations)
         order = shuffled_rows(*sizes.orders, stream)
-        return order[:, distributed.own_share(sizes.mpi_workers)]
+        return order if sizes.shared else order[:, distributed.own_share(sizes.mpi_workers)]
 
     def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """Return advantages and value targets (TD(lambda) returns), ``[T, N]`` each."""

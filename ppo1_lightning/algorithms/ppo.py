@@ -78,8 +78,7 @@ class PPO(OnPolicyModule):
         """Begin an iteration, see `OnPolicyModule.begin`."""
         budget = getattr(self._datamodule, "budget", None)
         if self.anneal_ahead and budget is not None:
-            rows = rollout.rewards.numel() * self.trainer.world_size
-            spent = budget.fraction_spent_at_last_row(self.counters, rows)
+            spent = budget.fraction_spent_at_last_row(self.counters, rollout.rows)
             rollout = rollout._replace(fraction_spent=spent)
         return super().begin(rollout)
 

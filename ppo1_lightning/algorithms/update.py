@@ -16,7 +16,7 @@ from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.optimizers import clip_factor
 from ppo1_lightning.rollouts.acting import ActingFactory
 from ppo1_lightning.rollouts.collector import Rollout
-from ppo1_lightning.rollouts.segment import Minibatch, Segment
+from ppo1_lightning.rollouts.segment import Minibatch, Segment, tell_cost
 from ppo1_lightning.rollouts.sizes import Sizes
 
 if TYPE_CHECKING:
@@ -118,6 +118,16 @@ def _all_sum(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     flat = all_sum(torch.cat([t.flatten() for t in tensors]))
     parts = flat.split([t.numel() for t in tensors])
     return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+
+
+def make_paths(
+    module: OnPolicyModule, rollout: Rollout, segment: Segment, sizes: Sizes
+) -> tuple[Update, ActingFactory | None]:
+    """Choose how a run updates and acts, for rollouts like this one, and say what is unusual."""
+    if sizes.shared:
+        tell_cost(rollout, sizes)
+    update = make_update(module, segment, sizes)
+    return update, make_acting(module, update, rollout)
 
 
 def make_update(module: OnPolicyModule, segment: Segment, sizes: Sizes) -> Update:

@@ -41,6 +41,13 @@ class Rollout(NamedTuple):
     episode_lengths: Tensor  # [T, N] float32, likewise
     policy_version: int  # updates of the policy when collection started
     fraction_spent: float  # of the budget when collection started, in [0, 1]
+    num_envs: int | None = None  # of all ranks; None: N on each
+
+    @property
+    def rows(self) -> int:
+        """Rows of all ranks."""
+        num_steps, own_envs = self.rewards.shape
+        return num_steps * (self.num_envs or own_envs * distributed.world_size())
 
 
 class Actor(Protocol):
@@ -154,6 +161,16 @@ def _check_actions(actions: NDArray[Any]) -> None:
         raise DivergenceError(f"the policy diverged: it chose the action {bad[0]}")
 
 
+def _without_copies(rollout: Rollout, num_envs: int) -> Rollout:
+    """Leave out what other ranks have too: no transition, and no episode."""
+    copies = distributed.own_copies(num_envs)
+    if copies:
+        rollout.valid[:, -copies:] = False
+        rollout.episode_returns[:, -copies:] = torch.nan
+        rollout.episode_lengths[:, -copies:] = torch.nan
+    return rollout._replace(num_envs=num_envs)
+
+
 class RolloutDataset(IterableDataset[Rollout]):
     """Yields this rank's share of every iteration's rollout, until the budget is spent.
 
@@ -221,15 +238,16 @@ class RolloutDataset(IterableDataset[Rollout]):
         try:
             if self._collector is None:
                 self._collector = Collector(self._make_simulator())
-            return self._collector.collect(
+            rollout = self._collector.collect(
                 self._actor.acting,
                 self._noise(counters.iterations),
                 pin_memory=self._actor.device.type == "cuda",
                 policy_version=counters.iterations,
                 fraction_spent=self._budget.fraction_spent(counters),
             )
+            return _without_copies(rollout, self._num_envs)
         except SimulationError as error:
-            environment = error.environment + distributed.own_share(self._num_envs).start
+            environment = distributed.own_environments(self._num_envs)[error.environment]
             raise SimulationError(error.problem, environment, iteration) from error
         except DivergenceError as error:
             raise DivergenceError(f"{error} in iteration {iteration}", undone=False) from error
@@ -237,7 +255,9 @@ class RolloutDataset(IterableDataset[Rollout]):
     def _noise(self, iteration: int) -> Tensor:
         stream = generator(self._seed, "actions", iteration)
         noise = self._actor.distribution.noise(self._num_steps, self._num_envs, generator=stream)
-        return noise[:, distributed.own_share(self._num_envs)]
+        if distributed.world_size() == 1:
+            return noise
+        return noise[:, distributed.own_environments(self._num_envs)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the simulator, which belongs to one process, so that a copy can be made."""

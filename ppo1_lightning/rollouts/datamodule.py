@@ -23,7 +23,7 @@ from ppo1_lightning.simulators.placement import own_cores
 class RolloutDataModule(LightningDataModule):
     """Feeds a Trainer with rollouts of simulated environments, one per batch.
 
-    Each rank builds and steps only its share of the environments, and nothing is built before the
+    Each rank builds and steps its share of the environments, and nothing is built before the
     first rollout; the spaces are known from the start.
 
     Args:
@@ -118,7 +118,7 @@ class RolloutDataModule(LightningDataModule):
         module = cast(Actor, self.trainer.lightning_module)
         iteration = module.counters.iterations
         seeds = environment_seeds(self.seed, self.num_envs, iteration=iteration)
-        own_seeds = seeds[distributed.own_share(self.num_envs)]
+        own_seeds = [seeds[i] for i in distributed.own_environments(self.num_envs)]
         cores = own_cores(*distributed.local_ranks())
         simulator = simulators.make_simulator(self.env, own_seeds, cores=cores)
         if module.observation_normalizer is None:
@@ -126,6 +126,7 @@ class RolloutDataModule(LightningDataModule):
         return NormalizedSimulator(
             simulator,
             module.observation_normalizer,
+            copies=distributed.own_copies(self.num_envs),
             num_steps=self.num_steps,
             device=module.device,
         )

@@ -26,6 +26,7 @@ class NormalizedSimulator(Simulator):
     Args:
         simulator: of this rank's environments.
         normalizer: the statistics, alike on all ranks.
+        copies: how many of the environments, the last ones, are other ranks' and not counted.
         num_steps: of a rollout. The ranks meet in each of them: where one fails, it answers the
             others until their rollouts end.
         device: on which ranks exchange tensors.
@@ -39,6 +40,7 @@ class NormalizedSimulator(Simulator):
         simulator: Simulator,
         normalizer: StepNormalizer,
         *,
+        copies: int = 0,
         num_steps: int,
         device: torch.device,
     ) -> None:
@@ -49,6 +51,7 @@ class NormalizedSimulator(Simulator):
             )
         self._simulator, self._normalizer = simulator, normalizer
         self._num_steps, self._device = num_steps, device
+        self._is_copy = np.arange(simulator.num_envs) >= simulator.num_envs - copies
         self._raw: list[NDArray[Any]] = []  # observations since the last `settle`
         self.num_envs, self.pools = simulator.num_envs, simulator.pools
         self.observation_space = simulator.observation_space
@@ -94,7 +97,7 @@ class NormalizedSimulator(Simulator):
         self._simulator.close()
 
     def _observe(self, observation: NDArray[Any], final: NDArray[np.bool_]) -> None:
-        self._normalizer.observe(observation, final, self._device)
+        self._normalizer.observe(observation, final | self._is_copy, self._device)
 
     @contextmanager
     def _answering(self, times: int) -> Generator[None]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppo1_lightning.distributed import all_sum
+from ppo1_lightning.distributed import all_gather, all_sum, rank, world_size
 from ppo1_lightning.functional.advantages import group_moments, standardize_segments
 from ppo1_lightning.functional.advantages import standardize as standardize_rows
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.sizes import Sizes
+
+_log = logging.getLogger(__name__)
 
 Standardize = Literal["worker", "rollout", "minibatch", "minibatch_sample", "none"]
 """Over which rows, of all ranks, advantages are standardised: those of each worker, all, or those
@@ -40,6 +44,9 @@ GATHERED_BYTES = 32 * 2**20
 
 class Segment(NamedTuple):
     """All rows of this rank, one worker's segment after the other: B = workers * rows_per_worker.
+
+    Where ranks share environments, all of them have the rows of all, and each its own rows of the
+    minibatches: means over B are the same on every rank, and so their mean over ranks is.
 
     Invalid rows stay where they are; their weight in a minibatch is 0. The minibatches are drawn
     beforehand: those of E passes, and of one more over which losses are measured.
@@ -120,6 +127,32 @@ class Segment(NamedTuple):
         return Minibatch(*self[:7], weights=weights)._replace(advantages=advantages)
 
 
+def gather(rollout: Rollout, *estimates: Tensor) -> tuple[Rollout, *tuple[Tensor, ...]]:
+    """Return the rollout of all ranks' environments, and estimates ``[T, N]``, on every rank."""
+
+    def whole(field: Tensor) -> Tensor:
+        numbers = field.byte() if field.dtype == torch.bool else field  # which gloo can send
+        return all_gather(numbers, dim=1)[:, : rollout.num_envs].to(field.dtype)
+
+    names = ("observations", "actions", "values", "dist_params", "valid")
+    fields = {name: whole(getattr(rollout, name)) for name in names}
+    return rollout._replace(**fields), *map(whole, estimates)
+
+
+def tell_cost(rollout: Rollout, sizes: Sizes) -> None:
+    """Measure what it costs that devices share environments, and say it. Every rank calls it."""
+    started = time.perf_counter()
+    whole, *_ = gather(rollout)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    _log.info(
+        "%d devices share %d environment%s: each has the whole rollout, gathered once an iteration "
+        "(%.1f MB of observations, %.1f ms), and takes %d of a minibatch's %d rows",
+        *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else ""),
+        *(whole.observations.nbytes / 2**20, milliseconds),
+        *(-(-sizes.minibatch_size // sizes.devices), sizes.minibatch_size),
+    )
+
+
 def lay_out(
     rollout: Rollout,
     advantages: Tensor,
@@ -140,9 +173,13 @@ def lay_out(
         evaluate: from observations ``[B, ...]`` to what the old policy says now, ``[B, P]``; None
             where that is what it said while it acted.
     """
+    if sizes.shared:
+        rollout, advantages, returns = gather(rollout, advantages, returns)
     workers = sizes.workers_per_device
     valid = in_worker_order(rollout.valid, workers)
     rows = minibatch_rows(order, sizes.rows_per_worker)
+    if sizes.shared:
+        rows = rows.tensor_split(world_size(), -1)[rank()]
     flat = in_worker_order(advantages, workers)
     if standardize == "worker":
         flat = standardize_segments(flat.view(workers, -1), valid.view(workers, -1)).flatten()

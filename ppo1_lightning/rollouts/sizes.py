@@ -64,13 +64,11 @@ class Sizes:
     def _check(self) -> None:
         _check_divides("num_envs", self.num_envs, "mpi_workers", self.mpi_workers)
         _check_divides("minibatch_size", self.minibatch_size, "mpi_workers", self.mpi_workers)
-        if self.mpi_workers % self.devices:
-            fitting = [d for d in _divisors(self.mpi_workers) if d <= self.devices]
+        if self.minibatch_size < self.devices:
             raise ConfigurationError(
-                f"mpi_workers={self.mpi_workers} do not divide evenly among {self.devices} devices"
-                f" (num_envs={self.num_envs}, minibatch_size={self.minibatch_size}); "
-                f"nearest: trainer.devices={fitting[-1]}, or num_envs, minibatch_size and "
-                f"mpi_workers that are multiples of {self.devices}"
+                f"minibatch_size={self.minibatch_size} has no row for some of {self.devices} "
+                f"devices, expected at least {self.devices}, or trainer.devices="
+                f"{self.minibatch_size}"
             )
         if self.minibatch_size > self.rows:
             raise ConfigurationError(
@@ -104,14 +102,22 @@ class Sizes:
         return self.epochs + 1, self.mpi_workers, self.rows_per_worker, self.worker_minibatch_size
 
     @property
+    def shared(self) -> bool:
+        """Tell whether every rank has the whole rollout, and its share of each minibatch's rows.
+
+        So it is where the workers do not divide over the devices; else a rank has its workers'.
+        """
+        return self.mpi_workers % self.devices > 0
+
+    @property
     def envs_per_device(self) -> int:
-        """Environments that each rank steps."""
-        return self.num_envs // self.devices
+        """Environments that each rank steps, see `distributed.own_environments`."""
+        return -(-self.num_envs // self.devices)
 
     @property
     def workers_per_device(self) -> int:
-        """Workers on each rank."""
-        return self.mpi_workers // self.devices
+        """Workers whose rows each rank has."""
+        return self.mpi_workers if self.shared else self.mpi_workers // self.devices
 
     def describe(self, budget: Budget) -> dict[str, str]:
         """Return what the sizes say about a run of ``budget``, for printing."""
@@ -119,13 +125,14 @@ class Sizes:
         steps = self.minibatches * self.epochs
         dropped = self.rows - self.minibatches * self.minibatch_size
         total = "as the run goes" if iterations is None else f"{iterations * steps:,} in all"
-        per_device = f"{self.minibatch_size // self.devices} per device"
+        per_device = f"{-(-self.minibatch_size // self.devices)} per device"
+        rows_per_device = self.rows // (1 if self.shared else self.devices)
         return {
             "budget": str(budget),
             "devices": f"{self.devices}",
             "environments": f"{self.num_envs} ({self.envs_per_device} per device)",
             "workers": f"{self.mpi_workers} ({self.workers_per_device} per device)",
-            "rows per iteration": f"{self.rows:,} ({self.rows // self.devices:,} per device)",
+            "rows per iteration": f"{self.rows:,} ({rows_per_device:,} per device)",
             "rows per minibatch": f"{self.minibatch_size:,} ({per_device}, "
             f"{self.worker_minibatch_size} per worker)",
             "minibatches per epoch": f"{self.minibatches}"

@@ -173,7 +173,7 @@ BAD_INPUT = {
     "workers of environments": (["num_envs=3", "mpi_workers=2"], "num_envs=2 or 4"),
     "workers of a minibatch": (["mpi_workers=2", "algo.minibatch_size=15"], "14 or 16"),
     "minibatch of a rollout": (["algo.minibatch_size=2048"], "64"),
-    "devices": (["num_envs=1", "trainer.devices=2"], "trainer.devices=1"),
+    "devices": (["algo.minibatch_size=1", "num_envs=1", "trainer.devices=2"], "at least 2"),
     "no environments": (["num_envs=0"], "at least 1"),
     "negative steps": (["num_steps=-4"], "at least 1"),
     "fraction of a step": (["num_steps=1.5"], "whole number"),
