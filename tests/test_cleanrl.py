@@ -151,7 +151,7 @@ class Compare(Callback):
     def __init__(self, recipe: Recipe, arrays: Arrays) -> None:
         self.recipe, self.arrays = recipe, arrays
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         iteration = pl_module.counters.iterations - 1
         for mine, name in zip(pl_module.estimates, ("advantages", "returns"), strict=True):
             theirs = self.arrays[f"{iteration}/{name}"]
