@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.compiler import Run, compile_ahead
+from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.winograd import replace_convolutions
 
 
@@ -78,6 +79,7 @@ class Graph:
                 return functools.partial(_in_python, graph)
             if all(tensor.device.type == "cpu" for tensor in tensors):
                 replace_convolutions(graph)
+                replace_products_of_a_row(graph)
                 return compile_ahead(graph, copies).bind
         return functools.partial(_in_python, torch.compile(graph, fullgraph=True, dynamic=False))
 
