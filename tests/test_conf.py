@@ -101,6 +101,19 @@ def test_environment(name: str) -> None:
     Budget(total_steps=config.total_steps)
 
 
+@pytest.mark.parametrize("name", [name for name in names("algo") if name != "default"])
+def test_algo_on_any_number_of_devices(name: str) -> None:
+    config = compose(f"env={'pong' if 'atari' in name else 'hopper'}", f"algo={name}")
+    keys = ("num_envs", "num_steps", "mpi_workers")
+    for devices in (1, 2, 3):
+        sizes = Sizes.create(
+            **{key: config[key] for key in keys},
+            minibatch_size=config.algo.minibatch_size,
+            devices=devices,
+        )
+        assert sizes.envs_per_device * devices >= config.num_envs
+
+
 @pytest.mark.parametrize(
     "override", [f"{g}={n}" for g in ("trainer", "logger", "callbacks", "debug") for n in names(g)]
 )

@@ -71,6 +71,35 @@ def test_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        (2, ["env=invertedpendulum", "algo=ppo1_mujoco", "num_envs=1"]),
+        (2, ["env=hopper", "algo=ppo2", "num_envs=1"]),
+        (2, ["env=hopper", "algo=trpo_mujoco", "num_envs=1", "~algo.update_epochs"]),
+        (3, ["env=cartpole", "num_envs=8"]),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else None,
+)
+def test_presets_that_devices_share(devices: int, words: list[str], tmp_path: Path) -> None:
+    """Workers, and environments, that do not divide: the run is that of one device."""
+    runs = []
+    for n in (1, devices):
+        sizes = ["num_steps=512", "algo.minibatch_size=64", "total_iterations=2"]
+        folder = ["hydra.run.dir=run", f"trainer.devices={n}"]
+        (tmp_path / str(n)).mkdir()
+        status, errors = finish(start(tmp_path / str(n), *words, *sizes, *folder))
+        assert status == 0, errors
+        runs.append(rows(tmp_path / str(n) / "run"))
+    one, several = runs
+    assert len(one) == len(several) == 2
+    for ours, theirs in zip(one, several, strict=True):
+        for name, value in ours.items():
+            expected = pytest.approx(float(theirs[name]), abs=1e-3, rel=1e-3, nan_ok=True)
+            assert float(value) == expected, name
+
+
+@pytest.mark.slow
 def test_failing_jobs_leave_the_others_alone(tmp_path: Path) -> None:
     ids = ",".join(f"launched_envs:{name}-v0" for name in ("Killed", "Crashing", "Fine"))
     words = ["-m", *OWN, f"env.id={ids}", "hydra.sweep.dir=sweep"]
