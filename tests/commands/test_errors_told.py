@@ -347,7 +347,7 @@ def test_full_error_on_request(in_empty_folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
-        pytest.param(["num_env=3"], "'num_envs'", marks=pytest.mark.slow),
+        (["num_env=3"], "'num_envs'"),
         (["env=acrobot", "trainer.devices=2"], "another environment"),
     ],
 )

@@ -171,10 +171,8 @@ def fail(rank: int, continuous: bool) -> str:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(
-    "continuous", [False, pytest.param(True, marks=pytest.mark.slow)]
-)  # then the rank stops in its next step
 @pytest.mark.slow
+@pytest.mark.parametrize("continuous", [False, True])  # then the rank stops in its next step
 def test_a_rank_that_fails_lets_the_others_end(continuous: bool) -> None:
     messages = run_on_ranks(fail, 2, continuous)
     for message in messages:

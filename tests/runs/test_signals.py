@@ -125,7 +125,7 @@ def test_one_signal_saves_the_iteration(number: int, status: int, folder: Path) 
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)],
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
 @pytest.mark.slow
 def test_second_signal_stops_at_once(number: int, status: int, folder: Path) -> None:
@@ -166,8 +166,8 @@ def test_second_signal_stops_two_ranks_at_once(folder: Path) -> None:
     assert run.iterations() in (saved, saved + 1)
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_death_of_a_rank_ends_the_others(rank: int, folder: Path) -> None:
     run = Run(folder, *TWO)
     ranks = run.ranks()
