@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from benchmarks.measure import WARMUP, Measurement
-from ppo1_lightning.rollouts.collector import Acting
 
 
 class Timed:
@@ -48,11 +48,11 @@ class Timed:
         """Put what `PPO.acting` returns under a clock, and tell when it is first asked for."""
         clock, acting = cls(), module.acting
 
-        def timed_acting(*args: Any) -> Acting:
+        def timed_acting(*args: Any) -> Any:
             begin()
             made = acting(*args)
-            made.act, made.outputs = clock.wrap(made.act), clock.wrap(made.outputs)
-            return made
+            # Not set on it: in a cycle, its memory would wait for the garbage collector.
+            return SimpleNamespace(act=clock.wrap(made.act), outputs=clock.wrap(made.outputs))
 
         module.acting = timed_acting
         return clock

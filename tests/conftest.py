@@ -32,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         help="directory of recorded runs of the originals, *.npz; those of tests/ by default",
     )
+    parser.addoption(
+        "--accelerator",
+        default="cpu",
+        help="where recorded runs are replayed on one device: cpu (default) or gpu",
+    )
 
 
 def pytest_report_header() -> str:

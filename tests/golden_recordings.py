@@ -81,9 +81,7 @@ class Recording:
         following = torch.from_numpy(self.all(iteration, "seg/nextvpred")[workers]).float()
         dist_params = torch.full_like(rewards, torch.nan)[..., None]
         if policy is not None:
-            with torch.no_grad():
-                dist_params = policy(observations.flatten(0, 1), None)[0]
-            dist_params = dist_params.unflatten(0, rewards.shape)
+            dist_params = said_by(policy, observations)
         return whole_rollout(
             observations=observations,
             actions=field("ac"),
@@ -188,6 +186,13 @@ class Recording:
             start.flatten()[::97], recorded[f"{name}/every97th"], err_msg=name
         )
         return start
+
+
+@torch.no_grad()
+def said_by(policy: nn.Module, observations: Tensor) -> Tensor:
+    """Return the distribution parameters ``[T, N, P]`` for ``[T, N, ...]``, where the policy is."""
+    rows = observations.flatten(0, 1).to(next(policy.parameters()).device)
+    return policy(rows, None)[0].unflatten(0, observations.shape[:2])
 
 
 def names_of(policy: nn.Module) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 from golden_recordings import Recording, names_of, to_ours, to_theirs
 from golden_vectorized import VectorizedRecording
 from lightning import Callback, LightningDataModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
 from ranks import run_on_ranks
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -98,7 +99,7 @@ class ReplayedTRPO(Replayed, TRPO):
         named, recorded = dict(self.policy.named_parameters()), self.recording.parameters(0)
         ours = {theirs: named[name] for name, theirs in names_of(self.policy).items()}
         order = [ours[name] for name in recorded if name.startswith("pol/")]
-        rows = [to_theirs(parts[id(p)].view_as(p).numpy()) for p in order]
+        rows = [to_theirs(parts[id(p)].view_as(p).numpy(force=True)) for p in order]
         return torch.from_numpy(np.concatenate(rows))
 
 
@@ -133,10 +134,10 @@ class ReplayedVectorized(Replayed, PPO):
                 "entropy": self.distribution.entropy(dist_params).mean().item(),
                 "approx_kl": 0.5 * (log_probs - batch.old_log_probs).square().mean().item(),
                 "grad_norm": sum(g.double().square().sum().item() for g in gradients) ** 0.5,
-                "advantages": batch.advantages.numpy(),
-                "values": values.numpy(),
-                "old_values": batch.old_values.numpy(),
-                "old_log_probs": batch.old_log_probs.numpy(),
+                "advantages": batch.advantages,
+                "values": values,
+                "old_values": batch.old_values,
+                "old_log_probs": batch.old_log_probs,
             }
 
     def intermediates(self) -> dict[str, Any]:
@@ -263,27 +264,42 @@ class _Capture(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: Replayed, *_: Any) -> None:  # type: ignore[override]
         normalizer = cast(Any, module.policy).observation_normalizer
         self.iterations.append(
-            {
-                "parameters": {n: p.detach().clone() for n, p in module.policy.named_parameters()},
-                "normalizer": {k: v.clone() for k, v in normalizer.get_extra_state().items()}
-                if normalizer is not None
-                else {},
-                "advantages": module.estimates[0].T.clone(),  # [W, T]
-                "returns": module.estimates[1].T.clone(),
-                "metrics": dict(module.metrics),
-                "intermediates": module.intermediates(),
-                "shown": module.shown,
-                "path": path_of(module),
-            }
+            _on_host(
+                {
+                    "parameters": {
+                        n: p.detach().clone() for n, p in module.policy.named_parameters()
+                    },
+                    "normalizer": {k: v.clone() for k, v in normalizer.get_extra_state().items()}
+                    if normalizer is not None
+                    else {},
+                    "advantages": module.estimates[0].T.clone(),  # [W, T]
+                    "returns": module.estimates[1].T.clone(),
+                    "metrics": dict(module.metrics),
+                    "intermediates": module.intermediates(),
+                    "shown": module.shown,
+                    "path": path_of(module),
+                }
+            )
         )
 
 
-def replay(recording: Recording, *, rank: int = 0, ranks: int = 1, **options: Any) -> list[Any]:
+def _on_host(kept: dict[str, Any]) -> dict[str, Any]:
+    return apply_to_collection(kept, Tensor, Tensor.cpu)
+
+
+def replay(
+    recording: Recording,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    accelerator: str = "cpu",
+    **options: Any,
+) -> list[Any]:
     """Run a recording through a Trainer; return what each iteration left behind on this rank."""
     share = len(recording.workers) // ranks
     capture = _Capture()
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=ranks,
         strategy="ddp" if ranks > 1 else "auto",
         max_epochs=1,

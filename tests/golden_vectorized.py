@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from golden_recordings import Recording, whole_rollout
+from golden_recordings import Recording, said_by, whole_rollout
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
@@ -84,14 +84,12 @@ class VectorizedRecording(Recording):
         if self.vecnormalize["ret"]:
             rewards = torch.from_numpy(self.of(iteration, "raw/rew"))
         terminated = torch.cat([dones[1:], last_dones[None]]).bool()
-        with torch.no_grad():
-            dist_params = policy(observations.flatten(0, 1), None)[0].unflatten(0, rewards.shape)
         return whole_rollout(
             observations=observations,
             actions=actions,
             rewards=rewards,
             values=torch.cat([values, last_value[None]]),
-            dist_params=dist_params,
+            dist_params=said_by(policy, observations),
             terminated=terminated,
             policy_version=iteration,
             fraction_spent=fraction_spent,

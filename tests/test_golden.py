@@ -17,6 +17,8 @@ from golden_recordings import Recording, to_ours, to_theirs
 from golden_replay import make, replay, replay_on_ranks
 from golden_vectorized import VectorizedRecording, find
 
+from ppo1_lightning.commands.arithmetic import matmul_precision
+
 PATHS: dict[str, Any] = {"eager": False, "traced": "trace", "compiled": True}
 NAMES = ("golden", "golden_trpo", "golden_ppo2", "golden_a2c")
 DIRECTORIES = [Path(__file__).parent / name for name in NAMES]
@@ -83,11 +85,14 @@ def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def test_update_equals_original(
-    recording: Recording, path: str, ranks: int, two_ranks: Any
+    recording: Recording, path: str, ranks: int, two_ranks: Any, pytestconfig: pytest.Config
 ) -> None:
-    by_rank = (
-        two_ranks(path)[recording.name] if ranks == 2 else [replay(recording, compile=PATHS[path])]
-    )
+    if ranks == 2:
+        by_rank = two_ranks(path)[recording.name]
+    else:
+        accelerator = str(pytestconfig.getoption("--accelerator"))
+        with matmul_precision("highest"):
+            by_rank = [replay(recording, accelerator=accelerator, compile=PATHS[path])]
     for iterations in by_rank:
         assert len(iterations) == recording.iterations > 0
         for i, ours in enumerate(iterations):

@@ -38,10 +38,16 @@ def few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Compute float32 matrix products as `torch.set_float32_matmul_precision` says."""
-    before = torch.get_float32_matmul_precision()
+    """Compute float32 products as `torch.set_float32_matmul_precision` says, convolutions too.
+
+    Of those PyTorch takes another number's word by default: on a GPU they are TF32.
+    """
+    cudnn: Any = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
+    cudnn.allow_tf32 = precision != "highest"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]

@@ -52,8 +52,8 @@ def make_acting(
     compiled: bool,
 ) -> tuple[ActingGraphs | None, str]:
     """Return how a policy acts as graphs in rollouts like this one, or None and why not."""
-    if observations.device.type != "cpu":
-        return None, "graphs act on the CPU only"
+    if observations.device.type not in ("cpu", "cuda"):
+        return None, "graphs act on the CPU and on CUDA devices only"
     try:
         graphs = ActingGraphs(policy, distribution, observations, noise, pools, compiled=compiled)
     except Exception as error:  # likewise

@@ -20,13 +20,13 @@ VALUE_BATCH = 4096
 
 
 class ActingGraphs:
-    """A policy's `choose_actions` as graphs, for rollouts of one size on the CPU.
+    """A policy's `choose_actions` as graphs, for rollouts of one size.
 
     A value function that shares nothing with the choice of actions is left out of it, and is
     evaluated for all steps at once, which takes a fraction of the time.
 
     Args:
-        observations: ``[T + 1, N, *observation_shape]`` of a rollout.
+        observations: ``[T + 1, N, *observation_shape]`` of a rollout, where the policy is.
         noise: ``[T, N, noise_size]``.
         pools: the environments that it acts in at once.
         compiled: see `graphs.Graph`.
@@ -59,8 +59,10 @@ class ActingGraphs:
 
         self._act = PolicyGraph(policy, act, compiled=compiled)
         self._value = PolicyGraph(policy, value, compiled=compiled) if apart else None
+        self._device = observations.device
         with torch.inference_mode():
-            self._example = choose_actions(policy, distribution, observations[0], noise[0])
+            first = observations[0], noise[0].to(self._device)
+            self._example = choose_actions(policy, distribution, *first)
         with self._reads.recorded(policy):
             acting = self(observations, noise, pools)
         with torch.inference_mode():
@@ -74,11 +76,17 @@ class ActingGraphs:
         return self._reads.changed()
 
     def __call__(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> GraphActing:
-        """Return the graphs for a rollout that is laid out as the first one."""
-        actions, dist_params, _ = (
-            torch.empty(len(noise), *one.shape, dtype=one.dtype) for one in self._example
-        )
-        values = torch.empty(observations.shape[:2])
+        """Return the graphs for a rollout that is laid out as the first one.
+
+        Args:
+            observations: wherever they arrive.
+        """
+        arriving, noise = observations, noise.to(self._device)
+        elsewhere = arriving.device != self._device
+        if elsewhere:
+            observations = torch.empty_like(arriving, device=self._device)
+        actions, dist_params, _ = (one.new_empty(len(noise), *one.shape) for one in self._example)
+        values = torch.empty(observations.shape[:2], device=self._device)
         if self._value is None:
             step = observations, noise, actions, dist_params, values
             nowhere = torch.empty_like(actions[:1]), torch.empty_like(dist_params[:1])
@@ -90,7 +98,10 @@ class ActingGraphs:
             last = [
                 self._value.bind(batch[None], its_values[None]) for batch, its_values in batches
             ]
-        return GraphActing(steps, last, (observations, actions, dist_params, values), pools)
+        outputs = observations, actions, dist_params, values
+        if self._device.type == "cpu":
+            return GraphActing(steps, last, outputs, pools)
+        return DeviceActing(steps, last, outputs, pools, arriving if elsewhere else None)
 
     def _bind_step(self, tensors: Sequence[Tensor], pools: Sequence[slice]) -> list[Run]:
         return [self._act.bind(*(tensor[:, envs] for tensor in tensors)) for envs in pools]
@@ -114,12 +125,13 @@ class GraphActing:
         pools: Sequence[slice],
     ) -> None:
         self._steps, self._last, self._outputs = steps, last, outputs
-        self._actions = [outputs[1][:, envs].numpy() for envs in pools]
+        self._actions = self._on_host(outputs[1])
+        self._by_pool = [self._actions[:, envs].numpy() for envs in pools]
 
     def act(self, step: int, pool: int = 0) -> NDArray[Any]:
         """Return the actions ``[n, *action_shape]`` of a step."""
         self._steps[pool](step, step + 1)
-        return self._actions[pool][step]
+        return self._by_pool[pool][step]
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what the rollout is made of."""
@@ -127,6 +139,51 @@ class GraphActing:
             for run in self._last:
                 run(0, 1)
         return self._outputs
+
+    def _on_host(self, actions: Tensor) -> Tensor:
+        """Return where the environments find the actions ``[T, N, ...]``."""
+        return actions
+
+
+class DeviceActing(GraphActing):
+    """The same on a device that each observation goes to when it is acted on, to stay there.
+
+    Args:
+        arriving: ``[T + 1, N, *observation_shape]`` in memory that the device can fetch them from
+            by itself; None where they are there already.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Run],
+        last: Sequence[Run],
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+        pools: Sequence[slice],
+        arriving: Tensor | None,
+    ) -> None:
+        super().__init__(steps, last, outputs, pools)
+        self._pools, self._arriving = pools, arriving
+
+    def act(self, step: int, pool: int = 0) -> NDArray[Any]:
+        """Return the actions ``[n, *action_shape]`` of a step."""
+        envs = self._pools[pool]
+        self._fetch(step, envs)
+        chosen = super().act(step, pool)
+        self._actions[step, envs].copy_(self._outputs[1][step, envs], non_blocking=True)
+        torch.cuda.current_stream(self._outputs[1].device).synchronize()  # the one wait of a step
+        return chosen
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the rollout is made of, on the device."""
+        self._fetch(-1, slice(None))
+        return super().outputs()
+
+    def _on_host(self, actions: Tensor) -> Tensor:
+        return torch.empty_like(actions, device="cpu", pin_memory=True)
+
+    def _fetch(self, step: int, envs: slice) -> None:
+        if self._arriving is not None:
+            self._outputs[0][step, envs].copy_(self._arriving[step, envs], non_blocking=True)
 
 
 def _batches(rows: Tensor) -> list[Tensor]:

@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.fast.captured import CapturedGraph
 from ppo1_lightning.fast.compiler import Run, compile_ahead
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.winograd import replace_convolutions
@@ -75,13 +76,17 @@ class Graph:
             graph.recompile()
             if self._module is not None:
                 self._module.check_constants(graph)
-            if not self._compiled:
-                return functools.partial(_in_python, graph)
-            if all(tensor.device.type == "cpu" for tensor in tensors):
+            devices = {tensor.device.type for tensor in tensors}
+            if self._compiled and devices == {"cpu"}:
                 replace_convolutions(graph)
                 replace_products_of_a_row(graph)
                 return compile_ahead(graph, copies).bind
-        return functools.partial(_in_python, torch.compile(graph, fullgraph=True, dynamic=False))
+        function: Callable[..., Any] = graph
+        if self._compiled:
+            function = torch.compile(graph, fullgraph=True, dynamic=False)
+        if devices == {"cuda"}:
+            return CapturedGraph(function, _written(graph)).bind
+        return functools.partial(_in_python, function)
 
     def _call(self, *tensors: Tensor) -> tuple[()]:
         self._function(*tensors)
@@ -94,6 +99,25 @@ def _in_python(graph: Callable[..., Any], fixed: Sequence[Tensor], rows: Sequenc
             graph(*fixed, *(tensor[k] for tensor in rows))
 
     return run
+
+
+def _written(graph: GraphModule) -> set[int]:
+    """Return which inputs a graph writes into, whole or in part."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    written = set()
+    for node in graph.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for source, argument in zip(node.args, schema.arguments if schema else (), strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written.add(_owner(source))
+    return {i for i, node in enumerate(inputs) if node in written}
+
+
+def _owner(node: Any) -> Any:
+    """Return what a tensor of a graph is a view of, or itself."""
+    schema = getattr(node.target, "_schema", None)
+    is_view = schema and schema.returns and schema.returns[0].alias_info is not None
+    return _owner(node.args[0]) if is_view else node
 
 
 def layout(*tensors: Tensor) -> list[tuple[Any, ...]]:

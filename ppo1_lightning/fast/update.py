@@ -88,7 +88,8 @@ class GraphUpdate:
         """
         module = self._objective.module
         with check.buffers_unchanged(self._objective), self._reads.recorded(module):
-            together = self.max_grad_norm is not None  # the norm is that of all
+            # The norm is that of all; a GPU has no cores to take turns.
+            together = self.max_grad_norm is not None or example[0].device.type != "cpu"
             self.parts = learning_together(self._objective, example, together=together)
             self._parameters = [self._objective.learning[n] for part in self.parts for n in part]
             self._state = self._flatten()

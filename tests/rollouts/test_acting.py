@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -154,3 +155,20 @@ def test_a_module_can_be_copied_while_it_trains():
     again = copy.deepcopy(ppo)
     assert isinstance(again.acting(observations, noise), ModuleActing)
     torch.testing.assert_close(again.state_dict(), ppo.state_dict())
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_act_on_a_gpu_as_the_policy_does():
+    ppo = made(MlpPolicy, Box(-1, 1, (5,)), Discrete(3)).to("cuda")
+    observations, noise = rollout_of(ppo, 5, 4, (5,))
+    example = observations.to("cuda"), noise, TWO_POOLS
+    graphs = ActingGraphs(ppo.policy, ppo.distribution, *example, compiled=False)
+    rollout = observations.pin_memory(), noise
+    as_module = ModuleActing(ppo.act, *rollout, ppo.device, TWO_POOLS)
+    as_graphs = graphs(*rollout, TWO_POOLS)
+    with torch.inference_mode():
+        for step, pool in itertools.product(range(5), range(2)):
+            actions = as_graphs.act(step, pool)
+            np.testing.assert_array_equal(actions, as_module.act(step, pool))
+    torch.testing.assert_close(as_graphs.outputs(), as_module.outputs())
