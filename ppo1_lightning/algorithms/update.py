@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -126,11 +127,18 @@ def make_paths(
     """Choose how a run updates and acts, for rollouts like this one, and say what is unusual."""
     if sizes.shared:
         tell_cost(rollout, sizes)
-    update = make_update(module, segment, sizes)
-    return update, make_acting(module, update, rollout)
+    acting: dict[str, ActingFactory | None] = {}  # made while the update's compilers work
+
+    def start_acting(path: str) -> None:
+        acting[path] = make_acting(module, path, rollout)
+
+    update = make_update(module, segment, sizes, start_acting)
+    return update, acting.get(update.path)
 
 
-def make_update(module: OnPolicyModule, segment: Segment, sizes: Sizes) -> Update:
+def make_update(
+    module: OnPolicyModule, segment: Segment, sizes: Sizes, meanwhile: Callable[[str], None]
+) -> Update:
     """Choose how a run updates, see `choose_path`, for minibatches like the segment's first."""
     budget = getattr(module.trainer.datamodule, "budget", None)  # type: ignore[attr-defined]
     iterations = budget.iterations(sizes.rows) if budget else None
@@ -142,6 +150,7 @@ def make_update(module: OnPolicyModule, segment: Segment, sizes: Sizes) -> Updat
         compile=module.compile_update,
         optimizer_steps=iterations and iterations * sizes.minibatches * sizes.epochs,
         example=segment.first_minibatch(),
+        meanwhile=meanwhile,
     )
 
 
@@ -167,6 +176,7 @@ def choose_path(
     compile: bool | str,
     optimizer_steps: int | None,
     example: Minibatch,
+    meanwhile: Callable[[str], None] = lambda path: None,
 ) -> Update:
     """Choose the path of a run and say so.
 
@@ -177,6 +187,7 @@ def choose_path(
             and falls back where a path does not work.
         optimizer_steps: of the whole run, None where only the run can tell.
         example: a minibatch ``[B, ...]`` to trace for.
+        meanwhile: called with a graph's path, "traced" or "compiled", while compilers work.
 
     Raises:
         ConfigurationError: ``compile`` is True or ``"trace"`` and this run cannot take that path.
@@ -192,8 +203,14 @@ def choose_path(
         started, update, reason = time.perf_counter(), None, why_not
         if fast is not None:
             objective = Objective(module, loss)
+            path = "compiled" if compiled else "traced"
             update, reason = fast.make_update(
-                objective, optimizer, max_grad_norm, example, compiled=compiled
+                objective,
+                optimizer,
+                max_grad_norm,
+                example,
+                functools.partial(meanwhile, path),
+                compiled=compiled,
             )
         if update is not None:
             seconds = time.perf_counter() - started
@@ -208,14 +225,14 @@ def choose_path(
     return eager
 
 
-def make_acting(module: PolicyModule, update: Update, rollout: Rollout) -> ActingFactory | None:
-    """Return how a policy acts as a graph, where it learns as one; None where it acts as it is.
+def make_acting(module: PolicyModule, path: str, rollout: Rollout) -> ActingFactory | None:
+    """Return how a policy acts as a graph; None where it acts as it is.
 
     Args:
+        path: "traced" or "compiled".
         rollout: one like those to come.
     """
-    of_its_own = type(module).act is not PolicyModule.act
-    if update.path == "eager" or of_its_own:
+    if type(module).act is not PolicyModule.act:  # the user's own
         return None
     from ppo1_lightning import fast
 
@@ -227,7 +244,7 @@ def make_acting(module: PolicyModule, update: Update, rollout: Rollout) -> Actin
         observations,
         noise,
         module.pools,
-        compiled=update.path == "compiled",
+        compiled=path == "compiled",
     )
     if acting is None:
         _log.warning("acting: as a module: %s", reason)

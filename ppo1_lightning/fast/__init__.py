@@ -6,7 +6,7 @@ Each returns what it can make, or None and the reason: `make_update` minibatch s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,18 @@ def make_update(
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float | None,
     example: Sequence[Tensor],
+    meanwhile: Callable[[], None],
     *,
     compiled: bool,
 ) -> tuple[GraphUpdate | None, str]:
-    """Return minibatch steps as graphs, see `GraphUpdate`, or None and why not on every rank."""
+    """Return minibatch steps as graphs, see `GraphUpdate`, or None and why not on every rank.
+
+    ``meanwhile`` is called while compilers work.
+    """
     update, reason = None, ""
     try:
         update = GraphUpdate(objective, optimizer, max_grad_norm, compiled=compiled)
-        update.prepare(example)
+        update.prepare(example, meanwhile)
     except Exception as error:  # whatever the compiler or the user's policy raises
         reason = one_line(error)
     # One rank that fails takes the others with it: they have to stay in step.

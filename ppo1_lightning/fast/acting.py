@@ -58,7 +58,8 @@ class ActingGraphs:
             values.copy_(policy(observations, None)[1])
 
         self._act = PolicyGraph(policy, act, compiled=compiled)
-        self._value = PolicyGraph(policy, value, compiled=compiled) if apart else None
+        # Once a rollout: compiling it would not repay itself.
+        self._value = PolicyGraph(policy, value, compiled=False) if apart else None
         self._device = observations.device
         with torch.inference_mode():
             first = observations[0], noise[0].to(self._device)

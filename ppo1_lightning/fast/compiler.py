@@ -14,11 +14,9 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
-import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -29,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppo1_lightning.fast import native, winograd
+from ppo1_lightning.fast import inductor, native
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +36,48 @@ Run = Callable[[int, int], None]
 
 
 def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGraph:
-    """Compile a graph that writes its results into its arguments, for CPU tensors like these."""
-    package = native.cache_folder() / f"{_key(graph, examples)}.pt2"
+    """Start to compile a graph that writes its results into its arguments, for CPU tensors like
+    these; what it is compiled to is waited for when it runs."""
+    constants = _constants_as_inputs(graph)
+    tensors = [*examples, *constants]
+    package = native.cache_folder() / f"{_key(graph, tensors)}.zip"
     library = _load(package)
-    if library is None:
-        with _one_at_a_time(package):  # the other ranks of this machine wait for the first
-            library = _load(package) or _compile(graph, examples, package)
-    return CompiledGraph(library)
+    if library is not None:
+        return CompiledGraph(lambda: library, constants)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_one_at_a_time(package))  # other ranks of this machine wait for us
+        library = _load(package)
+        if library is not None:
+            return CompiledGraph(lambda: library, constants)
+        build = _prepare(graph, tensors, package)
+        until_built = stack.pop_all()
+    return CompiledGraph(_compilers().submit(_and_close, build, until_built).result, constants)
+
+
+def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
+    """Turn the tensors that a graph holds into further inputs of it; return them."""
+    after = next(node for node in reversed(graph.graph.nodes) if node.op == "placeholder")
+    constants = []
+    for node in graph.graph.find_nodes(op="get_attr"):
+        constants.append(getattr(graph, str(node.target)).contiguous())
+        with graph.graph.inserting_after(after):
+            after = graph.graph.placeholder(f"constant_{len(constants)}")
+        after.meta = node.meta
+        node.replace_all_uses_with(after)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return constants
+
+
+@functools.cache
+def _compilers() -> ThreadPoolExecutor:
+    """Return threads that wait for compilers, while Python goes on with the next graph."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compiler")
+
+
+def _and_close(build: Callable[[], ctypes.CDLL], stack: contextlib.ExitStack) -> ctypes.CDLL:
+    with stack:
+        return build()
 
 
 _Pointer = ctypes.c_void_p
@@ -63,28 +96,33 @@ class CompiledGraph:
     each in a thread of its own.
     """
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._model = _Pointer()
-        create = library.AOTInductorModelContainerCreateWithDevice
-        if create(ctypes.byref(self._model), ctypes.c_size_t(1), b"cpu", None):
-            raise RuntimeError("the compiled graph cannot be started")
-        delete = library.AOTInductorModelContainerDelete
-        weakref.finalize(self, delete, self._model).atexit = False
-        run = library.AOTInductorModelContainerRunSingleThreaded
-        create_tensor = _torch().aoti_torch_create_tensor_from_blob
-        self._functions = ctypes.cast(create_tensor, _Pointer), ctypes.cast(run, _Pointer)
+    def __init__(self, library: Callable[[], ctypes.CDLL], constants: Sequence[Tensor]) -> None:
+        self._library, self._constants = library, constants
         self._table: NDArray[Any] | None = None  # of the first tensors
         self._kept_alive: list[NDArray[Any]] = []
 
     def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
         """Return the graph for ``fixed`` and one row each of ``rows``, in this order."""
+        constants = self._constants
         if self._table is None:
-            self._table = np.stack([*map(self._describe, [*fixed, *(t[0] for t in rows)])])
-        table, tensors = self._table.copy(), (*fixed, *rows)
+            first = [*fixed, *(t[0] for t in rows), *constants]
+            self._table = np.stack([*map(self._describe, first)])
+        table, tensors = self._table.copy(), (*fixed, *rows, *constants)
         table["data"] = [tensor.data_ptr() for tensor in tensors]
-        table["row_bytes"] = [0] * len(fixed) + [t.stride(0) * t.element_size() for t in rows]
-        arguments = *self._functions, self._model, table.ctypes.data, len(table)
-        return functools.partial(_run, arguments, (self, table, tensors))
+        steps = [t.stride(0) * t.element_size() for t in rows]
+        table["row_bytes"] = [0] * len(fixed) + steps + [0] * len(constants)
+        return functools.partial(self._run, (table.ctypes.data, len(table)), (table, tensors))
+
+    def _run(self, table: tuple[int, int], kept_alive: Any, first: int, end: int) -> None:
+        if _loop()(*self._functions, *table, first, end):
+            raise RuntimeError("a compiled graph failed; what it says is above")
+
+    @functools.cached_property
+    def _functions(self) -> tuple[_Pointer, _Pointer]:
+        """What makes a tensor and what runs the graph, once it is compiled."""
+        create_tensor = _torch().aoti_torch_create_tensor_from_blob
+        run = self._library().run_graph
+        return ctypes.cast(create_tensor, _Pointer), ctypes.cast(run, _Pointer)
 
     def _describe(self, tensor: Tensor) -> NDArray[Any]:
         sizes, strides = (np.array(part, np.int64) for part in (tensor.shape, tensor.stride()))
@@ -92,11 +130,6 @@ class CompiledGraph:
         number = getattr(_torch(), f"aoti_torch_dtype_{str(tensor.dtype).removeprefix('torch.')}")
         row = 0, 0, tensor.ndim, sizes.ctypes.data, strides.ctypes.data, number()
         return np.array(row, _TENSOR_ROWS)
-
-
-def _run(arguments: Sequence[Any], kept_alive: Any, first: int, end: int) -> None:
-    if _loop()(*arguments, first, end):
-        raise RuntimeError("a compiled graph failed; what it says is above")
 
 
 @functools.cache
@@ -108,7 +141,7 @@ def _torch() -> ctypes.CDLL:
 def _loop() -> Callable[..., int]:
     """Return ``run_rows`` of ``loop.cpp``."""
     function = native.load(Path(__file__).with_name("loop.cpp"), "-O2").run_rows
-    function.argtypes = [*[_Pointer] * 4, *[ctypes.c_int64] * 3]
+    function.argtypes = [*[_Pointer] * 3, *[ctypes.c_int64] * 3]
     function.restype = ctypes.c_int32
     return function
 
@@ -123,27 +156,30 @@ def _one_at_a_time(package: Path) -> Iterator[None]:
         yield
 
 
-def _compile(graph: GraphModule, examples: Sequence[Tensor], package: Path) -> ctypes.CDLL:
-    """Compile a graph and, where the disk has room, keep it as ``package``."""
-    from torch._inductor import aoti_compile_and_package
+def _prepare(
+    graph: GraphModule, tensors: Sequence[Tensor], package: Path
+) -> Callable[[], ctypes.CDLL]:
+    """Return what compiles a graph and, where the disk has room, keeps it as ``package``."""
+    folder = tempfile.TemporaryDirectory(prefix="ppo1_lightning_")
+    build = inductor.prepare_build(inductor.write_source(graph, tensors), Path(folder.name))
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch's own code
-        program = torch.export.export(graph, tuple(examples))
-        # Not in the cache's folder: PyTorch ends the process where it cannot write all of it.
-        made = Path(folder) / "made.pt2"
-        aoti_compile_and_package(program, package_path=str(made), inductor_configs=_options())
-        library = _load(package) if _kept(made, package) else _extract(made)
-    if library is None:
-        raise RuntimeError(f"the compiled graph {package} cannot be loaded")
-    return library
+    def compiled() -> ctypes.CDLL:
+        with folder:
+            made = build()
+            library = _load(package) if _kept(made, package) else ctypes.CDLL(str(made))
+        if library is None:
+            raise RuntimeError(f"the compiled graph {package} cannot be loaded")
+        return library
+
+    return compiled
 
 
 def _kept(made: Path, package: Path) -> bool:
-    """Copy a file so that another process sees all of it or nothing; tell whether that worked."""
+    """Pack a file so that another process sees all of it or nothing; tell whether that worked."""
     part = package.with_suffix(f".{os.getpid()}")
     try:
-        shutil.copyfile(made, part)
+        with ZipFile(part, "w") as z:  # which tells when it is damaged
+            z.write(made, made.name)
         os.replace(part, package)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -172,23 +208,9 @@ def _extract(package: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _options() -> dict[str, Any]:
-    """Return options, those that this PyTorch has."""
-    from torch._inductor import config
-
-    options = {
-        "compile_wrapper_opt_level": "O1",  # halves the compile time
-        "custom_ops_to_c_shims": winograd.C_FUNCTIONS,
-    }
-    known = {name: value for name, value in options.items() if hasattr(config.aot_inductor, name)}
-    return {f"aot_inductor.{name}": value for name, value in known.items()}
-
-
-def _key(graph: GraphModule, examples: Sequence[Tensor]) -> str:
+def _key(graph: GraphModule, tensors: Sequence[Tensor]) -> str:
     """Hash everything that the machine code depends on."""
-    tensors = [*examples, *graph.state_dict().values()]
     layouts = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
-    constants = [tensor.tolist() for tensor in graph.state_dict().values()]
     code = [module.code for module in graph.modules() if isinstance(module, GraphModule)]
     versions = (
         torch.__version__,
@@ -196,5 +218,6 @@ def _key(graph: GraphModule, examples: Sequence[Tensor]) -> str:
         native.processor(),
         torch.get_num_threads(),
     )
-    content = code, layouts, constants, versions, _options()
+    entry = Path(__file__).with_name("steps.h").read_text(encoding="utf-8")
+    content = code, layouts, versions, entry, inductor.options()
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]

@@ -1,10 +1,9 @@
 // Calls a graph that is compiled ahead of time for one row of its tensors after the other.
 //
 // In a loop of its own since Python's way to a graph takes as long as a small graph itself, and
-// would hold the interpreter's lock meanwhile. `Create` and `Run` are PyTorch's stable C functions
-// `aoti_torch_create_tensor_from_blob` and `AOTInductorModelContainerRunSingleThreaded`.
+// would hold the interpreter's lock meanwhile. `Create` is PyTorch's stable C function
+// `aoti_torch_create_tensor_from_blob`, `Run` a graph's `run_graph` (steps.h).
 
-#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -20,11 +19,11 @@ struct TensorRows {
 using Handle = void *;
 using Create = int32_t (*)(void *, int64_t, const int64_t *, const int64_t *, int64_t, int32_t,
                            int32_t, int32_t, Handle *);
-using Run = int32_t (*)(void *, Handle *, size_t, Handle *, size_t, void *, void *);
+using Run = int32_t (*)(Handle *);
 
 // Returns 0, or the number of the error that stopped it.
-extern "C" int32_t run_rows(Create create, Run run, void *model, const TensorRows *tensors,
-                            int64_t count, int64_t first, int64_t end) {
+extern "C" int32_t run_rows(Create create, Run run, const TensorRows *tensors, int64_t count,
+                            int64_t first, int64_t end) {
   const int32_t cpu = 0, any_index = -1;
   std::vector<Handle> handles(count);
   for (int64_t row = first; row < end; ++row) {
@@ -34,7 +33,7 @@ extern "C" int32_t run_rows(Create create, Run run, void *model, const TensorRow
                                    static_cast<int32_t>(t.dtype), cpu, any_index, &handles[i]);
       if (error) return error;
     }
-    const int32_t error = run(model, handles.data(), count, nullptr, 0, nullptr, nullptr);
+    const int32_t error = run(handles.data());
     if (error) return error;
   }
   return 0;

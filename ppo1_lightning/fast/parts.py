@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -50,6 +50,20 @@ def second_core(parts: Sequence[object]) -> ThreadPoolExecutor | None:
     if torch.get_num_threads() > 1:  # each part takes all of them
         return None
     return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def call_at_once(calls: Sequence[Callable[[], None]], second: ThreadPoolExecutor | None) -> None:
+    """Call one function after the other, or the second of two in a thread of its own."""
+    if second is None:
+        for call in calls:
+            call()
+        return
+    first, other = calls
+    done = second.submit(other)
+    try:
+        first()
+    finally:  # nothing is to change the parameters after this
+        done.result()
 
 
 def _dependencies(objective: ModuleCall, example: Sequence[Tensor]) -> list[set[int]]:

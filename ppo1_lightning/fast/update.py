@@ -19,7 +19,7 @@ from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.fast import check
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
-from ppo1_lightning.fast.parts import learning_together, second_core
+from ppo1_lightning.fast.parts import call_at_once, learning_together, second_core
 from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.fast.steps import step_of
 from ppo1_lightning.optimizers import clip_factor
@@ -75,11 +75,11 @@ class GraphUpdate:
         self._compare_again_at: float = self._steps_taken + check.COMPARED_AGAIN_AFTER
         self._reads, self._settings = Reads(), check.traced_settings(optimizer)
 
-    def prepare(self, example: Sequence[Tensor]) -> None:
+    def prepare(self, example: Sequence[Tensor], meanwhile: Callable[[], None]) -> None:
         """Trace (and compile) for minibatches like this one, whose fields are ``[B, ...]``.
 
         The first step is taken on copies, which leaves the run as it is, and without a collective:
-        should one rank fail, the others still are where it is.
+        should one rank fail, the others still are where it is. Compilers work ``meanwhile``.
 
         Raises:
             ConfigurationError: the graph's gradient is not the eager one, as for a policy that
@@ -97,7 +97,7 @@ class GraphUpdate:
             self._gradients = self._graphs_of_parts(self._take_gradient)
             self._optimizer_step = Graph(self._take_step, compiled=self.compiled)
             self.second_core = second_core(self.parts) if self.compiled else None
-            self._check_gradient(example)
+            self._check_gradient(example, meanwhile)
 
     def _flatten(self) -> _FlatState:
         """Lay parameters and moments out in flat vectors, of which they become views."""
@@ -125,7 +125,9 @@ class GraphUpdate:
         named = self._objective.learning
         return vector.split([sum(named[name].numel() for name in part) for part in self.parts])
 
-    def _check_gradient(self, example: Sequence[Tensor]) -> None:
+    def _check_gradient(
+        self, example: Sequence[Tensor], meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         """Compare the gradient that a first step has taken with the eager one."""
         flat = self._state.flat
         copies = _FlatState(flat.clone(), self._first_moments(flat))
@@ -133,7 +135,10 @@ class GraphUpdate:
         # A long step: beside it rounding of the parameters is nothing.
         minibatches, scales = [field[None] for field in example], flat.new_tensor([[2.0**20, 1.0]])
         with torch.inference_mode():
-            self._run(copies, minibatches, scales, reduce=lambda gradient: gradient)
+            take = self._bound(copies, minibatches, scales, reduce=lambda gradient: gradient)
+        meanwhile()
+        with torch.inference_mode():
+            take()
         loss = self._objective.module(*example)
         eager = torch.autograd.grad(
             loss, self._parameters, allow_unused=True, materialize_grads=True
@@ -178,7 +183,7 @@ class GraphUpdate:
                 raise RuntimeError("a buffer has another shape or dtype; use compile=false")
             own.copy_(now)
         scales = self._scales(len(minibatches[0]))
-        self._run(self._state, minibatches, scales, reduce=all_sum)
+        self._bound(self._state, minibatches, scales, reduce=all_sum)()
         self._steps_taken += len(scales)
         for parameter in self._parameters:
             self.optimizer.state[parameter]["step"].fill_(self._steps_taken)
@@ -191,14 +196,14 @@ class GraphUpdate:
         flats, moments = map(self._split, (self._state.flat, self._state.moments[0]))
         check.refuse_replaced(parameters, self.optimizer, flats, first, moments)
 
-    def _run(
+    def _bound(
         self,
         state: _FlatState,
         minibatches: Sequence[Tensor],
         scales: Tensor,
         reduce: Callable[[Tensor], Tensor],
-    ) -> None:
-        """Take a step on ``state`` for each minibatch: one graph, or two around the all-reduce."""
+    ) -> Callable[[], None]:
+        """Return what takes the steps: one graph each, or two around the all-reduce."""
         count, parts = len(scales), range(len(self.parts))
         flats = self._by_part(state.flat)
         moments = list(zip(*map(self._by_part, state.moments), strict=True))
@@ -208,8 +213,8 @@ class GraphUpdate:
                 graph.bind((*flats, *moments[i], *self._fixed), rows)
                 for i, graph in enumerate(self._gradient_steps)
             ]
-            self._at_once([functools.partial(step, 0, count) for step in steps])
-            return
+            calls = [functools.partial(step, 0, count) for step in steps]
+            return functools.partial(call_at_once, calls, self.second_core)
         gradient = torch.empty_like(state.flat)
         gradients = self._by_part(gradient)
         gradient_steps = [
@@ -218,23 +223,15 @@ class GraphUpdate:
         ]
         everything = (state.flat, *state.moments, gradient)
         optimizer_step = self._optimizer_step.bind(everything, [scales])
-        for k in range(count):
-            for gradient_step in gradient_steps:
-                gradient_step(k, k + 1)
-            gradient.copy_(reduce(gradient))
-            optimizer_step(k, k + 1)
 
-    def _at_once(self, calls: Sequence[Callable[[], None]]) -> None:
-        if self.second_core is None:
-            for call in calls:
-                call()
-        else:
-            first, second = calls
-            done = self.second_core.submit(second)
-            try:
-                first()
-            finally:  # nothing is to change the parameters after this
-                done.result()
+        def take() -> None:
+            for k in range(count):
+                for gradient_step in gradient_steps:
+                    gradient_step(k, k + 1)
+                gradient.copy_(reduce(gradient))
+                optimizer_step(k, k + 1)
+
+        return take
 
     def _scales(self, count: int) -> Tensor:
         """Return what changes from step to step, of the next steps: ``[count, 2]``."""

@@ -1,0 +1,93 @@
+"""C++ as PyTorch's Inductor writes it for a graph, compiled with an entry of our own.
+
+Inductor wraps what it writes in classes for packages of models, which take most of the compiler's
+time and which nothing here asks for: of its function only what it calls is kept.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ppo1_lightning.fast import winograd
+
+_FUNCTION = re.compile(r"^void AOTInductorModel::run_impl\(.*?^}", re.DOTALL | re.MULTILINE)
+_BEFORE_THE_MODEL = re.compile(r'^} // extern "C"$(.*?)^namespace', re.DOTALL | re.MULTILINE)
+
+
+def write_source(graph: GraphModule, examples: Sequence[Tensor]) -> str:
+    """Return the C++ of a graph for CPU tensors like these: its kernels, and `run_graph`.
+
+    Raises:
+        RuntimeError: what it writes is not laid out as expected, as in a PyTorch to come.
+    """
+    from torch._inductor import aot_compile
+    from torch._inductor.codecache import AotCodeCompiler
+
+    written: list[tuple[str, str]] = []
+
+    def keep(_: Any, steps: str, kernels: str, *__: Any, **___: Any) -> str:
+        written.append((steps, kernels))
+        return ""
+
+    with warnings.catch_warnings(), patch.object(AotCodeCompiler, "compile", keep):
+        warnings.simplefilter("ignore")  # of PyTorch's own code
+        program = torch.export.export(graph, tuple(examples))
+        aot_compile(program.module(), tuple(examples), options=options())
+    (steps, kernels), *_ = written
+    return f"{kernels}\n{_own_entry(steps)}"
+
+
+def options() -> dict[str, Any]:
+    """Return Inductor's options for our graphs."""
+    return {"aot_inductor.custom_ops_to_c_shims": winograd.C_FUNCTIONS}
+
+
+def _own_entry(model: str) -> str:
+    """Return the function of Inductor's model, with what it calls declared before it."""
+    function, declarations = _FUNCTION.search(model), _BEFORE_THE_MODEL.search(model)
+    if function is None or declarations is None or "constants_->" in function[0]:
+        raise RuntimeError(
+            "this version of PyTorch writes compiled graphs in a way that is not known here; "
+            "use compile=trace"
+        )
+    ours = "".join(f"{declaration};\n" for [declaration] in winograd.C_FUNCTIONS.values())
+    return (
+        f'#include "{Path(__file__).with_name("steps.h")}"\n{declarations[1]}'
+        f'extern "C" {{\n{ours}}}\nnamespace torch::aot_inductor {{\n{function[0]}\n}}\n'
+    )
+
+
+def prepare_build(source: str, folder: Path) -> Callable[[], Path]:
+    """Return what compiles C++ in a folder and returns the library; it may be called in a thread.
+
+    What is called raises a RuntimeError where the compiler fails.
+    """
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    file = folder / "graph.cpp"
+    file.write_text(source, encoding="utf-8")
+    flags = CppTorchDeviceOptions(vec_isa=pick_vec_isa(), device_type="cpu", aot_mode=True)
+    builder = CppBuilder("graph", [str(file)], BuildOption=flags, output_dir=str(folder))
+    command, library = builder.get_command_line(), Path(builder.get_target_file_path())
+
+    def build() -> Path:
+        done = subprocess.run(shlex.split(command), capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            told = next((line for line in lines if "error" in line), lines[-1])
+            raise RuntimeError(f"{command.split()[0]} failed: {told}")
+        return library
+
+    return build
