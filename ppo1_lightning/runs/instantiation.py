@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ppo1_lightning.errors import ConfigurationError, one_line
+from ppo1_lightning.errors import ConfigurationError, nearest, one_line
 
 
 def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
@@ -26,9 +29,26 @@ def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
         made = instantiate(node, **arguments, _convert_="all")
     except TypeError as error:  # Hydra's own; those of what it calls come as its exceptions
         raise ConfigurationError(f"{key}: {one_line(error)}") from error
+    except InstantiationException as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
+        if unknown is None or unknown[1] not in node:
+            raise
+        target = str(node._target_)
+        raise ConfigurationError(
+            f"{key}.{unknown[1]}: {target.rpartition('.')[2]} has no such argument"
+            f"{nearest(unknown[1], _arguments(target))}"
+        ) from error
     if not isinstance(made, kind):
         raise ConfigurationError(
             f"{key}._target_={node._target_} makes a {type(made).__name__}, "
             f"expected a {kind.__name__}"
         )
     return made
+
+
+def _arguments(target: str) -> set[str]:
+    """Return the names of what a class, or what it comes from, takes."""
+    made_by = get_object(target)
+    classes = made_by.__mro__ if inspect.isclass(made_by) else ()
+    takers = [made_by, *(vars(c)["__init__"] for c in classes if "__init__" in vars(c))]
+    return {name for taker in takers for name in inspect.signature(taker).parameters}

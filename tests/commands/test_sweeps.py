@@ -1,10 +1,11 @@
-"""Sweeps whose jobs run at the same time, by the launchers of the extra ``sweep``."""
+"""Sweeps whose jobs run at the same time, by the launchers of the extras ``sweep`` and ``ray``."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
@@ -12,6 +13,7 @@ import pytest
 
 from ppo1_lightning.commands import config as cli
 
+NO_RAY = find_spec("hydra_plugins.hydra_ray_launcher") is None
 TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false"]
 
 
@@ -24,7 +26,9 @@ TINY = ["debug=default", "trainer.accelerator=cpu", "logger=csv", "compile=false
         pytest.param(
             ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10"],
             id="submitit",
-            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["hydra/launcher=ray"], id="ray", marks=pytest.mark.skipif(NO_RAY, reason="extra")
         ),
     ],
 )
