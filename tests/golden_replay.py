@@ -90,7 +90,8 @@ class ReplayedTRPO(Replayed, TRPO):
 
     def intermediates(self) -> dict[str, Any]:
         vectors = ("gradient", "stepdir", "fullstep")
-        return self.kept | {name: self._in_their_order(self.kept[name]) for name in vectors}
+        rest = {name: self._in_their_order(self.kept[name]) for name in vectors}
+        return self.kept | rest | {"by_graphs": self._graphs[1] is not None}
 
     def _in_their_order(self, vector: Tensor) -> Tensor:
         """Turn a vector of the parameters that choose actions into the original's layout."""

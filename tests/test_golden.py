@@ -104,6 +104,7 @@ def test_update_equals_original(
             check_normalizer(recording, i, ours)
             check_metrics(recording, i, ours["metrics"])
             if recording.algorithm == "trpo":
+                assert ours["intermediates"]["by_graphs"] == (path != "eager")
                 check_step(recording, i, ours["intermediates"])
     if isinstance(recording, VectorizedRecording):
         check_optimizer(recording, by_rank[0][-1]["intermediates"]["state"])

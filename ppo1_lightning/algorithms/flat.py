@@ -9,7 +9,6 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from ppo1_lightning.distributed import all_sum
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies.base import separate_parameters
 from ppo1_lightning.policies.spaces import example_rows
@@ -17,9 +16,6 @@ from ppo1_lightning.policies.spaces import example_rows
 
 class FlatParameters:
     """Parameters, end to end, as one vector ``[P]``; they stay where they are in memory.
-
-    A loss is this rank's share, a scalar: derivatives are those of the sum over all ranks, so that
-    they are alike on each.
 
     Args:
         parameters: in the vector's order.
@@ -42,7 +38,7 @@ class FlatParameters:
 
     def gradient(self, loss: Tensor) -> Tensor:
         """Return the gradient of a loss: ``[P]``, 0 for what it does not depend on."""
-        return all_sum(self._share_of_gradient(loss, retain_graph=True).detach())
+        return self._gradient(loss, retain_graph=True).detach()
 
     def hessian(self, loss: Tensor) -> Callable[[Tensor], Tensor]:
         """Return what multiplies a vector ``[P]`` by the Hessian of a loss.
@@ -52,14 +48,14 @@ class FlatParameters:
         the policy's Jacobian J is the same matrix; for an MLP on the CPU its products, with J v
         in reverse mode, were no faster with the same H, and in forward mode took 1.8 times as long.
         """
-        slope = self._share_of_gradient(loss, create_graph=True)
+        slope = self._gradient(loss, create_graph=True)
 
         def product(vector: Tensor) -> Tensor:
-            return all_sum(self._share_of_gradient(slope @ vector, retain_graph=True))
+            return self._gradient(slope @ vector, retain_graph=True)
 
         return product
 
-    def _share_of_gradient(
+    def _gradient(
         self, loss: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None
     ) -> Tensor:
         gradients = torch.autograd.grad(

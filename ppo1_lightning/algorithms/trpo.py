@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,14 @@ from ppo1_lightning.algorithms import metrics
 from ppo1_lightning.algorithms.coefficients import Coefficients
 from ppo1_lightning.algorithms.flat import FlatParameters, acting_and_valuing
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
-from ppo1_lightning.distributed import all_sum
+from ppo1_lightning.algorithms.surface import (
+    EagerSurface,
+    SummedSurface,
+    Surface,
+    Surfaces,
+    make_graphs,
+)
+from ppo1_lightning.algorithms.update import Update
 from ppo1_lightning.errors import check_choice, check_integer, check_number
 from ppo1_lightning.functional import trust_region
 from ppo1_lightning.functional.losses import weighted_mean
@@ -21,6 +29,8 @@ from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.policies.base import PolicyFactory
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.segment import Minibatch, Segment
+
+_log = logging.getLogger(__name__)
 
 VALUE_ADAM = partial(TensorFlowAdam, eps=1e-8)  # the original's
 
@@ -82,6 +92,7 @@ class TRPO(OnPolicyModule):
         self.now = Coefficients(ent_coef=ent_coef)
         self.vf_iters = check_integer("vf_iters", vf_iters, at_least=1)
         self.step_size = 0.0  # the last step's share of the full one
+        self._graphs: tuple[Update | None, Surfaces | None] = None, None  # and what they go with
         self.register_buffer("rejected_steps", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -105,12 +116,12 @@ class TRPO(OnPolicyModule):
         """
         policy = self.acting_parameters
         start = policy.get()
-        gain, _ = self.gain_and_kl(batch)
-        gradient = policy.gradient(gain)
+        surface = SummedSurface(self._surface(policy, batch, fisher_batch))
+        before, gradient = surface.gain_and_gradient()
         self.step_size = 0.0
         if gradient.abs().max() <= 1e-8:  # the original's zero
             return
-        hessian = policy.hessian(self.gain_and_kl(fisher_batch)[1])
+        hessian = surface.hessian()
 
         def fisher(vector: Tensor) -> Tensor:
             return hessian(vector) + self.cg_damping * vector
@@ -120,17 +131,34 @@ class TRPO(OnPolicyModule):
 
         def at(step_size: float) -> tuple[float, float]:
             policy.set(start + step_size * full_step)
-            with torch.no_grad():
-                gain, kl = all_sum(torch.stack(self.gain_and_kl(batch))).tolist()
-            return gain, kl
+            return surface.gain_and_kl()
 
-        before = all_sum(gain.detach().clone()).item()
         self.step_size = trust_region.line_search(
             at, before, self.max_kl, steps=self.line_search_steps
         )
         if not self.step_size:
             policy.set(start)
             self.rejected_steps += 1
+
+    def _surface(
+        self, policy: FlatParameters, batch: Minibatch, fisher_batch: Minibatch
+    ) -> Surface:
+        """Return gain and KL of these rows: by graphs where the update goes by them."""
+        made_for, graphs = self._graphs
+        if made_for is not self._update:
+            with self.clock.paused():  # compiling is not training
+                graphs = make_graphs(self, policy, batch, fisher_batch)
+        if graphs is not None and (changed := graphs.outdated()):
+            _log.warning("policy step: eager from here on, for %s has changed", changed)
+            graphs = None
+        self._graphs = self._update, graphs
+        if graphs is not None:
+            return graphs(batch, fisher_batch)
+        return EagerSurface(self.gain_and_kl, policy, batch, fisher_batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to one process."""
+        return {**super().__getstate__(), "_graphs": (None, None)}
 
     def gain_and_kl(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return this rank's shares of mean(ratio * advantage + ent_coef * entropy) and mean KL."""

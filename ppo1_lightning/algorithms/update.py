@@ -57,14 +57,15 @@ class Objective(nn.Module):
 
     Args:
         module: what the loss reads parameters, buffers and attributes of.
-        loss: from this rank's rows of a minibatch to its share of the loss, a scalar.
+        loss: from this rank's rows of a minibatch to its share of the loss, a scalar; or of
+            several.
     """
 
-    def __init__(self, module: nn.Module, loss: Callable[[Minibatch], Tensor]) -> None:
+    def __init__(self, module: nn.Module, loss: Callable[[Minibatch], Any]) -> None:
         super().__init__()
         self.module, self.loss = module, loss
 
-    def forward(self, *minibatch: Tensor) -> Tensor:
+    def forward(self, *minibatch: Tensor) -> Any:
         """Return the loss of a minibatch's tensors ``[B, ...]``."""
         return self.loss(Minibatch(*minibatch))
 

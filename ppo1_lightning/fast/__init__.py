@@ -1,24 +1,36 @@
-"""Everything that is only speed, behind two functions; without this folder the package works.
+"""Everything that is only speed, behind three functions; without this folder the package works.
 
 Each returns what it can make, or None and the reason: `make_update` minibatch steps as graphs,
-`make_acting` a policy that acts as graphs. `ppo1_lightning.algorithms` asks them and nobody else.
+`make_acting` a policy that acts as graphs, `make_surfaces` what a trust region step asks for.
+`ppo1_lightning.algorithms` asks them and nobody else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppo1_lightning.distributed import all_max
 from ppo1_lightning.errors import one_line
+from ppo1_lightning.fast import check
 from ppo1_lightning.fast.acting import ActingGraphs
 from ppo1_lightning.fast.check import unsupported
+from ppo1_lightning.fast.surface import SurfaceGraphs
 from ppo1_lightning.fast.update import GraphUpdate
 from ppo1_lightning.functional.distributions import Distribution
 
-__all__ = ["ActingGraphs", "GraphUpdate", "make_acting", "make_update", "unsupported"]
+__all__ = [
+    "ActingGraphs",
+    "GraphUpdate",
+    "SurfaceGraphs",
+    "make_acting",
+    "make_surfaces",
+    "make_update",
+    "unsupported",
+]
 
 
 def make_update(
@@ -44,6 +56,29 @@ def make_update(
     if all_max(float(bool(reason)), example[0].device) > 0:
         return None, reason or "it did on another rank"
     return update, ""
+
+
+def make_surfaces(
+    objective: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    eager: Any,
+    batches: Sequence[Sequence[Tensor]],
+    *,
+    compiled: bool,
+) -> tuple[SurfaceGraphs | None, str]:
+    """Return gain and KL around a policy as graphs, see `SurfaceGraphs`, or None and why not.
+
+    On every rank, once what they compute is what ``eager``, a surface of these batches, does.
+    """
+    graphs, reason = None, ""
+    try:
+        graphs = SurfaceGraphs(objective, parameters, batches, compiled=compiled)
+        check.compare_surfaces(graphs(*batches), eager, parameters, graphs.names)
+    except Exception as error:  # likewise
+        reason = one_line(error)
+    if all_max(float(bool(reason)), batches[0][0].device) > 0:
+        return None, reason or "it did on another rank"
+    return graphs, ""
 
 
 def make_acting(

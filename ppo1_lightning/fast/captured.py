@@ -59,7 +59,7 @@ class CapturedGraph:
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
         slots = [tensor.clone() for tensor in row]
         # The first calls make libraries' workspaces and compile kernels, which no graph can hold.
-        device = slots[0].device
+        device = fixed[0].device
         stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):

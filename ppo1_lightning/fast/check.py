@@ -109,3 +109,21 @@ def compare_gradients(
             f"{errors[worst]:.2g}, its norm is {scales[worst]:.2g}, at most {tolerance:g} of it is "
             "rounding; expected a pure function of its arguments, parameters and buffers"
         )
+
+
+def compare_surfaces(
+    graphs: Any, eager: Any, parameters: Sequence[Tensor], names: Sequence[str]
+) -> None:
+    """Compare gradient, a product and gain and KL of two surfaces.
+
+    Raises:
+        ConfigurationError: see `compare_gradients`.
+    """
+    sizes = [parameter.numel() for parameter in parameters]
+    gradient, expected = (surface.gain_and_gradient()[1] for surface in (graphs, eager))
+    vector = torch.linspace(-1, 1, sum(sizes), device=gradient.device)
+    pairs = ((gradient, expected), (graphs.hessian()(vector), eager.hessian()(vector)))
+    for ours, theirs in pairs:
+        compare_gradients(names, ours.split(sizes), theirs.split(sizes))
+    values = graphs.gain_and_kl(), eager.gain_and_kl()
+    compare_gradients(["gain and KL"], *([v] for v in values))

@@ -1,4 +1,4 @@
-"""Derivatives with respect to flat parameters against dense ones, and over two ranks."""
+"""Derivatives with respect to flat parameters against dense ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
-from ranks import run_on_ranks
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -123,32 +121,3 @@ def test_a_product_at_other_parameters_is_refused() -> None:
     flat.set(2 * vector)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product(vector)
-
-
-@pytest.mark.heavy
-def test_ranks_see_the_derivatives_of_the_sum() -> None:
-    _, observations, flat = tiny_policy(Discrete(3))
-    alone = derivatives(observations, 6)
-    size = len(flat.get())
-    assert [len(derivative) for derivative in alone] == [size, size]
-    for derivative_of_rank in run_on_ranks(derivatives_on_rank, 2, observations):
-        for ours, theirs in zip(derivative_of_rank, alone, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-5)
-
-
-def derivatives(observations: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Return gradient and a Hessian's product of a mean over ``rows``, of which some are here."""
-    policy, _, flat = tiny_policy(Discrete(3))
-    share = len(observations) / rows
-    values = policy(observations, None)[0].square()
-    kl = mean_kl(policy, Discrete(3), observations) * share
-    direction = torch.linspace(-1, 1, len(flat.get()))
-    return flat.gradient(values.mean() * share), flat.hessian(kl)(direction)
-
-
-def derivatives_on_rank(rank: int, observations: Tensor) -> tuple[Tensor, Tensor]:
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    own = observations[:2] if rank == 0 else observations[2:]
-    found = derivatives(own, len(observations))
-    dist.destroy_process_group()
-    return found
