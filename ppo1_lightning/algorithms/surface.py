@@ -28,7 +28,10 @@ class Surface(Protocol):
         ...
 
     def hessian(self) -> Callable[[Tensor], Tensor]:
-        """Return what multiplies a vector ``[P]`` by the KL's Hessian at the old policy."""
+        """Return what multiplies a vector ``[P]`` by the KL's Hessian at the old policy.
+
+        For as long as the parameters are as they were.
+        """
         ...
 
     def gain_and_kl(self) -> Tensor:

@@ -23,8 +23,8 @@ class CapturedGraph:
 
     Args:
         function: does the same operations whatever the numbers, on one CUDA device alone.
-        written: which of its arguments it writes its results into; the others it only reads, but
-            for the fixed ones.
+        written: which of its arguments it writes its results into, each as a whole; the others it
+            only reads, but for the fixed ones.
     """
 
     def __init__(self, function: Callable[..., Any], written: Collection[int]) -> None:
@@ -67,6 +67,10 @@ class CapturedGraph:
                 self._function(*(tensor.clone() for tensor in (*fixed, *slots)))
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._function(*fixed, *slots)
+        try:
+            with torch.cuda.graph(graph):
+                self._function(*fixed, *slots)
+        except Exception:  # such as a copy from the host: where it fails, the stream stays its own
+            torch.cuda.set_stream(current)
+            raise
         return graph, slots

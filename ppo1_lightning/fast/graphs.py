@@ -84,7 +84,7 @@ class Graph:
         function: Callable[..., Any] = graph
         if self._compiled:
             function = torch.compile(graph, fullgraph=True, dynamic=False)
-        if devices == {"cuda"}:
+        if devices == {"cuda"} and not graph.state_dict():  # constants are copied from the host
             return CapturedGraph(function, _written(graph)).bind
         return functools.partial(_in_python, function)
 
@@ -102,14 +102,15 @@ def _in_python(graph: Callable[..., Any], fixed: Sequence[Tensor], rows: Sequenc
 
 
 def _written(graph: GraphModule) -> set[int]:
-    """Return which inputs a graph writes into, whole or in part."""
+    """Return which inputs a graph writes into, as they are or as a view."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     written = set()
     for node in graph.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         for source, argument in zip(node.args, schema.arguments if schema else (), strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                written.add(_owner(source))
+                sources = source if isinstance(source, list | tuple) else [source]
+                written |= {_owner(tensor) for tensor in sources}
     return {i for i, node in enumerate(inputs) if node in written}
 
 

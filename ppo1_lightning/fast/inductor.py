@@ -24,6 +24,12 @@ from ppo1_lightning.fast import winograd
 _FUNCTION = re.compile(r"^void AOTInductorModel::run_impl\(.*?^}", re.DOTALL | re.MULTILINE)
 _BEFORE_THE_MODEL = re.compile(r'^} // extern "C"$(.*?)^namespace', re.DOTALL | re.MULTILINE)
 
+_NOT_THERE = {
+    "constants_->": "a constant of Inductor's",
+    "proxy_executor_call_function": "an operator that Inductor can call from Python only",
+}
+"""What a function may ask a package's classes for, in its words and ours."""
+
 
 def write_source(graph: GraphModule, examples: Sequence[Tensor]) -> str:
     """Return the C++ of a graph for CPU tensors like these: its kernels, and `run_graph`.
@@ -56,11 +62,14 @@ def options() -> dict[str, Any]:
 def _own_entry(model: str) -> str:
     """Return the function of Inductor's model, with what it calls declared before it."""
     function, declarations = _FUNCTION.search(model), _BEFORE_THE_MODEL.search(model)
-    if function is None or declarations is None or "constants_->" in function[0]:
+    if function is None or declarations is None:
         raise RuntimeError(
             "this version of PyTorch writes compiled graphs in a way that is not known here; "
             "use compile=trace"
         )
+    for asked_for, what in _NOT_THERE.items():
+        if asked_for in function[0]:
+            raise RuntimeError(f"the graph has {what}, which is not compiled; use compile=trace")
     ours = "".join(f"{declaration};\n" for [declaration] in winograd.C_FUNCTIONS.values())
     return (
         f'#include "{Path(__file__).with_name("steps.h")}"\n{declarations[1]}'

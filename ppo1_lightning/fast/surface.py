@@ -37,6 +37,11 @@ class SurfaceGraphs:
         self._call, self._reads = ModuleCall(objective, parameters), Reads()
         assert all(a is b for a, b in zip(parameters, self._call.learning.values(), strict=True))
         self.parameters, self.names = parameters, [*self._call.learning]
+        flat = torch.cat([p.detach().flatten() for p in parameters])
+        vector, gradient, product = (torch.empty_like(flat) for _ in range(3))
+        # Where graphs read and write them: they stay where they are.
+        self._inputs = flat, vector
+        self._results = flat.new_empty(()), gradient, product, flat.new_empty(2)
         self._graphs = [
             Graph(function, module=self._call, compiled=compiled)
             for function in (self._write_gradient, self._write_product, self._write_value)
@@ -49,19 +54,20 @@ class SurfaceGraphs:
         return self._reads.changed()
 
     def __call__(self, batch: Sequence[Tensor], fisher_batch: Sequence[Tensor]) -> GraphSurface:
-        """Return the graphs for two minibatches that are laid out as the first ones."""
+        """Return the graphs for two minibatches that are laid out as the first ones.
+
+        There is one surface at a time: they share what their results are written into.
+        """
         others = [tensor.detach() for tensor in self._call.others()]
-        flat = torch.cat([p.detach().flatten() for p in self.parameters])
-        vector, gradient, product = (torch.empty_like(flat) for _ in range(3))
-        gain, both = flat.new_empty(()), flat.new_empty(2)
-        fixed = (
-            (flat, gain, gradient, *others, *batch),
-            (flat, vector, product, *others, *fisher_batch),
-            (flat, both, *others, *batch),
-        )
+        (flat, vector), (gain, gradient, product, both) = self._inputs, self._results
+        fixed = (flat, gain, gradient), (flat, vector, product), (flat, both)
+        given = batch, fisher_batch, batch
         with torch.inference_mode():
-            runs = [g.bind(tensors, ()) for g, tensors in zip(self._graphs, fixed, strict=True)]
-        return GraphSurface(self.parameters, runs, (flat, vector), (gain, gradient, product, both))
+            runs = [
+                graph.bind((*its_own, *others), [tensor[None] for tensor in minibatch])
+                for graph, its_own, minibatch in zip(self._graphs, fixed, given, strict=True)
+            ]
+        return GraphSurface(self.parameters, runs, self._inputs, self._results)
 
     # ---------------------------------------------------------------- what the graphs hold
 
@@ -108,7 +114,7 @@ class GraphSurface:
     def gain_and_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the gain, a scalar, and its gradient ``[P]``."""
         self._run(0)
-        return self._gain, self._gradient.clone()
+        return self._gain.clone(), self._gradient.clone()
 
     def hessian(self) -> Callable[[Tensor], Tensor]:
         """Return what multiplies a vector ``[P]`` by the KL's Hessian at the parameters."""

@@ -28,6 +28,7 @@ from ppo1_lightning.optimizers import clip_factor
 class _FlatState(NamedTuple):
     flat: Tensor  # all parameters, [P]
     moments: tuple[Tensor, ...]  # of the optimizer, [P] each, see `steps.Step`
+    gradient: Tensor  # [P], where it is summed over ranks
 
 
 class GraphUpdate:
@@ -113,7 +114,7 @@ class GraphUpdate:
                     view.copy_(state[name])
                 state[name] = view
             state["step"] = torch.tensor(float(self._steps_taken))
-        return _FlatState(flat, moments)
+        return _FlatState(flat, moments, torch.empty_like(flat))
 
     def _first_moments(self, flat: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.full_like(flat, start) for start in self._step.moments.values())
@@ -130,7 +131,7 @@ class GraphUpdate:
     ) -> None:
         """Compare the gradient that a first step has taken with the eager one."""
         flat = self._state.flat
-        copies = _FlatState(flat.clone(), self._first_moments(flat))
+        copies = _FlatState(flat.clone(), self._first_moments(flat), torch.empty_like(flat))
         self._fixed = [tensor.clone() for tensor in self._objective.others()]
         # A long step: beside it rounding of the parameters is nothing.
         minibatches, scales = [field[None] for field in example], flat.new_tensor([[2.0**20, 1.0]])
@@ -215,8 +216,7 @@ class GraphUpdate:
             ]
             calls = [functools.partial(step, 0, count) for step in steps]
             return functools.partial(call_at_once, calls, self.second_core)
-        gradient = torch.empty_like(state.flat)
-        gradients = self._by_part(gradient)
+        gradient, gradients = state.gradient, self._by_part(state.gradient)
         gradient_steps = [
             self._gradients[i].bind((*flats, gradients[i], *self._fixed), minibatches)
             for i in parts

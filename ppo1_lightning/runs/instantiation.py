@@ -31,9 +31,9 @@ def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
         raise ConfigurationError(f"{key}: {one_line(error)}") from error
     except InstantiationException as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error.__cause__))
-        if unknown is None or unknown[1] not in node:
-            raise
         target = str(node._target_)
+        if unknown is None or unknown[1] not in node or unknown[1] in _arguments(target):
+            raise
         raise ConfigurationError(
             f"{key}.{unknown[1]}: {target.rpartition('.')[2]} has no such argument"
             f"{nearest(unknown[1], _arguments(target))}"
@@ -49,6 +49,6 @@ def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
 def _arguments(target: str) -> set[str]:
     """Return the names of what a class, or what it comes from, takes."""
     made_by = get_object(target)
-    classes = made_by.__mro__ if inspect.isclass(made_by) else ()
-    takers = [made_by, *(vars(c)["__init__"] for c in classes if "__init__" in vars(c))]
-    return {name for taker in takers for name in inspect.signature(taker).parameters}
+    takers = [vars(c).get("__init__") for c in getattr(made_by, "__mro__", ())] or [made_by]
+    written = [inspect.signature(taker) for taker in takers if inspect.isfunction(taker)]
+    return {name for signature in written for name in signature.parameters} - {"self"}

@@ -27,7 +27,13 @@ pytestmark = pytest.mark.heavy
 STEPS = 64  # of an iteration
 OPTIMIZER_STEPS = 4
 
-TINY = ["env=cartpole", "debug=default", "trainer.accelerator=cpu", "compile=false"]
+TINY = [
+    "env=cartpole",
+    "debug=default",
+    "algo.update_epochs=2",
+    "trainer.accelerator=cpu",
+    "compile=false",
+]
 Command = Callable[..., int]
 
 
