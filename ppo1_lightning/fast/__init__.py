@@ -8,7 +8,7 @@ Each returns what it can make, or None and the reason: `make_update` minibatch s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ __all__ = [
     "unsupported",
 ]
 
+_Made = TypeVar("_Made")
+
 
 def make_update(
     objective: nn.Module,
@@ -46,16 +48,13 @@ def make_update(
 
     ``meanwhile`` is called while compilers work.
     """
-    update, reason = None, ""
-    try:
+
+    def make() -> GraphUpdate:
         update = GraphUpdate(objective, optimizer, max_grad_norm, compiled=compiled)
         update.prepare(example, meanwhile)
-    except Exception as error:  # whatever the compiler or the user's policy raises
-        reason = one_line(error)
-    # One rank that fails takes the others with it: they have to stay in step.
-    if all_max(float(bool(reason)), example[0].device) > 0:
-        return None, reason or "it did on another rank"
-    return update, ""
+        return update
+
+    return _on_every_rank(make, example[0].device)
 
 
 def make_surfaces(
@@ -70,15 +69,13 @@ def make_surfaces(
 
     On every rank, once what they compute is what ``eager``, a surface of these batches, does.
     """
-    graphs, reason = None, ""
-    try:
+
+    def make() -> SurfaceGraphs:
         graphs = SurfaceGraphs(objective, parameters, batches, compiled=compiled)
         check.compare_surfaces(graphs(*batches), eager, parameters, graphs.names)
-    except Exception as error:  # likewise
-        reason = one_line(error)
-    if all_max(float(bool(reason)), batches[0][0].device) > 0:
-        return None, reason or "it did on another rank"
-    return graphs, ""
+        return graphs
+
+    return _on_every_rank(make, batches[0][0].device)
 
 
 def make_acting(
@@ -95,6 +92,19 @@ def make_acting(
         return None, "graphs act on the CPU and on CUDA devices only"
     try:
         graphs = ActingGraphs(policy, distribution, observations, noise, pools, compiled=compiled)
-    except Exception as error:  # likewise
+    except Exception as error:  # as in `_on_every_rank`
         return None, one_line(error)
     return graphs, ""
+
+
+def _on_every_rank(make: Callable[[], _Made], device: torch.device) -> tuple[_Made | None, str]:
+    """Return what is made, or None and why not on every rank; ``make`` has no collective in it."""
+    made, reason = None, ""
+    try:
+        made = make()
+    except Exception as error:  # whatever the compiler or the user's policy raises
+        reason = one_line(error)
+    # One rank that fails takes the others with it: they have to stay in step.
+    if all_max(float(bool(reason)), device) > 0:
+        return None, reason or "it did on another rank"
+    return made, ""

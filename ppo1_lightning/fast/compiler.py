@@ -42,11 +42,10 @@ def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGra
     tensors = [*examples, *constants]
     package = native.cache_folder() / f"{_key(graph, tensors)}.zip"
     library = _load(package)
-    if library is not None:
-        return CompiledGraph(lambda: library, constants)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_one_at_a_time(package))  # other ranks of this machine wait for us
-        library = _load(package)
+        if library is None:
+            stack.enter_context(_one_at_a_time(package))  # other ranks of this machine wait for us
+            library = _load(package)
         if library is not None:
             return CompiledGraph(lambda: library, constants)
         build = _prepare(graph, tensors, package)
