@@ -111,6 +111,8 @@ def _minibatch(
         old_dist_params=dist_params,
         old_log_probs=ppo.distribution.log_prob(dist_params, actions),
         weights=torch.full((rows,), 1 / (rows * dist.get_world_size())),
+        starts=torch.zeros(rows, dtype=torch.bool),
+        state=torch.zeros(rows, 0),
     )
 
 

@@ -16,7 +16,7 @@ from benchmarks.measure import Measurement
 from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.commands.config import config_directory
 from ppo1_lightning.commands.process import keep_freed_memory
-from ppo1_lightning.rollouts.collector import RolloutDataset
+from ppo1_lightning.rollouts.dataset import RolloutDataset
 
 
 class BareTrainer:

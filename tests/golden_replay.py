@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset
 from ppo1_lightning import PPO, TRPO, Rollout
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.functional import trust_region
+from ppo1_lightning.policies.base import ActionOutputs
 from ppo1_lightning.rollouts.segment import Minibatch
 from ppo1_lightning.rollouts.sizes import Sizes
 
@@ -38,7 +39,7 @@ class Replayed(OnPolicyModule):
         order = self.recording.order(self.counters.iterations)
         return order[:, first : first + sizes.workers_per_device]
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         """Not called, for rollouts are recorded; without it no graph of `act` is compiled."""
         raise NotImplementedError
 

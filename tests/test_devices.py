@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy, Rollout, RolloutDataModule, distributed
-from ppo1_lightning.rollouts.collector import _without_copies
+from ppo1_lightning.policies.base import ActionOutputs
+from ppo1_lightning.rollouts.dataset import _without_copies
 from ppo1_lightning.rollouts.segment import Minibatch
 
 pytestmark = pytest.mark.heavy
@@ -156,11 +157,11 @@ class WatchedPPO(PPO):
         self.losses.count += 1
         return super().loss(batch)
 
-    def act(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         self.acted_on.add(len(observations))
         return super().act(observations, noise)
 
-    def act_as_shown(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def act_as_shown(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         self.acted_on.add(len(observations))
         return super().act_as_shown(observations, noise)
 
@@ -327,7 +328,7 @@ MISTAKES = {
         "normalize_returns", "policies.normalization.RewardNormalizer.forward", ALONE
     ),
     "seeds": Mistake("CartPole-v1", "rollouts.datamodule.RolloutDataModule._make_simulator", FIRST),
-    "noise": Mistake("Pendulum-v1", "rollouts.collector.RolloutDataset.collect", FIRST),
+    "noise": Mistake("Pendulum-v1", "rollouts.dataset.RolloutDataset.collect", FIRST),
 }
 MEASURING_MISTAKES = {
     "losses": Mistake("box", "algorithms.metrics.measure", ALONE),

@@ -57,6 +57,8 @@ def minibatch(ppo: PPO, drift: float) -> tuple[torch.Tensor, torch.Tensor, Minib
         old_dist_params=old_dist_params,
         old_log_probs=ppo.distribution.log_prob(old_dist_params, actions),
         weights=torch.full((32,), 1 / 32),
+        starts=torch.zeros(32, dtype=torch.bool),
+        state=torch.zeros(32, 0),
     )
     return parameters, values, rows
 

@@ -78,19 +78,14 @@ def maker(key: str, value: Any, makes: str) -> Any:
     return value
 
 
-def fit(module: OnPolicyModule, datamodule: Any) -> None:
-    """Refuse, before anything is built, a fit that cannot be what was asked for."""
-    if module.trainer.state.fn == TrainerFn.FITTING:
-        trainer(module.trainer, module)
-        data(module, datamodule)
-
-
 def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
     """Refuse what would train something else than was asked for, or would be ignored.
 
     Raises:
         ConfigurationError: it names the Trainer's argument, and what does the same here.
     """
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
     strategy = trainer.strategy
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ConfigurationError(
@@ -212,8 +207,31 @@ def policy(policy: nn.Module, observation_space: Space[Any], distribution: Distr
             )
 
 
+def unit_length(sequence_length: int | None, state_size: int, num_steps: int) -> int:
+    """Return how many rows are shuffled together: 1, or for a policy with memory its sequences.
+
+    Raises:
+        ConfigurationError: a rollout in which a memory learns nothing, or sequences without one.
+    """
+    if not state_size:
+        if sequence_length is not None:
+            raise ConfigurationError(
+                f"algo.sequence_length={sequence_length} is for policies with memory, such as "
+                "policy=mlp_gru; expected null"
+            )
+        return 1
+    if num_steps < 2:
+        raise ConfigurationError(
+            f"num_steps={num_steps} leaves a policy with memory nothing to learn from what was "
+            "before, expected at least 2"
+        )
+    return num_steps if sequence_length is None else sequence_length
+
+
 def data(module: OnPolicyModule, datamodule: Any) -> None:
     """Refuse sizes that do not divide, and environments that the policy is not made for."""
+    if module.trainer.state.fn != TrainerFn.FITTING:
+        return
     if hasattr(datamodule, "num_envs") and hasattr(datamodule, "num_steps"):
         module.sizes(datamodule.num_envs, datamodule.num_steps)
     if module.knows_spaces and hasattr(datamodule, "spaces"):

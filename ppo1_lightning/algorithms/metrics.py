@@ -47,7 +47,7 @@ def measure(module: OnPolicyModule, segment: Segment, batch: Minibatch) -> dict[
     Args:
         batch: the segment's rows, weighted as their means are to be.
     """
-    dist_params, values = evaluate(module.policy, batch.observations)
+    dist_params, values = evaluate(module.policy, batch.observations, batch.state, batch.starts)
     kl = module.distribution.kl(batch.old_dist_params, dist_params)
     shares = {
         **module.terms(batch, dist_params, values),

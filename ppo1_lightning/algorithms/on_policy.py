@@ -25,12 +25,13 @@ from ppo1_lightning.algorithms.update import (
 from ppo1_lightning.errors import check_choice, check_flag, check_integer, check_number
 from ppo1_lightning.functional.advantages import generalized_advantages
 from ppo1_lightning.optimizers import TensorFlowAdam
-from ppo1_lightning.policies.base import PolicyFactory, evaluate
+from ppo1_lightning.policies.base import PolicyFactory, ask, evaluate, state_size
 from ppo1_lightning.policies.normalization import RewardNormalizer
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.seeding import generator
-from ppo1_lightning.rollouts.segment import Minibatch, Segment, Standardize, lay_out, shuffled_rows
+from ppo1_lightning.rollouts.segment import Minibatch, Segment, Standardize, lay_out
 from ppo1_lightning.rollouts.sizes import Sizes
+from ppo1_lightning.rollouts.units import shuffled_units
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class OnPolicyModule(PolicyModule):
         *,
         minibatch_size: int | None = 64,
         mpi_workers: int | None = None,
+        sequence_length: int | None = None,
         learning_rate: float = 3e-4,
         optimizer: Callable[..., torch.optim.Optimizer] = TensorFlowAdam,
         max_grad_norm: float | None = None,
@@ -98,6 +100,7 @@ class OnPolicyModule(PolicyModule):
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.minibatch_size, self.mpi_workers = minibatch_size, mpi_workers  # see `sizes`
+        self.sequence_length = sequence_length
         self.learning_rate = check_number("learning_rate", learning_rate, at_least=0)
         makes = "an optimizer from (named parameters, lr=...)"
         self.optimizer_factory = checks.maker("optimizer", optimizer, makes)
@@ -152,7 +155,7 @@ class OnPolicyModule(PolicyModule):
             standardize=self.normalize_advantages,
             distribution=self.distribution,
             # without statistics it acted as it is now
-            evaluate=None if normalizer is None else lambda rows: evaluate(self.policy, rows)[0],
+            evaluate=None if normalizer is None else lambda *rows: evaluate(self.policy, *rows)[0],
         )
         if self._update is None:
             with self.clock.paused():  # compiling is not training
@@ -187,7 +190,7 @@ class OnPolicyModule(PolicyModule):
 
     def outputs(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return distribution parameters ``[B, P]`` and values ``[B]`` in float32."""
-        dist_params, values, _ = self.policy(batch.observations, None)
+        dist_params, values, _ = ask(self.policy, batch.observations, batch.state, batch.starts)
         return dist_params.float(), values.float()
 
     def measure(self, segment: Segment) -> dict[str, float]:
@@ -195,13 +198,9 @@ class OnPolicyModule(PolicyModule):
         return metrics.measure(self, segment, segment.last_pass())
 
     def minibatch_order(self, sizes: Sizes) -> Tensor:
-        """Draw this iteration's order of rows, see `shuffled_rows`: for every pass, and a last one.
-
-        Returns:
-            ``[passes + 1, workers_per_device, minibatches, worker_minibatch_size]`` int64.
-        """
+        """Draw this iteration's order, see `shuffled_units`: for every pass, and a last one."""
         stream = generator(self.seed, "minibatches", self.counters.iterations)
-        order = shuffled_rows(*sizes.orders, stream)
+        order = shuffled_units(*sizes.orders, stream)
         return order if sizes.shared else order[:, distributed.own_share(sizes.mpi_workers)]
 
     def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -224,12 +223,15 @@ class OnPolicyModule(PolicyModule):
 
     @hooks.own
     def configure_callbacks(self) -> list[Any]:
-        """Check the run before anything is built."""
-        checks.fit(self, self._datamodule)
-        return super().configure_callbacks()
+        """Check the run before its first step."""
+        checks.trainer(self.trainer, self)
+        callbacks = super().configure_callbacks()
+        checks.data(self, self._datamodule)
+        return callbacks
 
     def sizes(self, num_envs: int, num_steps: int) -> Sizes:
         """Return how a rollout of all devices divides."""
+        length = checks.unit_length(self.sequence_length, state_size(self.policy), num_steps)
         return Sizes.create(
             num_envs=num_envs,
             num_steps=num_steps,
@@ -237,6 +239,7 @@ class OnPolicyModule(PolicyModule):
             mpi_workers=self.mpi_workers,
             epochs=self.passes,
             devices=self.trainer.world_size,
+            sequence_length=length,
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from ppo1_lightning.algorithms import checks, entry, hooks, metrics, plain
 from ppo1_lightning.errors import ConfigurationError, check_flag
 from ppo1_lightning.functional.distributions import Distribution
-from ppo1_lightning.policies.base import ActionOutputs, PolicyFactory, choose_actions
+from ppo1_lightning.policies.base import (
+    ActionOutputs,
+    PolicyFactory,
+    choose_actions,
+    initial_state,
+)
 from ppo1_lightning.policies.normalization import NormalizedPolicy, StepNormalizer
 from ppo1_lightning.policies.spaces import distribution_for
 from ppo1_lightning.rollouts.acting import WHOLE, Acting, ActingFactory, ModuleActing
@@ -87,11 +92,7 @@ class PolicyModule(LightningModule):
             self._build_if_missing()
 
     def save_hyperparameters(  # type: ignore[override]
-        self,
-        *args: Any,
-        ignore: Sequence[str] | str | None = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
+        self, *args: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True
     ) -> None:
         """Keep the arguments as Lightning does, as plain data and without policy and spaces.
 
@@ -175,56 +176,58 @@ class PolicyModule(LightningModule):
 
     # ---------------------------------------------------------------- acting
 
-    def forward(self, observations: Tensor) -> Any:
-        """Return the policy's (distribution parameters, values, state) for ``[B, ...]``."""
-        return self.whole_policy(observations, None)
+    def forward(self, observations: Tensor, *memory: Tensor | None) -> Any:
+        """Return (distribution parameters, values, state) for ``[B, ...]``.
+
+        ``memory`` is of a policy that has any, see `act`.
+        """
+        return self.whole_policy(observations, *(memory or (None,)))
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """Return the state ``[N, S]`` in which episodes begin, S = 0 for one without memory."""
+        return initial_state(self.policy, num_envs)
 
     @torch.inference_mode()
-    def act(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+    def act(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         """Sample actions ``[N, ...]``; all results are on this module's device.
 
         Args:
             observations: ``[N, *observation_shape]``.
             noise: ``[N, noise_size]``, from `Distribution.noise`.
-
-        Returns:
-            Actions, distribution parameters ``[N, P]`` and values ``[N]``.
+            memory: of a policy that has any, its state ``[N, S]`` (`initial_state`) and ``starts
+                [N]``, where an episode begins; without, one begins everywhere.
         """
-        return self._choose(self.whole_policy, observations, noise)
+        return self._choose(self.whole_policy, observations, noise, *memory)
 
     @torch.inference_mode()
-    def act_as_shown(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+    def act_as_shown(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         """Sample actions for what `observation_normalizer` has made: a rollout's."""
-        return self._choose(self.policy, observations, noise)
-
-    def _choose(self, policy: nn.Module, observations: Tensor, noise: Tensor) -> ActionOutputs:
-        inputs = observations.to(self.device), noise.to(self.device)
-        with self._in_precision():
-            return choose_actions(policy, self.distribution, *inputs)
+        return self._choose(self.policy, observations, noise, *memory)
 
     @torch.inference_mode()
-    def act_greedily(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+    def act_greedily(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         """Return the most likely actions, otherwise as `act`; the noise is not looked at."""
+        return self._choose(self.whole_policy, observations, None, *memory)
+
+    def _choose(self, policy: nn.Module, *inputs: Tensor | None) -> ActionOutputs:
+        here = [None if tensor is None else tensor.to(self.device) for tensor in inputs]
         with self._in_precision():
-            dist_params, values, _ = self.whole_policy(observations.to(self.device), None)
-            dist_params = dist_params.float()
-            return self.distribution.mode(dist_params), dist_params, values.float()
+            return choose_actions(policy, self.distribution, *here)  # type: ignore[arg-type]
 
-    def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice] = WHOLE) -> Acting:
-        """Return how the policy acts in a rollout: by `act`, or as a graph where there is one.
-
-        Where observations are normalised before the policy, by `act_as_shown`.
-
-        Args:
-            observations: ``[T + 1, N, *observation_shape]``, normalised.
-            noise: ``[T, N, noise_size]``.
-            pools: the environments that it acts in at once.
-        """
+    def acting(
+        self,
+        observations: Tensor,
+        noise: Tensor,
+        pools: Sequence[slice] = WHOLE,
+        state: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> Acting:
+        """Return how the policy acts in a rollout, see `ModuleActing` for the arguments."""
         self.pools = pools
         if self._acting is not None and self._acting.outdated() is None:
-            return self._acting(observations, noise, pools)
+            return self._acting(observations, noise, pools, state, starts)
         act = self.act if self.observation_normalizer is None else self.act_as_shown
-        return ModuleActing(act, observations, noise, self.device, pools)
+        return ModuleActing(act, observations, noise, self.device, pools, state, starts)
 
     def _in_precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the policy learns, so that it acts as it learns."""
@@ -233,12 +236,10 @@ class PolicyModule(LightningModule):
         return self._trainer.precision_plugin.forward_context()
 
     def validation_step(self, episodes: Episodes, batch_idx: int) -> None:
-        """Report the episodes of an evaluation while training, see `rollouts.evaluation`."""
+        """Report the episodes of an evaluation: while training, or what `Trainer.test` returns."""
         metrics.log_evaluation(self, episodes)
 
-    def test_step(self, episodes: Episodes, batch_idx: int) -> None:
-        """Report the episodes of an evaluation; `Trainer.test` returns the numbers."""
-        metrics.log_evaluation(self, episodes)
+    test_step = validation_step
 
     @hooks.own
     def on_validation_start(self) -> None:

@@ -147,7 +147,8 @@ class PPO(OnPolicyModule):
     @torch.no_grad()
     def mean_kl(self, minibatches: Minibatch) -> float:
         """Return the mean of KL(old || new) over an epoch's minibatches and all ranks."""
-        dist_params, _ = evaluate(self.policy, minibatches.observations.flatten(0, 1))
-        kl = self.distribution.kl(minibatches.old_dist_params.flatten(0, 1), dist_params)
-        weights = minibatches.weights.flatten() / len(minibatches.weights)
+        batch = minibatches.as_one()
+        dist_params, _ = evaluate(self.policy, batch.observations, batch.state, batch.starts)
+        kl = self.distribution.kl(batch.old_dist_params, dist_params)
+        weights = batch.weights / len(minibatches.weights)
         return all_sum(weighted_mean(kl, weights)).item()

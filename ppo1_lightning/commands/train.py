@@ -108,14 +108,8 @@ def build(config: DictConfig) -> Parts:
     _build_policy(module, data)
     trainer = _make_trainer(config, _initial_weights(config, module, data))
     launch.check_size(trainer)
-    sizes = Sizes.create(
-        num_envs=config.num_envs,
-        num_steps=config.num_steps,
-        minibatch_size=config.algo.minibatch_size,
-        mpi_workers=config.mpi_workers,
-        epochs=module.passes,
-        devices=trainer.world_size,
-    )
+    module.trainer = trainer
+    sizes = module.sizes(data.num_envs, data.num_steps)
     return Parts(module, data, trainer, sizes, policy)
 
 

@@ -84,14 +84,17 @@ def make_acting(
     observations: Tensor,
     noise: Tensor,
     pools: Sequence[slice],
+    state: Tensor,
+    starts: Tensor,
     *,
     compiled: bool,
 ) -> tuple[ActingGraphs | None, str]:
     """Return how a policy acts as graphs in rollouts like this one, or None and why not."""
     if observations.device.type not in ("cpu", "cuda"):
         return None, "graphs act on the CPU and on CUDA devices only"
+    rollout = observations, noise, pools, state, starts
     try:
-        graphs = ActingGraphs(policy, distribution, observations, noise, pools, compiled=compiled)
+        graphs = ActingGraphs(policy, distribution, *rollout, compiled=compiled)
     except Exception as error:  # as in `_on_every_rank`
         return None, one_line(error)
     return graphs, ""

@@ -29,6 +29,7 @@ class ActingGraphs:
         observations: ``[T + 1, N, *observation_shape]`` of a rollout, where the policy is.
         noise: ``[T, N, noise_size]``.
         pools: the environments that it acts in at once.
+        state, starts: ``[N, S]`` and ``[T + 1, N]``, see `rollouts.acting.ModuleActing`.
         compiled: see `graphs.Graph`.
 
     Raises:
@@ -42,15 +43,21 @@ class ActingGraphs:
         observations: Tensor,
         noise: Tensor,
         pools: Sequence[slice],
+        state: Tensor | None = None,
+        starts: Tensor | None = None,
         *,
         compiled: bool,
     ) -> None:
-        apart = separate_parameters(policy, observations[0]) is not None
-        self._reads = Reads()
+        remembers = (
+            state is not None and state.shape[-1] > 0
+        )  # what was before must be known, step by step
+        apart = not remembers and separate_parameters(policy, observations[0]) is not None
+        self._reads, self._remembers = Reads(), remembers
 
         def act(policy: Callable[..., Any], *row: Tensor) -> None:
-            observations, noise, *results = row
-            chosen = choose_actions(policy, distribution, observations, noise)
+            observations, noise, *rest = row
+            memory, results = (rest[:2], rest[2:]) if remembers else ([], rest)
+            chosen = choose_actions(policy, distribution, observations, noise, *memory)
             for result, its_content in zip(results, chosen, strict=False):
                 result.copy_(its_content)
 
@@ -63,24 +70,32 @@ class ActingGraphs:
         self._device = observations.device
         with torch.inference_mode():
             first = observations[0], noise[0].to(self._device)
-            self._example = choose_actions(policy, distribution, *first)
+            begins = None if starts is None else starts[0].to(self._device)
+            self._example = choose_actions(policy, distribution, *first, state, begins)[:3]
         with self._reads.recorded(policy):
-            acting = self(observations, noise, pools)
+            acting = self(observations, noise, pools, state, starts)
         with torch.inference_mode():
             for pool in range(len(pools)):
                 acting.act(0, pool)
-        _, _, dist_params, values = acting.outputs()
+        _, _, dist_params, values, _ = acting.outputs()
         torch.testing.assert_close((dist_params[0], values[0]), self._example[1:])
 
     def outdated(self) -> str | None:
         """Return the name of what has changed since the graphs were traced, None for nothing."""
         return self._reads.changed()
 
-    def __call__(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> GraphActing:
+    def __call__(
+        self,
+        observations: Tensor,
+        noise: Tensor,
+        pools: Sequence[slice],
+        state: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> GraphActing:
         """Return the graphs for a rollout that is laid out as the first one.
 
         Args:
-            observations: wherever they arrive.
+            observations: wherever they arrive, and so ``starts``.
         """
         arriving, noise = observations, noise.to(self._device)
         elsewhere = arriving.device != self._device
@@ -88,21 +103,35 @@ class ActingGraphs:
             observations = torch.empty_like(arriving, device=self._device)
         actions, dist_params, _ = (one.new_empty(len(noise), *one.shape) for one in self._example)
         values = torch.empty(observations.shape[:2], device=self._device)
+        states = values.new_empty(*values.shape, 0)
+        results: tuple[Tensor, ...] = actions, dist_params, values
+        memory: tuple[Tensor, ...] = ()
+        if self._remembers:
+            assert state is not None
+            assert starts is not None
+            states = state.new_empty(len(values) + 1, *state.shape)  # one more after the last row
+            states[0] = state
+            here = torch.empty_like(starts, device=self._device) if elsewhere else starts
+            memory, results = (states[:-1], here), (*results, states[1:])
         if self._value is None:
-            step = observations, noise, actions, dist_params, values
+            steps = self._bind_step((observations, noise, *memory, *results), pools)
             nowhere = torch.empty_like(actions[:1]), torch.empty_like(dist_params[:1])
-            last_step = observations[-1:], noise[-1:], *nowhere, values[-1:]
-            steps, last = self._bind_step(step, pools), self._bind_step(last_step, pools)
+            last_results = *nowhere, *(result[len(noise) :] for result in results[2:])
+            last_row = observations[-1:], noise[-1:], *(part[len(noise) :] for part in memory)
+            last = self._bind_step((*last_row, *last_results), pools)
         else:
             steps = self._bind_step((observations, noise, actions, dist_params), pools)
             batches = zip(_batches(observations), _batches(values), strict=True)
             last = [
                 self._value.bind(batch[None], its_values[None]) for batch, its_values in batches
             ]
-        outputs = observations, actions, dist_params, values
+        outputs = observations, actions, dist_params, values, states[: len(values)]
         if self._device.type == "cpu":
             return GraphActing(steps, last, outputs, pools)
-        return DeviceActing(steps, last, outputs, pools, arriving if elsewhere else None)
+        arriving_here = [(arriving, observations)] if elsewhere else []
+        if elsewhere and memory and starts is not None:
+            arriving_here.append((starts, memory[1]))
+        return DeviceActing(steps, last, outputs, pools, arriving_here)
 
     def _bind_step(self, tensors: Sequence[Tensor], pools: Sequence[slice]) -> list[Run]:
         return [self._act.bind(*(tensor[:, envs] for tensor in tensors)) for envs in pools]
@@ -114,7 +143,7 @@ class GraphActing:
     Args:
         steps: for the rows of the steps, one for each pool.
         last: whatever completes the outputs, each for one row.
-        outputs: observations, actions, distribution parameters and values of the rollout.
+        outputs: see `rollouts.acting.RolloutOutputs`.
         pools: see `ActingGraphs`.
     """
 
@@ -122,7 +151,7 @@ class GraphActing:
         self,
         steps: Sequence[Run],
         last: Sequence[Run],
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
         pools: Sequence[slice],
     ) -> None:
         self._steps, self._last, self._outputs = steps, last, outputs
@@ -134,7 +163,7 @@ class GraphActing:
         self._steps[pool](step, step + 1)
         return self._by_pool[pool][step]
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return what the rollout is made of."""
         with torch.inference_mode():
             for run in self._last:
@@ -150,17 +179,17 @@ class DeviceActing(GraphActing):
     """The same on a device that each observation goes to when it is acted on, to stay there.
 
     Args:
-        arriving: ``[T + 1, N, *observation_shape]`` in memory that the device can fetch them from
-            by itself; None where they are there already.
+        arriving: what the device is to fetch, ``[T + 1, N, ...]``, and where to; observations are
+            in memory that it can read by itself.
     """
 
     def __init__(
         self,
         steps: Sequence[Run],
         last: Sequence[Run],
-        outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
         pools: Sequence[slice],
-        arriving: Tensor | None,
+        arriving: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
         super().__init__(steps, last, outputs, pools)
         self._pools, self._arriving = pools, arriving
@@ -174,7 +203,7 @@ class DeviceActing(GraphActing):
         torch.cuda.current_stream(self._outputs[1].device).synchronize()  # the one wait of a step
         return chosen
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return what the rollout is made of, on the device."""
         self._fetch(-1, slice(None))
         return super().outputs()
@@ -183,8 +212,8 @@ class DeviceActing(GraphActing):
         return torch.empty_like(actions, device="cpu", pin_memory=True)
 
     def _fetch(self, step: int, envs: slice) -> None:
-        if self._arriving is not None:
-            self._outputs[0][step, envs].copy_(self._arriving[step, envs], non_blocking=True)
+        for source, here in self._arriving:
+            here[step, envs].copy_(source[step, envs], non_blocking=True)
 
 
 def _batches(rows: Tensor) -> list[Tensor]:

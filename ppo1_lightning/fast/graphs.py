@@ -20,6 +20,7 @@ from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
 from ppo1_lightning.fast.compiler import Run, compile_ahead
 from ppo1_lightning.fast.products import replace_products_of_a_row
+from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.winograd import replace_convolutions
 
 
@@ -71,7 +72,8 @@ class Graph:
                     "a tensor that the policy reads is a view with gaps or repetitions, expected "
                     "one of its own, such as tensor.contiguous()"
                 )
-            graph = make_fx(lambda *inputs: self._call(*inputs))(*copies)
+            with as_an_operator():
+                graph = make_fx(lambda *inputs: self._call(*inputs))(*copies)
             graph.graph.eliminate_dead_code()
             graph.recompile()
             if self._module is not None:
@@ -191,7 +193,7 @@ class PolicyGraph:
 
     Args:
         policy: its parameters may change in place, its buffers between two `bind` calls.
-        function: takes a policy ``(observations, state)`` and one row of each tensor, and writes
+        function: takes the policy and one row of each tensor, and writes
             its results into them.
         compiled: see `Graph`.
     """
@@ -208,7 +210,7 @@ class PolicyGraph:
         count = self._call.num_others
         others, inputs = tensors[:count], tensors[count:]
 
-        def policy(observations: Tensor, state: Any) -> Any:
-            return self._call([], others, observations, state)
+        def policy(*arguments: Tensor | None) -> Any:
+            return self._call([], others, *arguments)
 
         self._function(policy, *inputs)

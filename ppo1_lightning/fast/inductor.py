@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppo1_lightning.fast import winograd
+from ppo1_lightning.fast import recurrence, winograd
+
+_C_FUNCTIONS = {**winograd.C_FUNCTIONS, **recurrence.C_FUNCTIONS}
 
 _FUNCTION = re.compile(r"^void AOTInductorModel::run_impl\(.*?^}", re.DOTALL | re.MULTILINE)
 _BEFORE_THE_MODEL = re.compile(r'^} // extern "C"$(.*?)^namespace', re.DOTALL | re.MULTILINE)
@@ -56,7 +58,7 @@ def write_source(graph: GraphModule, examples: Sequence[Tensor]) -> str:
 
 def options() -> dict[str, Any]:
     """Return Inductor's options for our graphs."""
-    return {"aot_inductor.custom_ops_to_c_shims": winograd.C_FUNCTIONS}
+    return {"aot_inductor.custom_ops_to_c_shims": _C_FUNCTIONS}
 
 
 def _own_entry(model: str) -> str:
@@ -70,7 +72,7 @@ def _own_entry(model: str) -> str:
     for asked_for, what in _NOT_THERE.items():
         if asked_for in function[0]:
             raise RuntimeError(f"the graph has {what}, which is not compiled; use compile=trace")
-    ours = "".join(f"{declaration};\n" for [declaration] in winograd.C_FUNCTIONS.values())
+    ours = "".join(f"{declaration};\n" for [declaration] in _C_FUNCTIONS.values())
     return (
         f'#include "{Path(__file__).with_name("steps.h")}"\n{declarations[1]}'
         f'extern "C" {{\n{ours}}}\nnamespace torch::aot_inductor {{\n{function[0]}\n}}\n'

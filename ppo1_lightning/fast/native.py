@@ -37,6 +37,22 @@ def load(source: Path, *options: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes
         return ctypes.CDLL(str(library), mode)
 
 
+def load_operators(source: Path) -> ctypes.CDLL:
+    """Load a C++ file of operators, so that compiled graphs find them.
+
+    Raises:
+        RuntimeError, OSError: see `load`; or a PyTorch whose graphs cannot call them.
+    """
+    from torch._inductor import config
+
+    if not hasattr(config.aot_inductor, "custom_ops_to_c_shims"):
+        raise RuntimeError(f"graphs of {torch.__version__} cannot call other operators")
+    folder = Path(torch.__file__).parent
+    options = "-std=c++17", "-O3", *machine_options(), "-fopenmp", f"-I{folder / 'include'}"
+    libraries = f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"
+    return load(source, *options, *libraries, mode=ctypes.RTLD_GLOBAL)
+
+
 def _compile(source: Path, options: tuple[str, ...], library: Path) -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
 

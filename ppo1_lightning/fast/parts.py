@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.distributed import world_size
 from ppo1_lightning.fast.graphs import ModuleCall
+from ppo1_lightning.fast.recurrence import as_an_operator
 
 SMALLEST_PART = 0.25
 """Share of all numbers from which a part is worth a graph, and a thread, of its own."""
@@ -81,7 +82,7 @@ def _dependencies(objective: ModuleCall, example: Sequence[Tensor]) -> list[set[
         pull_back = vjp(lambda *t: objective(t, rest, *minibatch), *given)[1]
         return pull_back(torch.ones((), device=given[0].device))  # which depends on none
 
-    with torch.no_grad():
+    with torch.no_grad(), as_an_operator():
         graph = make_fx(gradients)(*learning, *others, *example).graph
     return _read_by_outputs(graph, len(learning))
 

@@ -12,45 +12,15 @@
 // It is linear in each of the two, so gradients are the same three maps, transposed. At these
 // points they are sums and differences, so that rounding is that of a direct convolution.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
-#include <cstdint>
-#include <stdexcept>
-#include <vector>
-
 #include "convolution.h"
+#include "handles.h"
 
 namespace {
-
-void check(AOTITorchError error) {
-  if (error) throw std::runtime_error("a tensor cannot be read or made");
-}
-
-template <class T>
-T *data_of(AtenTensorHandle tensor) {
-  void *data;
-  check(aoti_torch_get_data_ptr(tensor, &data));
-  return static_cast<T *>(data);
-}
-
-const int64_t *sizes_of(AtenTensorHandle tensor) {
-  int64_t *sizes;
-  check(aoti_torch_get_sizes(tensor, &sizes));
-  return sizes;
-}
 
 bool is_uint8(AtenTensorHandle tensor) {
   int32_t dtype;
   check(aoti_torch_get_dtype(tensor, &dtype));
   return dtype == aoti_torch_dtype_uint8();
-}
-
-AtenTensorHandle empty(std::vector<int64_t> sizes, std::vector<int64_t> strides) {
-  AtenTensorHandle made;
-  check(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
-                                 aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
-                                 &made));
-  return made;
 }
 
 AtenTensorHandle empty_channels_last(int64_t images, int64_t channels, int64_t height,

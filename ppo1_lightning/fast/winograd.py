@@ -6,7 +6,6 @@ multiplications of a direct convolution or fewer, and rounds no more. On the CPU
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 from pathlib import Path
@@ -177,17 +176,8 @@ def _is_channels_last(node: Node) -> bool:
 @functools.cache
 def _is_loaded() -> bool:
     """Make and load ``winograd.cpp``, so that compiled graphs find it; tell whether that worked."""
-    from torch._inductor import config
-
-    if not hasattr(config.aot_inductor, "custom_ops_to_c_shims"):
-        _log.info("convolutions are left to PyTorch: %s cannot call others", torch.__version__)
-        return False
-    folder = Path(torch.__file__).parent
-    options = "-std=c++17", "-O3", *native.machine_options(), "-fopenmp", f"-I{folder / 'include'}"
-    libraries = f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"
-    source = Path(__file__).with_suffix(".cpp")
     try:
-        native.load(source, *options, *libraries, mode=ctypes.RTLD_GLOBAL)
+        native.load_operators(Path(__file__).with_suffix(".cpp"))
     except (OSError, RuntimeError) as error:
         _log.warning("convolutions are left to PyTorch: %s", error)
         return False

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.functional.distributions import DiagonalGaussian, Distribution
 from ppo1_lightning.policies.initialization import linear, orthogonal
+from ppo1_lightning.policies.memory import NO_MEMORY, MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import Part, distribution_for, name_of
 
@@ -28,24 +29,68 @@ choices are equally likely.
 
 
 class PolicyOutput(NamedTuple):
-    """What a policy's ``forward(observation, state)`` returns; a plain tuple will do."""
+    """What a policy returns, see `ActorCritic`; a plain tuple will do."""
 
     dist_params: Tensor  # [B, distribution.num_parameters], see `functional.distributions`
     values: Tensor  # [B]
-    state: Any  # of a recurrent policy, None otherwise
+    state: Any  # after the last row of a policy with memory, else what was given
 
 
-ActionOutputs = tuple[Tensor, Tensor, Tensor]
-"""Actions ``[N, ...]``, distribution parameters ``[N, P]`` and values ``[N]``."""
+class ActionOutputs(NamedTuple):
+    """What a policy does in N environments."""
+
+    actions: Tensor  # [N, ...]
+    dist_params: Tensor  # [N, P] float32
+    values: Tensor  # [N] float32
+    state: Any  # [N, S] after it, None where none was given
+
+
+def state_size(policy: nn.Module) -> int:
+    """Return how many numbers a policy remembers of an environment, 0 for one without memory."""
+    return getattr(policy, "state_size", 0)
+
+
+def initial_state(policy: nn.Module, num_envs: int) -> Tensor:
+    """Return the state ``[N, S]`` in which episodes begin, on the policy's device: zeros."""
+    device = next((tensor.device for tensor in policy.state_dict().values()), None)
+    dtype = getattr(policy, "state_dtype", torch.float32)
+    return torch.zeros(num_envs, state_size(policy), dtype=dtype, device=device)
+
+
+def ask(
+    policy: Callable[..., Any], observations: Tensor, state: Tensor | None, starts: Tensor | None
+) -> Any:
+    """Return what a policy says of L rows of each of B environments, see `ActorCritic`.
+
+    Args:
+        observations: ``[L * B, ...]``, in the order of time.
+        state: ``[B, S]`` before the first; with S = 0 or None it is not shown to the policy.
+        starts: ``[L * B]`` bool: a row begins an episode.
+    """
+    if state is None or not state.shape[-1]:
+        return policy(observations, None)
+    return policy(observations, state, starts)
 
 
 def choose_actions(
-    policy: Callable[..., Any], distribution: Distribution, observations: Tensor, noise: Tensor
+    policy: Callable[..., Any],
+    distribution: Distribution,
+    observations: Tensor,
+    noise: Tensor | None,
+    state: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> ActionOutputs:
-    """Sample actions for ``[N, *observation_shape]`` with ``noise [N, noise_size]``."""
-    dist_params, values, _ = policy(observations, None)
+    """Choose actions for ``[N, *observation_shape]``.
+
+    Args:
+        noise: ``[N, noise_size]``, of sampling; None takes the most likely ones.
+        state, starts: ``[N, S]`` and ``[N]``, see `ask`.
+    """
+    dist_params, values, state = ask(policy, observations, state, starts)
     dist_params = dist_params.float()
-    return distribution.sample(dist_params, noise), dist_params, values.float()
+    mode, sample = distribution.mode, distribution.sample
+    actions = mode(dist_params) if noise is None else sample(dist_params, noise)
+    return ActionOutputs(actions, dist_params, values.float(), state)
 
 
 EVALUATION_BATCH = 2048
@@ -53,11 +98,25 @@ EVALUATION_BATCH = 2048
 
 
 @torch.no_grad()
-def evaluate(policy: nn.Module, observations: Tensor) -> tuple[Tensor, Tensor]:
-    """Return distribution parameters ``[B, P]`` and values ``[B]``, in large batches."""
-    outputs = [policy(part, None) for part in observations.split(EVALUATION_BATCH)]
-    dist_params, values, _ = zip(*outputs, strict=True)
-    return torch.cat(dist_params).float(), torch.cat(values).float()
+def evaluate(
+    policy: nn.Module, observations: Tensor, state: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return distribution parameters ``[L * U, P]`` and values ``[L * U]``, in large batches.
+
+    Args:
+        observations, starts: L rows of each of U units, in the order of time.
+        state: ``[U, S]`` before the first.
+    """
+    length = len(observations) // len(state)
+    at_once = max(1, EVALUATION_BATCH // length)
+    units = (field.unflatten(0, (length, -1)) for field in (observations, starts))
+    parts = zip(*(field.split(at_once, 1) for field in units), state.split(at_once), strict=True)
+    outputs = [ask(policy, o.flatten(0, 1), its_state, s.flatten()) for o, s, its_state in parts]
+    dist_params, values = (
+        torch.cat([output[i].unflatten(0, (length, -1)) for output in outputs], 1).flatten(0, 1)
+        for i in (0, 1)
+    )
+    return dist_params.float(), values.float()
 
 
 def separate_parameters(
@@ -77,7 +136,9 @@ def separate_parameters(
         return [name for name, gradient in pairs if gradient is not None]
 
     with torch.inference_mode(False), torch.enable_grad():
-        dist_params, values, _ = policy(observations.clone(), None)
+        state = initial_state(policy, len(observations))
+        starts = torch.zeros(len(observations), dtype=torch.bool, device=state.device)
+        dist_params, values, _ = ask(policy, observations.clone(), state, starts)
         if not (dist_params.requires_grad and values.requires_grad):
             return None
         acting, valuing = used_by(dist_params), used_by(values)
@@ -85,17 +146,24 @@ def separate_parameters(
 
 
 class ActorCritic(nn.Module):
-    """Trunk(s), an action head and a value head.
+    """Trunk(s), perhaps with memory, an action head and a value head.
 
     Any ``nn.Module`` whose ``forward(observation [B, ...], state)`` returns
     ``(dist_params, values, state)`` can take its place. An ``observation_normalizer`` attribute, if
     it has one, is updated by the algorithm with every rollout, before the policy learns from it.
+
+    One with memory has a ``state_size`` S above 0 and ``forward(observations [L * B, ...], state
+    [B, S], starts [L * B])``: L rows of each of B environments in the order of time, the state
+    before the first, and where an episode begins and the state is to be forgotten. It returns the
+    state after the last row; with a state of None it begins anew in each row. ``state_dtype`` is
+    float32 unless it says otherwise.
 
     Args:
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         trunk: from preprocessed observations to features ``[B, num_features]``.
         value_trunk: the value function's own trunk; None shares ``trunk``.
         num_features: of each trunk.
+        memory: of each trunk, behind it.
         observation_normalizer: None where observations are taken as they are.
         action_mask: the part of the observations that says, for each distribution parameter of a
             discrete action space, whether it stands for an allowed choice (1) or not (0).
@@ -115,6 +183,7 @@ class ActorCritic(nn.Module):
         num_features: int,
         observation_normalizer: ObservationNormalizer | None = None,
         action_mask: Part | None = None,
+        memory: MemoryOptions = NO_MEMORY,
     ) -> None:
         super().__init__()
         distribution = distribution_for(action_space)
@@ -125,6 +194,12 @@ class ActorCritic(nn.Module):
         self.observation_normalizer = observation_normalizer
         self.trunk = trunk
         self.value_trunk = value_trunk
+        self.memory = memory.make(num_features)
+        self.value_memory = memory.make(num_features) if value_trunk is not None else None
+        memories = [part for part in (self.memory, self.value_memory) if part is not None]
+        self.state_sizes = [part.state_size for part in memories]
+        self.state_size = sum(self.state_sizes)
+        num_features = memory.memory_size if memories else num_features
         outputs = distribution.size if gaussian else distribution.num_parameters
         self.action_head = linear(num_features, outputs, scale=0.01)
         self.value_head = linear(num_features, 1, scale=1.0)
@@ -154,11 +229,19 @@ class ActorCritic(nn.Module):
             return observation
         return self.observation_normalizer(observation)
 
-    def forward(self, observation: Tensor, state: Any = None) -> PolicyOutput:
-        """Evaluate observations ``[B, ...]``."""
+    def forward(
+        self, observation: Tensor, state: Tensor | None = None, starts: Tensor | None = None
+    ) -> PolicyOutput:
+        """Evaluate observations ``[L * B, ...]``; without memory, ``[B, ...]``."""
         inputs = self.preprocess(observation)
         features = self.trunk(inputs)
-        value_features = features if self.value_trunk is None else self.value_trunk(inputs)
+        value_features = None if self.value_trunk is None else self.value_trunk(inputs)
+        if self.memory is not None:
+            features, value_features, state = self._remember(
+                features, value_features, state, starts
+            )
+        if value_features is None:
+            value_features = features
         dist_params = self.action_head(features)
         if self.log_std is not None:
             dist_params = torch.cat([dist_params, self.log_std.expand_as(dist_params)], -1)
@@ -166,6 +249,22 @@ class ActorCritic(nn.Module):
             forbidden = observation[:, self.action_mask.columns] == 0
             dist_params = dist_params.float().masked_fill(forbidden, FORBIDDEN)
         return PolicyOutput(dist_params, self.value_head(value_features).squeeze(-1), state)
+
+    def _remember(
+        self, features: Tensor, value_features: Tensor | None, state: Any, starts: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return what each memory makes of its trunk's features, and their states after it."""
+        if state is None:
+            state = features.new_zeros(len(features), self.state_size)
+        if starts is None:
+            starts = features.new_zeros(len(features), dtype=torch.bool)
+        assert self.memory is not None
+        own, *other = state.split(self.state_sizes, -1)
+        features, after = self.memory(features, own, starts)
+        if self.value_memory is None or value_features is None:
+            return features, None, after
+        value_features, value_after = self.value_memory(value_features, other[0], starts)
+        return features, value_features, torch.cat([after, value_after], -1)
 
 
 def _check_mask(mask: Part, action_space: Space[Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import convolution, linear
+from ppo1_lightning.policies.memory import MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import name_of, parts_of
 
@@ -53,6 +54,9 @@ class CnnPolicy(ActorCritic):
         shared_trunk: one trunk for action and value; False with size ``"tiny"`` is the original's
             ``nosharing_cnn_policy``.
         initialization: of the weights: ``"original"`` or, as in ppo2, ``"orthogonal"``.
+        memory: behind each trunk: ``"gru"``, ``"lstm"`` or None.
+        memory_size: units of each of its layers.
+        memory_layers: one upon the other.
 
     Raises:
         ConfigurationError: a space, size or initialization that does not fit.
@@ -66,7 +70,11 @@ class CnnPolicy(ActorCritic):
         size: str = "small",
         shared_trunk: bool = True,
         initialization: str = "original",
+        memory: str | None = None,
+        memory_size: int = 128,
+        memory_layers: int = 1,
     ) -> None:
+        remembered = MemoryOptions(memory, memory_size, memory_layers)
         parts = parts_of(observation_space)
         image = parts.get("image")
         if image is None or len(image.space.shape) != 3:
@@ -89,11 +97,12 @@ class CnnPolicy(ActorCritic):
             num_features=architecture.num_features,
             observation_normalizer=normalizer,
             action_mask=parts.get("action_mask"),
+            memory=remembered,
         )
         self.image = image
         self.channels_last = channels_last
         # without the initialization, which says nothing about weights that are loaded
-        self.arguments = {"size": size, "shared_trunk": shared_trunk}
+        self.arguments = {"size": size, "shared_trunk": shared_trunk, **remembered.arguments}
         self.initialize(initialization)
 
     def preprocess(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ppo1_lightning.errors import ConfigurationError, check_integer
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import linear
+from ppo1_lightning.policies.memory import MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import name_of, parts_of
 
@@ -27,6 +28,9 @@ class MlpPolicy(ActorCritic):
         shared_trunk: one trunk for action and value.
         normalize_observations: keep running statistics and feed z-scores clipped to [-5, 5].
         initialization: of the weights: ``"original"`` or, as in ppo2, ``"orthogonal"``.
+        memory: behind each trunk: ``"gru"``, ``"lstm"`` or None.
+        memory_size: units of each of its layers.
+        memory_layers: one upon the other.
 
     Raises:
         ConfigurationError: a space or size that does not fit.
@@ -42,7 +46,11 @@ class MlpPolicy(ActorCritic):
         shared_trunk: bool = False,
         normalize_observations: bool = True,
         initialization: str = "original",
+        memory: str | None = None,
+        memory_size: int = 128,
+        memory_layers: int = 1,
     ) -> None:
+        remembered = MemoryOptions(memory, memory_size, memory_layers)
         parts = parts_of(observation_space)
         if not {"vector"} <= parts.keys() <= {"vector", "action_mask"}:
             raise ConfigurationError(
@@ -63,6 +71,7 @@ class MlpPolicy(ActorCritic):
             if normalize_observations
             else None,
             action_mask=parts.get("action_mask"),
+            memory=remembered,
         )
         self._columns = vector.columns
         # without the initialization, which says nothing about weights that are loaded
@@ -71,6 +80,7 @@ class MlpPolicy(ActorCritic):
             "num_layers": num_layers,
             "shared_trunk": shared_trunk,
             "normalize_observations": normalize_observations,
+            **remembered.arguments,
         }
         self.initialize(initialization)
 

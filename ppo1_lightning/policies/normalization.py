@@ -176,10 +176,11 @@ class NormalizedPolicy(nn.Module):
     def __init__(self, normalizer: StepNormalizer, policy: nn.Module) -> None:
         super().__init__()
         self.normalizer, self.policy = normalizer, policy
+        self.state_size = getattr(policy, "state_size", 0)
 
-    def forward(self, observation: Tensor, state: Any = None) -> Any:
+    def forward(self, observation: Tensor, *memory: Any) -> Any:
         """Evaluate observations ``[B, ...]``."""
-        return self.policy(self.normalizer(observation), state)
+        return self.policy(self.normalizer(observation), *memory)
 
 
 class RewardNormalizer(RunningMoments):

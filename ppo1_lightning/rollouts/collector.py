@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from ppo1_lightning import distributed
-from ppo1_lightning.errors import ConfigurationError, DivergenceError, SimulationError
+from ppo1_lightning.errors import ConfigurationError, DivergenceError
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.normalization import StepNormalizer
 from ppo1_lightning.rollouts.acting import Acting
-from ppo1_lightning.rollouts.budget import Budget, Counters
+from ppo1_lightning.rollouts.budget import Counters
 from ppo1_lightning.rollouts.episodes import EpisodeTracker
-from ppo1_lightning.rollouts.seeding import generator
-from ppo1_lightning.simulators.base import Simulator
+from ppo1_lightning.simulators.base import RawStep, Simulator
 
 
 class Rollout(NamedTuple):
@@ -42,6 +40,9 @@ class Rollout(NamedTuple):
     policy_version: int  # updates of the policy when collection started
     fraction_spent: float  # of the budget when collection started, in [0, 1]
     num_envs: int | None = None  # of all ranks; None: N on each
+    # Of a policy with memory; None: it has none.
+    states: Tensor | None = None  # [T + 1, N, S] before each row
+    starts: Tensor | None = None  # [T, N] bool: the row begins an episode
 
     @property
     def rows(self) -> int:
@@ -62,29 +63,50 @@ class Actor(Protocol):
         """Return where the policy is."""
         ...
 
-    def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> Acting:
+    def acting(
+        self,
+        observations: Tensor,
+        noise: Tensor,
+        pools: Sequence[slice],
+        *memory: Tensor,
+    ) -> Acting:
         """Return how the policy acts in the coming rollout.
 
         Args:
             observations: ``[T + 1, N, *observation_shape]`` on the CPU, written step by step.
             noise: ``[T, N, noise_size]``.
             pools: the environments that it acts in at once, of the same number and in order.
+            memory: of a policy that has any, its state ``[N, S]`` before the first step, and
+                ``starts [T + 1, N]`` bool on the CPU, written step by step: where an episode
+                begins.
         """
+        ...
+
+    def initial_state(self, num_envs: int) -> Tensor:
+        """Return the state ``[N, S]`` in which episodes begin, S = 0 for one without memory."""
         ...
 
 
 class Collector:
-    """Steps a simulator with a policy and goes on where the last rollout ended."""
+    """Steps a simulator with a policy and goes on where the last rollout ended.
 
-    def __init__(self, simulator: Simulator) -> None:
+    Args:
+        state: ``[N, S]`` of a policy with memory, before the first rollout.
+    """
+
+    def __init__(self, simulator: Simulator, state: Tensor | None = None) -> None:
         self.simulator = simulator
         self._observation = simulator.reset()
         self._episodes = EpisodeTracker(simulator.num_envs)
+        self._state = state if state is not None and state.shape[-1] else None
+        # Of the next row and the one after it: a reset row still belongs to the old episode.
+        self._starts = np.zeros((2, simulator.num_envs), np.bool_)
+        self._starts[0] = True
 
     @torch.no_grad()
     def collect(
         self,
-        acting: Callable[[Tensor, Tensor, Sequence[slice]], Acting],
+        acting: Callable[..., Acting],
         noise: Tensor,
         *,
         pin_memory: bool = False,
@@ -98,7 +120,8 @@ class Collector:
 
         Raises:
             SimulationError: from the simulator, a reward or an observation is not finite.
-            DivergenceError: an action of the policy is not finite, for finite observations.
+            DivergenceError: an action or the state of the policy is not finite, for finite
+                observations.
         """
         num_steps = len(noise)
         first = torch.from_numpy(self._observation)
@@ -108,8 +131,13 @@ class Collector:
         arriving[0] = first
         array = arriving.numpy()
         pools = list(enumerate(self.simulator.pools))
-        acting_now = acting(arriving, noise, self.simulator.pools)
-        act, send, receive = acting_now.act, self.simulator.send, self.simulator.receive
+        starts = np.empty((num_steps + 2, self.simulator.num_envs), np.bool_)
+        starts[:2] = self._starts
+        memory: tuple[Tensor, ...] = ()
+        if self._state is not None:
+            memory = self._state, torch.from_numpy(starts[:-1])
+        acting_now = acting(arriving, noise, self.simulator.pools, *memory)
+        act, send, receive = acting_now.act, self.simulator.send, self._receiver(starts)
         steps_taken, chosen = [], None
 
         # Nothing else belongs into this loop: what can wait until its end is done for all steps.
@@ -119,13 +147,13 @@ class Collector:
                 for step in range(num_steps):
                     for pool, envs in pools:
                         if step:
-                            steps_taken.append(receive(array[step, envs], pool))
+                            steps_taken.append(receive(array[step, envs], pool, step))
                         chosen = act(step, pool)
                         send(chosen, pool)
                         chosen = None
                 for pool, envs in pools:
-                    steps_taken.append(receive(array[num_steps, envs], pool))
-            observations, actions, dist_params, values = acting_now.outputs()
+                    steps_taken.append(receive(array[num_steps, envs], pool, num_steps))
+            observations, actions, dist_params, values, states = acting_now.outputs()
         except ConfigurationError:  # an action that is no number may come from an observation
             rows, some = divmod(len(steps_taken), len(pools))
             if some:  # of the last row only that of some pools is there
@@ -136,6 +164,9 @@ class Collector:
             raise
 
         self._observation = array[-1].copy()
+        if self._state is not None:
+            self._state, self._starts = states[-1].clone(), starts[-2:].copy()
+            _check_state(self._state)
         steps = self.simulator.settle(steps_taken, array[1:])
         returns, lengths = self._episodes.update(steps.raw_reward, steps.valid, steps.episode_over)
         return Rollout(
@@ -151,7 +182,33 @@ class Collector:
             episode_lengths=torch.from_numpy(lengths),
             policy_version=policy_version,
             fraction_spent=fraction_spent,
+            states=None if self._state is None else states,
+            starts=None if self._state is None else torch.from_numpy(starts[:-2]),
         )
+
+    def _receiver(self, starts: NDArray[np.bool_]) -> Callable[[NDArray[Any], int, int], RawStep]:
+        """Return what receives the step before row ``t`` and, for a memory, sees where it ends.
+
+        Args:
+            starts: ``[T + 2, N]``, written one row ahead.
+        """
+        receive, ended, pools = self.simulator.receive, self.simulator.ended, self.simulator.pools
+        if self._state is None:
+            return lambda observation, pool, t: receive(observation, pool)
+
+        def receive_and_look(observation: NDArray[Any], pool: int, t: int) -> RawStep:
+            step = receive(observation, pool)
+            starts[t + 1, pools[pool]] = ended(step)
+            return step
+
+        return receive_and_look
+
+
+def _check_state(state: Tensor) -> None:
+    """Raise `DivergenceError` where a policy's state ``[N, S]`` holds a NaN or an infinity."""
+    if state.is_floating_point() and not state.isfinite().all():
+        bad = state[~state.isfinite()][0].item()
+        raise DivergenceError(f"the policy diverged: its state is {bad}")
 
 
 def _check_actions(actions: NDArray[Any]) -> None:
@@ -159,112 +216,3 @@ def _check_actions(actions: NDArray[Any]) -> None:
     bad = actions[~np.isfinite(actions)]
     if len(bad):
         raise DivergenceError(f"the policy diverged: it chose the action {bad[0]}")
-
-
-def _without_copies(rollout: Rollout, num_envs: int) -> Rollout:
-    """Leave out what other ranks have too: no transition, and no episode."""
-    copies = distributed.own_copies(num_envs)
-    if copies:
-        rollout.valid[:, -copies:] = False
-        rollout.episode_returns[:, -copies:] = torch.nan
-        rollout.episode_lengths[:, -copies:] = torch.nan
-    return rollout._replace(num_envs=num_envs)
-
-
-class RolloutDataset(IterableDataset[Rollout]):
-    """Yields this rank's share of every iteration's rollout, until the budget is spent.
-
-    It has a length, without which Lightning would collect one rollout ahead, with a stale policy.
-    The simulator lives here and not in the iterator, which Lightning makes anew every epoch.
-
-    Args:
-        make_simulator: makes the simulator of this rank's environments, when the first rollout is
-            collected and so in the process that steps it.
-        actor: the policy and the counters of the run, read when a rollout is collected.
-        num_envs: of all ranks together.
-        num_steps: T.
-        seed: of the run; action noise is drawn for all environments, of which a rank takes its
-            own, so that any number of ranks acts alike.
-    """
-
-    def __init__(
-        self,
-        make_simulator: Callable[[], Simulator],
-        actor: Actor,
-        budget: Budget,
-        *,
-        num_envs: int,
-        num_steps: int,
-        seed: int,
-    ) -> None:
-        self._make_simulator = make_simulator
-        self._actor = actor
-        self._budget = budget
-        self._num_envs, self._num_steps, self._seed = num_envs, num_steps, seed
-        self._collector: Collector | None = None
-
-    def __len__(self) -> int:
-        """Return the iterations of the whole run, those before a resume included."""
-        counters = self._actor.counters
-        left = self._budget.iterations_left(counters, self._num_envs * self._num_steps)
-        return counters.iterations + left
-
-    def __iter__(self) -> Iterator[Rollout]:
-        return iter(self._next, None)  # no generator: a copy of a Trainer holds one of these
-
-    def _next(self) -> Rollout | None:
-        spent = self._budget.fraction_spent(self._actor.counters) >= 1
-        return None if spent else self.collect()
-
-    def state_dict(self) -> dict[str, int]:
-        """Return nothing: what a resumed run needs to know is in the actor's counters."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take nothing back; with it, Lightning knows that a run can be resumed anywhere."""
-
-    def collect(self) -> Rollout:
-        """Collect the next rollout.
-
-        Raises:
-            SimulationError: a reward or an observation is not finite, on whichever rank.
-            DivergenceError: an action is not finite, for finite observations, likewise.
-        """
-        return distributed.fail_together(self._collect, self._actor.device)
-
-    def _collect(self) -> Rollout:
-        counters = self._actor.counters
-        iteration = counters.iterations + 1
-        try:
-            if self._collector is None:
-                self._collector = Collector(self._make_simulator())
-            rollout = self._collector.collect(
-                self._actor.acting,
-                self._noise(counters.iterations),
-                pin_memory=self._actor.device.type == "cuda",
-                policy_version=counters.iterations,
-                fraction_spent=self._budget.fraction_spent(counters),
-            )
-            return _without_copies(rollout, self._num_envs)
-        except SimulationError as error:
-            environment = distributed.own_environments(self._num_envs)[error.environment]
-            raise SimulationError(error.problem, environment, iteration) from error
-        except DivergenceError as error:
-            raise DivergenceError(f"{error} in iteration {iteration}", undone=False) from error
-
-    def _noise(self, iteration: int) -> Tensor:
-        stream = generator(self._seed, "actions", iteration)
-        noise = self._actor.distribution.noise(self._num_steps, self._num_envs, generator=stream)
-        if distributed.world_size() == 1:
-            return noise
-        return noise[:, distributed.own_environments(self._num_envs)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the simulator, which belongs to one process, so that a copy can be made."""
-        return {**vars(self), "_collector": None}
-
-    def close(self) -> None:
-        """Free the simulator."""
-        if self._collector is not None:
-            self._collector.simulator.close()
-            self._collector = None

@@ -12,7 +12,8 @@ from lightning import LightningDataModule
 from ppo1_lightning import distributed, simulators
 from ppo1_lightning.errors import ConfigurationError, check_integer
 from ppo1_lightning.rollouts.budget import Budget
-from ppo1_lightning.rollouts.collector import Actor, RolloutDataset
+from ppo1_lightning.rollouts.collector import Actor
+from ppo1_lightning.rollouts.dataset import RolloutDataset
 from ppo1_lightning.rollouts.evaluation import Evaluation, EvaluationDataset, Player
 from ppo1_lightning.rollouts.normalized import NormalizedSimulator
 from ppo1_lightning.rollouts.seeding import chosen_seed, environment_seeds

@@ -100,11 +100,15 @@ class Player(Protocol):
         """Return where the policy is."""
         ...
 
-    def act(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+    def initial_state(self, num_envs: int) -> Tensor:
+        """Return the state ``[N, S]`` in which episodes begin."""
+        ...
+
+    def act(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         """Sample actions, see `PPO.act`."""
         ...
 
-    def act_greedily(self, observations: Tensor, noise: Tensor) -> ActionOutputs:
+    def act_greedily(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         """Return the most likely actions, likewise; the noise is not looked at."""
         ...
 
@@ -159,12 +163,12 @@ class EvaluationDataset(IterableDataset[Episodes]):
         device = self._player.device
         played = torch.zeros_like(shares)
         try:
-            collector, block = Collector(simulator), 0
+            collector, block = Collector(simulator, self._player.initial_state(len(own))), 0
             while (played < shares)[own].any():
                 noise = self._noise(block, len(shares))[:, own]
                 rollout = collector.collect(
-                    lambda observations, noise, pools: ModuleActing(
-                        act, observations, noise, device, pools
+                    lambda observations, noise, *rest: ModuleActing(
+                        act, observations, noise, device, *rest
                     ),
                     noise,
                     policy_version=0,

@@ -16,6 +16,13 @@ from ppo1_lightning.functional.advantages import standardize as standardize_rows
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.sizes import Sizes
+from ppo1_lightning.rollouts.units import (
+    by_worker,
+    from_workers,
+    in_units,
+    minibatch_units,
+    rows_of_units,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +33,11 @@ n - 1 (Stable-Baselines3)."""
 
 
 class Minibatch(NamedTuple):
-    """This rank's rows of a minibatch, or of an epoch's minibatches with M in front of B."""
+    """This rank's rows of a minibatch, or of an epoch's minibatches with M in front of B.
+
+    For a policy with memory they are U units of L rows each, B = L * U in the order of time; else
+    a unit is a row, and S = 0.
+    """
 
     observations: Tensor  # [B, *observation_shape]
     actions: Tensor  # [B, *action_shape]
@@ -36,6 +47,17 @@ class Minibatch(NamedTuple):
     old_dist_params: Tensor  # [B, P] action distribution before the update
     old_log_probs: Tensor  # [B]
     weights: Tensor  # [B] 1 / (valid rows of the minibatch on all ranks), 0 for invalid rows
+    starts: Tensor  # [B] bool: an episode begins
+    state: Tensor  # [U, S] before each unit's first row, as it was in the rollout
+
+    def as_one(self) -> Minibatch:
+        """Return an epoch's minibatches as a single one, whose weights sum up to M."""
+        length = self.weights.shape[1] // self.state.shape[1]
+
+        def joined(field: Tensor) -> Tensor:
+            return field.unflatten(1, (length, -1)).transpose(0, 1).flatten(0, 2)
+
+        return Minibatch(*map(joined, self[:-1]), state=self.state.flatten(0, 1))
 
 
 GATHERED_BYTES = 32 * 2**20
@@ -43,7 +65,10 @@ GATHERED_BYTES = 32 * 2**20
 
 
 class Segment(NamedTuple):
-    """All rows of this rank, one worker's segment after the other: B = workers * rows_per_worker.
+    """All rows of this rank as U units of L rows each, B = L * U in the order of time.
+
+    Units are in the order of workers, then of time, then of environments; for a policy without
+    memory a unit is a row.
 
     Where ranks share environments, all of them have the rows of all, and each its own rows of the
     minibatches: means over B are the same on every rank, and so their mean over ranks is.
@@ -60,10 +85,12 @@ class Segment(NamedTuple):
     old_dist_params: Tensor  # [B, P]
     old_log_probs: Tensor  # [B]
     valid: Tensor  # [B] bool
+    starts: Tensor  # [B] bool
+    state: Tensor  # [U, S]
     rows: Tensor  # [E + 1, M, b] int64, the rows of every minibatch
     row_weights: Tensor  # [E + 1, M, b], see `Minibatch`
     row_advantages: Tensor  # [E + 1, M, b]
-    rows_per_worker: int
+    units_per_worker: int
 
     def epochs(self, *, one_by_one: bool = False) -> Iterator[Minibatch]:
         """Yield each pass's minibatches ``[M, b, ...]``, or those of several passes at once.
@@ -90,6 +117,7 @@ class Segment(NamedTuple):
             # Copies whole rows, which takes a quarter of the time of `field[rows]`.
             return field.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
+        units = rows[:, : rows.shape[1] // self.length]  # a unit's first row has its number
         return Minibatch(
             observations=gather(self.observations),
             actions=gather(self.actions),
@@ -99,21 +127,30 @@ class Segment(NamedTuple):
             old_dist_params=gather(self.old_dist_params),
             old_log_probs=gather(self.old_log_probs),
             weights=weights,
+            starts=gather(self.starts),
+            state=self.state.index_select(0, units.flatten()).unflatten(0, units.shape),
         )
+
+    @property
+    def length(self) -> int:
+        """L, rows of a unit."""
+        return len(self.valid) // len(self.state)
 
     def whole(self) -> Minibatch:
         """Return all rows as one minibatch ``[B, ...]``."""
-        return Minibatch(*self[:7], weights=minibatch_weights(self.valid))
+        return Minibatch(*self[:7], minibatch_weights(self.valid), self.starts, self.state)
 
     def every(self, n: int) -> Minibatch:
-        """Return the first row of each worker's segment, and every n-th after it, as a minibatch.
+        """Return the first unit of each worker's segment, and every n-th after it, as a minibatch.
 
-        Whether a row is taken does not depend on the devices.
+        Whether a unit is taken does not depend on the devices.
         """
-        rows = torch.arange(len(self.valid), device=self.valid.device)
-        rows = rows.view(-1, self.rows_per_worker)[:, ::n].flatten()
-        fields = (field[rows] for field in self[:7])
-        return Minibatch(*fields, weights=minibatch_weights(self.valid[rows]))
+        units = torch.arange(len(self.state), device=self.valid.device)
+        units = units.view(-1, self.units_per_worker)[:, ::n].flatten()
+        rows = rows_of_units(units, self.length, len(self.state))
+        own = {name: getattr(self, name)[rows] for name in (*Segment._fields[:7], "starts")}
+        weights = minibatch_weights(self.valid[rows])
+        return Minibatch(**own, weights=weights, state=self.state[units])
 
     def last_pass(self) -> Minibatch:
         """Return all rows, weighted as in the mean of the last pass's minibatches' means.
@@ -124,7 +161,8 @@ class Segment(NamedTuple):
         share = self.row_weights[-1].double() / len(rows)
         weights = torch.zeros_like(self.returns, dtype=torch.float64).index_put((rows,), share)
         advantages = self.advantages.index_put((rows,), self.row_advantages[-1])
-        return Minibatch(*self[:7], weights=weights)._replace(advantages=advantages)
+        batch = Minibatch(*self[:7], weights, self.starts, self.state)
+        return batch._replace(advantages=advantages)
 
 
 def gather(rollout: Rollout, *estimates: Tensor) -> tuple[Rollout, *tuple[Tensor, ...]]:
@@ -134,9 +172,10 @@ def gather(rollout: Rollout, *estimates: Tensor) -> tuple[Rollout, *tuple[Tensor
         numbers = field.byte() if field.dtype == torch.bool else field  # which gloo can send
         return all_gather(numbers, dim=1)[:, : rollout.num_envs].to(field.dtype)
 
-    names = ("observations", "actions", "values", "dist_params", "valid")
-    fields = {name: whole(getattr(rollout, name)) for name in names}
-    return rollout._replace(**fields), *map(whole, estimates)
+    names = ("observations", "actions", "values", "dist_params", "valid", "states", "starts")
+    fields = {name: getattr(rollout, name) for name in names}
+    gathered = {k: whole(field) for k, field in fields.items() if field is not None}
+    return rollout._replace(**gathered), *map(whole, estimates)
 
 
 def tell_cost(rollout: Rollout, sizes: Sizes) -> None:
@@ -162,27 +201,37 @@ def lay_out(
     order: Tensor,
     standardize: Standardize,
     distribution: Distribution,
-    evaluate: Callable[[Tensor], Tensor] | None,
+    evaluate: Callable[[Tensor, Tensor, Tensor], Tensor] | None,
 ) -> Segment:
     """Lay out a rollout as the learner sees it.
 
     Args:
         advantages, returns: ``[T, N]``.
-        order: ``[E + 1, W, M, b]``, see `shuffled_rows`.
+        order: ``[E + 1, W, M, u]``, see `shuffled_units`.
         standardize: the advantages.
-        evaluate: from observations ``[B, ...]`` to what the old policy says now, ``[B, P]``; None
-            where that is what it said while it acted.
+        evaluate: from observations ``[B, ...]``, state and starts to what the old policy says now,
+            ``[B, P]``; None where that is what it said while it acted.
     """
+    workers, length = sizes.workers_per_device, sizes.sequence_length
+    if rollout.states is not None:  # of which only those before each unit are learned from
+        rollout = rollout._replace(states=rollout.states[:-1:length])
     if sizes.shared:
         rollout, advantages, returns = gather(rollout, advantages, returns)
-    workers = sizes.workers_per_device
-    valid = in_worker_order(rollout.valid, workers)
-    rows = minibatch_rows(order, sizes.rows_per_worker)
+    states, starts = _memory_of(rollout)
+
+    def laid_out(field: Tensor) -> Tensor:
+        return in_units(field, workers, length)
+
+    state = in_units(states, workers, 1)
+    valid = laid_out(rollout.valid)
+    units = minibatch_units(order, sizes.units_per_worker)
     if sizes.shared:
-        rows = rows.tensor_split(world_size(), -1)[rank()]
-    flat = in_worker_order(advantages, workers)
+        units = units.tensor_split(world_size(), -1)[rank()]
+    rows = rows_of_units(units, length, len(state))
+    flat = laid_out(advantages)
     if standardize == "worker":
-        flat = standardize_segments(flat.view(workers, -1), valid.view(workers, -1)).flatten()
+        segments = (by_worker(field, workers, length) for field in (flat, valid))
+        flat = from_workers(standardize_segments(*segments), length)
     elif standardize == "rollout":
         flat = _standardized(flat, valid, 1)
     row_advantages = flat[rows]
@@ -191,25 +240,26 @@ def lay_out(
         row_advantages = _standardized(
             row_advantages, valid[rows], count, epsilon=1e-8, correction=int(sample)
         )
-    observations = in_worker_order(rollout.observations, workers)
-    actions = in_worker_order(rollout.actions, workers)
+    observations, actions, starts = map(laid_out, (rollout.observations, rollout.actions, starts))
     if evaluate is None:
-        dist_params = in_worker_order(rollout.dist_params, workers)
+        dist_params = laid_out(rollout.dist_params)
     else:
-        dist_params = evaluate(observations)
+        dist_params = evaluate(observations, state, starts)
     return Segment(
         observations=observations,
         actions=actions,
         advantages=flat,
-        returns=in_worker_order(returns, workers),
-        old_values=in_worker_order(rollout.values[:-1], workers),
+        returns=laid_out(returns),
+        old_values=laid_out(rollout.values[:-1]),
         old_dist_params=dist_params,
         old_log_probs=distribution.log_prob(dist_params, actions),
         valid=valid,
+        starts=starts,
+        state=state,
         rows=rows,
         row_weights=minibatch_weights(valid[rows]),
         row_advantages=row_advantages,
-        rows_per_worker=sizes.rows_per_worker,
+        units_per_worker=sizes.units_per_worker,
     )
 
 
@@ -222,47 +272,12 @@ def _standardized(
     return standardize_rows(rows, its_valid, moments, epsilon, correction).view_as(advantages)
 
 
-def in_worker_order(rows: Tensor, mpi_workers: int) -> Tensor:
-    """Reorder ``[T, N, ...]`` to ``[T * N, ...]``, one worker's environments after the other's.
-
-    Within a worker, rows are in the order of time, then of environments.
-    """
-    num_steps, num_envs, *rest = rows.shape
-    split = rows.reshape(num_steps, mpi_workers, num_envs // mpi_workers, *rest)
-    return split.transpose(0, 1).reshape(num_steps * num_envs, *rest)
-
-
-def shuffled_rows(
-    num_orders: int,
-    mpi_workers: int,
-    rows_per_worker: int,
-    worker_minibatch_size: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Draw independent orders of every worker's rows, cut into minibatches.
-
-    Returns:
-        ``[num_orders, mpi_workers, minibatches, worker_minibatch_size]`` int64, indices into each
-        worker's rows; a trailing partial minibatch is dropped.
-    """
-    keys = torch.rand(num_orders, mpi_workers, rows_per_worker, generator=generator)
-    order = keys.argsort(-1)
-    minibatches = rows_per_worker // worker_minibatch_size
-    kept = order[..., : minibatches * worker_minibatch_size]
-    return kept.unflatten(-1, (minibatches, worker_minibatch_size))
-
-
-def minibatch_rows(order: Tensor, rows_per_worker: int) -> Tensor:
-    """Turn indices into each worker's rows into indices into a `Segment`.
-
-    Args:
-        order: ``[E, W, M, b]``, as `shuffled_rows` returns for this rank's W workers.
-
-    Returns:
-        ``[E, M, W * b]``.
-    """
-    first = torch.arange(order.shape[1], device=order.device) * rows_per_worker
-    return (order + first[:, None, None]).transpose(1, 2).flatten(2)
+def _memory_of(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Return states and starts, of no numbers and nowhere for a policy without memory."""
+    if rollout.states is None or rollout.starts is None:
+        nothing = rollout.values[:-1, :, None][..., :0]
+        return nothing, torch.zeros_like(rollout.valid)
+    return rollout.states, rollout.starts
 
 
 def minibatch_weights(valid: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ class Sizes:
     environments, standardises its own advantages and shuffles its own segment, and every minibatch
     takes the same number of rows from each worker.
 
+    What is shuffled is a *unit*: a row or, for a policy with memory, ``sequence_length`` rows of
+    one environment.
+
     Raises:
         ConfigurationError: sizes that do not divide, with the nearest that do.
     """
@@ -26,6 +29,7 @@ class Sizes:
     mpi_workers: int
     epochs: int = 1  # passes over a rollout in minibatches
     devices: int = 1
+    sequence_length: int = 1
 
     @classmethod
     def create(
@@ -37,19 +41,22 @@ class Sizes:
         mpi_workers: int | None = None,
         epochs: int = 1,
         devices: int = 1,
+        sequence_length: int = 1,
     ) -> Sizes:
         """Check the sizes and fill in what is None: ``minibatch_size`` with the whole rollout.
 
-        The default of ``mpi_workers`` is num_envs, or its largest divisor that divides
-        minibatch_size; it does not depend on the devices, which only divide the experiment.
+        The default of ``mpi_workers`` is num_envs, or its largest divisor that divides a
+        minibatch's units; it does not depend on the devices, which only divide the experiment.
         """
         num_envs = check_integer("num_envs", num_envs, at_least=1)
         num_steps = check_integer("num_steps", num_steps, at_least=1)
         if minibatch_size is None:
             minibatch_size = num_envs * num_steps
         minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
+        length = check_integer("sequence_length", sequence_length, at_least=1)
+        _check_units(num_steps, minibatch_size, length)
         if mpi_workers is None:
-            mpi_workers = _default_mpi_workers(num_envs, minibatch_size)
+            mpi_workers = _default_mpi_workers(num_envs, minibatch_size // length)
         sizes = cls(
             num_envs,
             num_steps,
@@ -57,18 +64,21 @@ class Sizes:
             check_integer("mpi_workers", mpi_workers, at_least=1),
             check_integer("epochs", epochs, at_least=1),
             devices,
+            length,
         )
         sizes._check()
         return sizes
 
     def _check(self) -> None:
         _check_divides("num_envs", self.num_envs, "mpi_workers", self.mpi_workers)
-        _check_divides("minibatch_size", self.minibatch_size, "mpi_workers", self.mpi_workers)
-        if self.minibatch_size < self.devices:
+        length, units = self.sequence_length, self.minibatch_size // self.sequence_length
+        whole, key = ("minibatch_size", "mpi_workers")
+        _check_divides(whole, self.minibatch_size, key, self.mpi_workers, length)
+        if units < self.devices:
+            what = "row" if length == 1 else f"unit of {length} rows"
             raise ConfigurationError(
-                f"minibatch_size={self.minibatch_size} has no row for some of {self.devices} "
-                f"devices, expected at least {self.devices}, or trainer.devices="
-                f"{self.minibatch_size}"
+                f"minibatch_size={self.minibatch_size} has no {what} for some of {self.devices} "
+                f"devices, expected at least {self.devices * length}, or trainer.devices={units}"
             )
         if self.minibatch_size > self.rows:
             raise ConfigurationError(
@@ -92,14 +102,20 @@ class Sizes:
         return self.minibatch_size // self.mpi_workers
 
     @property
+    def units_per_worker(self) -> int:
+        """Units of a worker's segment."""
+        return self.rows_per_worker // self.sequence_length
+
+    @property
     def minibatches(self) -> int:
         """Minibatches of an epoch; a trailing partial one is dropped, as in the original."""
         return self.rows_per_worker // self.worker_minibatch_size
 
     @property
     def orders(self) -> tuple[int, int, int, int]:
-        """What `shuffled_rows` draws: orders, one more than epochs, for every worker."""
-        return self.epochs + 1, self.mpi_workers, self.rows_per_worker, self.worker_minibatch_size
+        """What `shuffled_units` draws: orders, one more than epochs, for every worker."""
+        units = self.worker_minibatch_size // self.sequence_length
+        return self.epochs + 1, self.mpi_workers, self.units_per_worker, units
 
     @property
     def shared(self) -> bool:
@@ -135,6 +151,7 @@ class Sizes:
             "rows per iteration": f"{self.rows:,} ({rows_per_device:,} per device)",
             "rows per minibatch": f"{self.minibatch_size:,} ({per_device}, "
             f"{self.worker_minibatch_size} per worker)",
+            **({"units": f"of {self.sequence_length} rows"} if self.sequence_length > 1 else {}),
             "minibatches per epoch": f"{self.minibatches}"
             + (f" ({dropped} rows left out of each epoch)" if dropped else ""),
             "iterations": "as the run goes" if iterations is None else f"{iterations:,}",
@@ -146,16 +163,40 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _default_mpi_workers(num_envs: int, minibatch_size: int) -> int:
-    return max(d for d in _divisors(num_envs) if minibatch_size % d == 0)
+def _default_mpi_workers(num_envs: int, minibatch_units: int) -> int:
+    return max(d for d in _divisors(num_envs) if minibatch_units % d == 0)
 
 
-def _check_divides(whole_key: str, whole: int, part_key: str, part: int) -> None:
-    if whole % part == 0:
+def _check_units(num_steps: int, minibatch_size: int, length: int) -> None:
+    """Refuse rollouts and minibatches that are not of whole units, with the nearest that are."""
+    if num_steps % length:
+        near = sorted(_divisors(num_steps), key=lambda d: abs(d - length))[:2]
+        raise ConfigurationError(
+            f"sequence_length={length} does not divide num_steps={num_steps}; nearest that do: "
+            f"sequence_length={' or '.join(map(str, sorted(near)))}"
+        )
+    if minibatch_size % length:
+        common = [d for d in _divisors(num_steps) if minibatch_size % d == 0]
+        raise ConfigurationError(
+            f"minibatch_size={minibatch_size} is not a multiple of sequence_length={length}, of "
+            f"whose units minibatches are made; nearest that are: minibatch_size="
+            f"{' or '.join(_nearest_multiples(minibatch_size, length))}; or "
+            f"sequence_length={max(common)}"
+        )
+
+
+def _check_divides(whole_key: str, whole: int, part_key: str, part: int, length: int = 1) -> None:
+    """Refuse a number that is not a multiple of another's, of units of ``length`` rows."""
+    if whole % (part * length) == 0:
         return
-    below, above = whole // part * part, -(-whole // part) * part
-    near = [str(n) for n in (below, above) if n > 0]
+    units = f" * sequence_length={length}" if length > 1 else ""
+    near = _nearest_multiples(whole, part * length)
     raise ConfigurationError(
-        f"{whole_key}={whole} is not a multiple of {part_key}={part}; "
+        f"{whole_key}={whole} is not a multiple of {part_key}={part}{units}; "
         f"nearest that are: {whole_key}={' or '.join(near)}"
     )
+
+
+def _nearest_multiples(number: int, of: int) -> list[str]:
+    below, above = number // of * of, -(-number // of) * of
+    return [str(n) for n in (below, above) if n > 0]

@@ -62,13 +62,18 @@ def play(
     act = player.act_greedily if deterministic else player.act
     try:
         observation = simulator.reset()
+        state, starts = player.initial_state(1), torch.ones(1, dtype=torch.bool)
         episode, step, total, draws, over = 0, 0, 0.0, 0, False
         yield Frame(simulator.render(), 0, 0, 0.0, False)
         while episode != episodes:
             noise = player.distribution.noise(1, generator=generator(seed, "video actions", draws))
             draws += 1
-            action = act(torch.from_numpy(observation), noise)[0].cpu().numpy()
-            observation, _, _, _, (valid,), (reward,), (over,) = simulator.step(action)
+            memory = (state, starts) if state.shape[-1] else ()
+            action, _, _, after = act(torch.from_numpy(observation), noise, *memory)
+            state = state if after is None else after
+            step_taken = simulator.step(action.cpu().numpy())
+            observation, _, _, _, (valid,), (reward,), (over,) = step_taken
+            starts = torch.from_numpy(~step_taken.valid)
             if valid or step == 0:  # else a life was lost, and the game goes on
                 step, total = step + int(valid), total + float(reward)
                 yield Frame(simulator.render(), episode, step, total, bool(over))

@@ -105,7 +105,7 @@ def test_parameters_freeze_and_thaw() -> None:
 class Tempered(MlpPolicy):
     temperature = 1.0
 
-    def forward(self, observation: Tensor, state: Any = None) -> Any:
+    def forward(self, observation: Tensor, state: Any = None) -> Any:  # type: ignore[override]
         dist_params, values, state = super().forward(observation, state)
         return dist_params + self.temperature, values, state
 

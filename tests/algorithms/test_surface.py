@@ -39,7 +39,7 @@ def minibatch(module: TRPO, rows: int) -> Minibatch:
     generator = torch.Generator().manual_seed(rows)
     observations = torch.randn(rows, 3, generator=generator)
     noise = module.distribution.noise(1, rows, generator=generator)[0]
-    actions, dist_params, values = (t.clone() for t in module.act(observations, noise))
+    actions, dist_params, values = (t.clone() for t in module.act(observations, noise)[:3])
     return Minibatch(
         observations=observations,
         actions=actions,
@@ -49,6 +49,8 @@ def minibatch(module: TRPO, rows: int) -> Minibatch:
         old_dist_params=dist_params,
         old_log_probs=module.distribution.log_prob(dist_params, actions),
         weights=torch.full((rows,), 1 / rows),
+        starts=torch.zeros(rows, dtype=torch.bool),
+        state=torch.zeros(rows, 0),
     )
 
 
@@ -89,8 +91,8 @@ def test_graphs_are_what_autograd_finds(space: Any, compiled: bool) -> None:
 
 def test_a_policy_that_draws_random_numbers_is_found() -> None:
     class Noisy(MlpPolicy):
-        def forward(self, observation: Tensor, state: Any = None) -> Any:
-            return super().forward(observation + torch.rand_like(observation), state)
+        def forward(self, observation: Tensor, *memory: Any) -> Any:
+            return super().forward(observation + torch.rand_like(observation), *memory)
 
     module = small(Discrete(3))
     module.policy.__class__ = Noisy

@@ -99,6 +99,8 @@ def minibatch(seed: int) -> Minibatch:
         old_dist_params=normal(16, 3),
         old_log_probs=-1.1 + 0.2 * normal(16),
         weights=valid / valid.sum(),
+        starts=torch.zeros(16, dtype=torch.bool),
+        state=torch.zeros(16, 0),
     )
 
 

@@ -76,6 +76,8 @@ def test_weight_0_silences_what_led_to_its_term(field: str, value: float):
         old_dist_params=torch.zeros(2, 4),
         old_log_probs=torch.full((2,), math.log(0.25)),
         weights=torch.tensor([1.0, 0.0]),
+        starts=torch.zeros(2, dtype=torch.bool),
+        state=torch.zeros(2, 0),
     )
     spoilt = getattr(rows, field).clone()
     spoilt[1] = value

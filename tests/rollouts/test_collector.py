@@ -28,10 +28,12 @@ from torch.utils.data import IterableDataset
 from ppo1_lightning import PPO, MlpPolicy, Rollout, RolloutDataModule, distributed
 from ppo1_lightning.errors import SimulationError
 from ppo1_lightning.functional.distributions import DiagonalGaussian, Distribution
+from ppo1_lightning.policies.base import ActionOutputs
 from ppo1_lightning.policies.normalization import StepNormalizer
 from ppo1_lightning.rollouts.acting import ModuleActing
 from ppo1_lightning.rollouts.budget import Budget, Counters
-from ppo1_lightning.rollouts.collector import Acting, RolloutDataset
+from ppo1_lightning.rollouts.collector import Acting
+from ppo1_lightning.rollouts.dataset import RolloutDataset
 from ppo1_lightning.rollouts.seeding import environment_seeds
 from ppo1_lightning.rollouts.segment import Minibatch
 from ppo1_lightning.rollouts.sizes import Sizes
@@ -473,9 +475,15 @@ class NoiseActor:
         self.device = torch.device("cpu")
         self.observation_normalizer: StepNormalizer | None = None
 
-    def acting(self, observations: Tensor, noise: Tensor, pools: Sequence[slice]) -> Acting:
-        def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return noise, torch.zeros(len(observations), 6), torch.zeros(len(observations))
+    def initial_state(self, num_envs: int) -> Tensor:
+        return torch.zeros(num_envs, 0)
+
+    def acting(
+        self, observations: Tensor, noise: Tensor, pools: Sequence[slice], *memory: Tensor
+    ) -> Acting:
+        def act(observations: Tensor, noise: Tensor) -> ActionOutputs:
+            zeros = torch.zeros(len(observations), 6)
+            return ActionOutputs(noise, zeros, zeros[:, 0], None)
 
         return ModuleActing(act, observations, noise, self.device, pools)
 

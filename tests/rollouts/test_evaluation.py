@@ -165,7 +165,7 @@ def test_whole_games_on_raw_rewards() -> None:
 def test_deterministic_actions_are_the_mode() -> None:
     module = play("CartPole-v1", episodes=1, num_envs=1, deterministic=True)
     observations, noise = torch.randn(6, 4), module.distribution.noise(6)
-    actions, parameters, _ = module.act_greedily(observations, noise)
+    actions, parameters, _, _ = module.act_greedily(observations, noise)
     assert actions.tolist() == parameters.argmax(-1).tolist()
     again = EvaluationDataset(
         EnvironmentSpec("CartPole-v1"), Evaluation(1, 1, True), module, seed=3

@@ -7,27 +7,25 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from ppo1_lightning.rollouts.segment import (
-    Minibatch,
-    Segment,
-    in_worker_order,
-    minibatch_rows,
-    minibatch_weights,
-    shuffled_rows,
+from ppo1_lightning.rollouts.segment import Minibatch, Segment, minibatch_weights
+from ppo1_lightning.rollouts.units import (
+    in_units,
+    minibatch_units,
+    shuffled_units,
 )
 
 
 def test_worker_order():
     rows = torch.tensor([[0, 1, 2, 3], [10, 11, 12, 13], [20, 21, 22, 23]])  # [T, N]
-    assert in_worker_order(rows, 4).tolist() == [0, 10, 20, 1, 11, 21, 2, 12, 22, 3, 13, 23]
-    assert in_worker_order(rows, 2).tolist() == [0, 1, 10, 11, 20, 21, 2, 3, 12, 13, 22, 23]
-    assert in_worker_order(rows, 1).tolist() == rows.flatten().tolist()
+    assert in_units(rows, 4, 1).tolist() == [0, 10, 20, 1, 11, 21, 2, 12, 22, 3, 13, 23]
+    assert in_units(rows, 2, 1).tolist() == [0, 1, 10, 11, 20, 21, 2, 3, 12, 13, 22, 23]
+    assert in_units(rows, 1, 1).tolist() == rows.flatten().tolist()
     images = rows[..., None, None].expand(3, 4, 5, 6)
-    assert in_worker_order(images, 2)[:, 2, 3].tolist() == in_worker_order(rows, 2).tolist()
+    assert in_units(images, 2, 1)[:, 2, 3].tolist() == in_units(rows, 2, 1).tolist()
 
 
 def test_each_order_is_a_permutation_of_its_own():
-    order = shuffled_rows(3, 2, 12, 4, torch.Generator().manual_seed(0))
+    order = shuffled_units(3, 2, 12, 4, torch.Generator().manual_seed(0))
     assert order.shape == (3, 2, 3, 4)
     flat = order.flatten(2).flatten(0, 1)
     assert (flat.sort(-1).values == torch.arange(12)).all()
@@ -35,13 +33,13 @@ def test_each_order_is_a_permutation_of_its_own():
 
 
 def test_rows_come_first_equally_often():
-    order = shuffled_rows(8000, 1, 5, 5, torch.Generator().manual_seed(0))
+    order = shuffled_units(8000, 1, 5, 5, torch.Generator().manual_seed(0))
     counts = order[:, 0, 0, 0].bincount()
     assert ((counts - 1600).abs() < 5 * (8000 * 0.2 * 0.8) ** 0.5).all()
 
 
 def test_a_partial_minibatch_is_dropped():
-    order = shuffled_rows(1, 1, 11, 4, torch.Generator().manual_seed(0))
+    order = shuffled_units(1, 1, 11, 4, torch.Generator().manual_seed(0))
     assert order.shape == (1, 1, 2, 4)
     assert order.unique().numel() == 8
 
@@ -49,7 +47,7 @@ def test_a_partial_minibatch_is_dropped():
 def test_minibatches_take_the_same_rows_from_every_worker():
     # Two workers of four rows, minibatches of two rows of each.
     order = torch.tensor([[[[0, 1], [2, 3]], [[3, 2], [1, 0]]]])
-    assert minibatch_rows(order, 4).tolist() == [[[0, 1, 7, 6], [2, 3, 5, 4]]]
+    assert minibatch_units(order, 4).tolist() == [[[0, 1, 7, 6], [2, 3, 5, 4]]]
 
 
 def test_weights_of_a_minibatch_add_up_to_one():
@@ -61,13 +59,13 @@ def test_weights_of_a_minibatch_add_up_to_one():
 
 def segment_of(rows: torch.Tensor) -> Segment:
     """Return a segment of eight rows, every field of which tells its own values apart."""
-    fields = Segment._fields[:8]
+    fields = Segment._fields[:10]
     return Segment(
         *(torch.arange(8) + 100 * i for i in range(len(fields))),
         rows=rows,
         row_weights=rows / 10,
         row_advantages=rows + 1000,
-        rows_per_worker=4,
+        units_per_worker=4,
     )
 
 

@@ -102,7 +102,7 @@ class Watched:
         self.simulator.send, self.simulator.receive = noted_send, noted_receive  # type: ignore[method-assign]
 
     def collect(self, num_steps: int) -> Rollout:
-        def act(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def act(observations: Tensor, noise: Tensor) -> Any:
             self.events.append("act")
             count = len(observations)
             return torch.zeros(count, dtype=torch.int64), torch.zeros(count, 2), observations[:, 0]
