@@ -17,13 +17,12 @@ from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppo1_lightning.errors import ConfigurationError, check_choice, check_number
-from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import PolicyFactory
-from ppo1_lightning.policies.spaces import describe, example_rows, name_of
+from ppo1_lightning.policies.spaces import describe, name_of
 from ppo1_lightning.rollouts.budget import Counters
 from ppo1_lightning.rollouts.collector import Rollout
 
@@ -166,45 +165,6 @@ def optimizers(found: Any, trainer: Trainer) -> None:
             "configure_optimizers returned a ReduceLROnPlateau, expected a scheduler that needs no "
             "metric; step that one in a callback, by a number of trainer.callback_metrics"
         )
-
-
-def policy(policy: nn.Module, observation_space: Space[Any], distribution: Distribution) -> None:
-    """Refuse a policy whose outputs no algorithm can learn from, by what it says of two rows.
-
-    Raises:
-        ConfigurationError: it names the output, and what is expected of it.
-    """
-    name, rows = type(policy).__name__, example_rows(observation_space, 2)
-    if not isinstance(policy, nn.Module):
-        raise ConfigurationError(f"policy made a {name}, expected a torch.nn.Module")
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        outputs = policy.eval()(rows, None)
-    if not isinstance(outputs, tuple) or len(outputs) != 3:
-        count = len(outputs) if isinstance(outputs, tuple | list) else 1
-        raise ConfigurationError(
-            f"the policy {name} returns {count} output{'s' * (count != 1)}, expected three: "
-            "(distribution parameters, values, state)"
-        )
-    wanted = {
-        "distribution parameters": (2, distribution.num_parameters),
-        "values": (2,),
-    }
-    for (what, shape), tensor in zip(wanted.items(), outputs, strict=False):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ConfigurationError(
-                f"the policy {name} returns {what} of {kind}, expected a tensor of floats"
-            )
-        if tensor.shape != shape:
-            raise ConfigurationError(
-                f"the policy {name} returns {what} of the shape {list(tensor.shape)} for 2 "
-                f"observations, expected {list(shape)}"
-            )
-        if not tensor.requires_grad and any(p.requires_grad for p in policy.parameters()):
-            raise ConfigurationError(
-                f"the policy {name} returns {what} without a gradient, expected them to depend on "
-                "its parameters"
-            )
 
 
 def unit_length(sequence_length: int | None, state_size: int, num_steps: int) -> int:

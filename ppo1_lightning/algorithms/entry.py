@@ -18,7 +18,7 @@ from ppo1_lightning.algorithms import loop
 from ppo1_lightning.algorithms.plain import plain, plain_settings
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies import BUILT_IN
-from ppo1_lightning.policies.base import PolicyFactory
+from ppo1_lightning.policies.base import PolicyFactory, ask
 from ppo1_lightning.policies.spaces import describe, example_rows, restore
 from ppo1_lightning.rollouts.budget import Counters
 
@@ -48,7 +48,7 @@ def _is_as_made(policy: nn.Module, spaces: tuple[Space[Any], Space[Any]]) -> boo
         return False
     again.load_state_dict(weights)
     device = next(policy.parameters()).device
-    ours, made = (p(rows.to(device), None)[:2] for p in (policy, again.to(device)))
+    ours, made = (ask(p, rows.to(device), None, None)[:2] for p in (policy, again.to(device)))
     return all(map(torch.equal, ours, made))
 
 

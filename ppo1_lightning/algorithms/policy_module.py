@@ -15,12 +15,13 @@ from gymnasium import Space
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from ppo1_lightning.algorithms import checks, entry, hooks, metrics, plain
+from ppo1_lightning.algorithms import checks, entry, hooks, metrics, plain, policy_checks
 from ppo1_lightning.errors import ConfigurationError, check_flag
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import (
     ActionOutputs,
     PolicyFactory,
+    ask,
     choose_actions,
     initial_state,
 )
@@ -140,7 +141,7 @@ class PolicyModule(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "policy"))
             policy = self.policy_factory(observation_space, action_space)
-        checks.policy(policy, observation_space, self.distribution)
+        policy_checks.check(policy, observation_space, self.distribution)
         self.policy = policy.eval()
         if self.normalize_observations:
             checks.normalizes_nothing(self.policy)
@@ -177,11 +178,8 @@ class PolicyModule(LightningModule):
     # ---------------------------------------------------------------- acting
 
     def forward(self, observations: Tensor, *memory: Tensor | None) -> Any:
-        """Return (distribution parameters, values, state) for ``[B, ...]``.
-
-        ``memory`` is of a policy that has any, see `act`.
-        """
-        return self.whole_policy(observations, *(memory or (None,)))
+        """Return (distribution parameters, values, state) for ``[B, ...]``; see `act`."""
+        return ask(self.whole_policy, observations, *(memory or (None, None)))
 
     def initial_state(self, num_envs: int) -> Tensor:
         """Return the state ``[N, S]`` in which episodes begin, S = 0 for one without memory."""

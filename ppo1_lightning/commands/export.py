@@ -39,5 +39,8 @@ def export(config: DictConfig) -> None:
     for name, space in policy.inputs.items():
         log.info("input %s: batch of %s", name, name_of(space))
     log.info("output %s: batch of %s", policy.output_name, name_of(policy.output))
+    if policy.state_name:
+        log.info("output next_%s: for the next step", policy.state_name)
+        log.info("input %s: all zeros where an episode begins", policy.state_name)
     for path in paths:
         log.info("%s", path)

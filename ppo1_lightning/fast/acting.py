@@ -48,9 +48,8 @@ class ActingGraphs:
         *,
         compiled: bool,
     ) -> None:
-        remembers = (
-            state is not None and state.shape[-1] > 0
-        )  # what was before must be known, step by step
+        # What was before must be known, step by step.
+        remembers = state is not None and state.shape[-1] > 0
         apart = not remembers and separate_parameters(policy, observations[0]) is not None
         self._reads, self._remembers = Reads(), remembers
 

@@ -45,14 +45,15 @@ class ActionOutputs(NamedTuple):
     state: Any  # [N, S] after it, None where none was given
 
 
-def state_size(policy: nn.Module) -> int:
+def state_size(policy: Callable[..., Any]) -> int:
     """Return how many numbers a policy remembers of an environment, 0 for one without memory."""
     return getattr(policy, "state_size", 0)
 
 
-def initial_state(policy: nn.Module, num_envs: int) -> Tensor:
+def initial_state(policy: Callable[..., Any], num_envs: int) -> Tensor:
     """Return the state ``[N, S]`` in which episodes begin, on the policy's device: zeros."""
-    device = next((tensor.device for tensor in policy.state_dict().values()), None)
+    parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
+    device = next((parameter.device for parameter in parameters), None)
     dtype = getattr(policy, "state_dtype", torch.float32)
     return torch.zeros(num_envs, state_size(policy), dtype=dtype, device=device)
 
@@ -64,10 +65,13 @@ def ask(
 
     Args:
         observations: ``[L * B, ...]``, in the order of time.
-        state: ``[B, S]`` before the first; with S = 0 or None it is not shown to the policy.
-        starts: ``[L * B]`` bool: a row begins an episode.
+        state: ``[B, S]`` before the first, and starts ``[L * B]`` bool, where an episode begins;
+            None: in every row. A policy without memory is not shown them.
     """
-    if state is None or not state.shape[-1]:
+    if state is None:
+        state = initial_state(policy, len(observations))
+        starts = torch.ones(len(observations), dtype=torch.bool, device=observations.device)
+    if not state.shape[-1]:
         return policy(observations, None)
     return policy(observations, state, starts)
 
@@ -155,8 +159,8 @@ class ActorCritic(nn.Module):
     One with memory has a ``state_size`` S above 0 and ``forward(observations [L * B, ...], state
     [B, S], starts [L * B])``: L rows of each of B environments in the order of time, the state
     before the first, and where an episode begins and the state is to be forgotten. It returns the
-    state after the last row; with a state of None it begins anew in each row. ``state_dtype`` is
-    float32 unless it says otherwise.
+    state after the last row. Episodes begin with zeros; ``state_dtype`` is float32 unless it says
+    otherwise.
 
     Args:
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
@@ -254,10 +258,6 @@ class ActorCritic(nn.Module):
         self, features: Tensor, value_features: Tensor | None, state: Any, starts: Any
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return what each memory makes of its trunk's features, and their states after it."""
-        if state is None:
-            state = features.new_zeros(len(features), self.state_size)
-        if starts is None:
-            starts = features.new_zeros(len(features), dtype=torch.bool)
         assert self.memory is not None
         own, *other = state.split(self.state_sizes, -1)
         features, after = self.memory(features, own, starts)

@@ -177,6 +177,7 @@ class NormalizedPolicy(nn.Module):
         super().__init__()
         self.normalizer, self.policy = normalizer, policy
         self.state_size = getattr(policy, "state_size", 0)
+        self.state_dtype = getattr(policy, "state_dtype", torch.float32)
 
     def forward(self, observation: Tensor, *memory: Any) -> Any:
         """Evaluate observations ``[B, ...]``."""

@@ -15,13 +15,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import Space
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
 from ppo1_lightning.functional.distributions import Distribution
+from ppo1_lightning.policies.base import initial_state, state_size
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.observations import Entry, ObservationAdapter
@@ -39,10 +42,15 @@ class GreedyPolicy(nn.Module):
         observation: from the environment's observations to the policy's.
         action: from the policy's actions to the environment's.
 
+    A policy with memory has its state as a further input and output; it is all zeros where an
+    episode begins.
+
     Attributes:
         inputs: of `forward`, in order: name -> space of one.
         output: space of an action.
         output_name: ``"action"``, or another where an input is called so.
+        state_name: of the state as an input, None without memory; as an output it is
+            ``"next_..."``.
     """
 
     def __init__(
@@ -58,15 +66,33 @@ class GreedyPolicy(nn.Module):
         self.inputs = {entry.key or "observation": entry.native for entry in observation.entries}
         self.output: Space[Any] = action.native
         self.output_name = "greedy_action" if "action" in self.inputs else "action"
+        self.state_name: str | None = None
+        if state_size(policy):
+            self.state_name = "policy_state" if "state" in self.inputs else "state"
+            state = initial_state(policy, 1).cpu().numpy()[0]
+            self.inputs[self.state_name] = Box(-np.inf, np.inf, state.shape, state.dtype.type)
         self._entries = nn.ModuleList(_Entry(entry) for entry in observation.entries)
         self._action = _Action(action)
 
-    def forward(self, *observations: Tensor) -> Tensor:
-        """Return actions ``[B, *output.shape]`` for ``[B, *space.shape]`` of every input."""
-        parts = [entry(part) for entry, part in zip(self._entries, observations, strict=True)]
+    @property
+    def output_names(self) -> list[str]:
+        """Names of what `forward` returns."""
+        return [self.output_name, *([f"next_{self.state_name}"] if self.state_name else [])]
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return actions ``[B, *output.shape]`` for ``[B, *space.shape]`` of every input.
+
+        With memory, also the state after them, ``[B, S]``.
+        """
+        parts = [entry(part) for entry, part in zip(self._entries, inputs, strict=False)]
         observation = parts[0] if len(parts) == 1 else torch.cat([p.flatten(1) for p in parts], 1)
-        parameters = self.policy(observation, None)[0]
-        return self._action(self._mode(parameters.float()))
+        if self.state_name is None:
+            parameters, _, _ = self.policy(observation, None)
+            return self._action(self._mode(parameters.float()))
+        state = inputs[-1]
+        nowhere = torch.zeros_like(state[:, 0], dtype=torch.bool)
+        parameters, _, state = self.policy(observation, state, nowhere)
+        return self._action(self._mode(parameters.float())), state
 
 
 class _Entry(nn.Module):
@@ -181,7 +207,7 @@ def _save_onnx(program: ExportedProgram, policy: GreedyPolicy, metadata: str, pa
         written = torch.onnx.export(
             program,
             input_names=list(policy.inputs),
-            output_names=[policy.output_name],
+            output_names=policy.output_names,
             verbose=False,
         )
     assert written is not None

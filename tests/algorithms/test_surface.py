@@ -91,7 +91,7 @@ def test_graphs_are_what_autograd_finds(space: Any, compiled: bool) -> None:
 
 def test_a_policy_that_draws_random_numbers_is_found() -> None:
     class Noisy(MlpPolicy):
-        def forward(self, observation: Tensor, *memory: Any) -> Any:
+        def forward(self, observation: Tensor, *memory: Any) -> Any:  # type: ignore[override]
             return super().forward(observation + torch.rand_like(observation), *memory)
 
     module = small(Discrete(3))

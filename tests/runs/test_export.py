@@ -265,7 +265,7 @@ def test_missing_extra_is_told_in_one_line(
 class Branching(MlpPolicy):
     """Looks at the numbers themselves to decide what to compute."""
 
-    def forward(self, observation: Tensor, *memory: Any) -> Any:
+    def forward(self, observation: Tensor, *memory: Any) -> Any:  # type: ignore[override]
         return super().forward(observation if observation.sum().item() > 0 else -observation)
 
 

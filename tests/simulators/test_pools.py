@@ -138,7 +138,7 @@ def test_pools_are_of_the_same_size() -> None:
 PENDULUM = EnvironmentSpec("Pendulum-v1", num_pools=2)
 
 
-def act_on_pendulum(observations: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def act_on_pendulum(observations: Tensor, noise: Tensor) -> Any:
     """Act with what is observed, so with a NaN where that is one."""
     return observations[:, :1], observations[:, :2], observations[:, 0]
 
