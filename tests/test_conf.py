@@ -195,7 +195,13 @@ def test_env_defaults_are_the_spec_s() -> None:
 @pytest.mark.parametrize(("name", "policy"), [("mlp", MlpPolicy), ("cnn_small", CnnPolicy)])
 def test_policy_defaults_are_the_constructors(name: str, policy: type) -> None:
     expected = parameters(policy, {"observation_space", "action_space"})
+    memory = {key: expected.pop(key) for key in ("memory", "memory_size", "memory_layers")}
     assert values(compose(f"policy={name}").policy) == expected
+    # A policy of somebody's own that takes a preset's place is not given what it may not know.
+    family = name.partition("_")[0]
+    for kind in ("gru", "lstm"):
+        config = values(compose(f"policy={family}_{kind}").policy)
+        assert {key: config[key] for key in memory} == memory | {"memory": kind}
 
 
 def test_paper_atari() -> None:

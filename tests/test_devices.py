@@ -219,16 +219,25 @@ def from_recorded(rank: int, ranks: int, *, kind: str = "box", **options: Any) -
 
 
 def from_start(
-    rank: int, ranks: int, *, env: str, step_by_step: bool = False, num_envs: int = NUM_ENVS
+    rank: int,
+    ranks: int,
+    *,
+    env: str,
+    step_by_step: bool = False,
+    num_envs: int = NUM_ENVS,
+    minibatch_size: int = 64,
+    memory: dict[str, Any] | None = None,
+    **options: Any,
 ) -> list[Snapshot]:
     module = WatchedPPO(
-        partial(MlpPolicy, normalize_observations=not step_by_step),
-        minibatch_size=64,
+        partial(MlpPolicy, normalize_observations=not step_by_step, **(memory or {})),
+        minibatch_size=minibatch_size,
         update_epochs=EPOCHS,
         compile=False,
         normalize_observations=step_by_step,
         normalize_returns=step_by_step,
         ent_coef=0.05 * step_by_step,  # so that every parameter moves in every iteration
+        **options,
     )
     data = RolloutDataModule(env, num_envs=num_envs, num_steps=400 // num_envs, total_iterations=5)
     return fit(module, data, ranks)
@@ -276,6 +285,17 @@ ENVS: dict[str, Run] = {
     f"{ALONE_IN_IT}, step by step": partial(
         from_start, env="Pendulum-v1", num_envs=1, step_by_step=True
     ),
+}
+MEMORY: dict[str, Any] = {
+    "env": "CartPole-v1",
+    "memory": {"memory": "gru", "memory_size": 8},
+    "minibatch_size": 100,  # four units of 25 rows
+    "sequence_length": 25,
+    "learning_rate": 1e-3,
+}
+ENVS |= {
+    "memory": partial(from_start, **MEMORY),
+    "memory, one worker": partial(from_start, **MEMORY, mpi_workers=1),
 }
 RUNS: dict[str, Run] = UPDATES | ENVS
 ONLY_ON_TWO = {"compiled"}  # it takes long

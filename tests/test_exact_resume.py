@@ -77,7 +77,13 @@ def fit(
         enable_model_summary=False,
     )
     in_policy = not options.get("normalize_observations")
-    policy = partial(MlpPolicy, hidden_size=8, normalize_observations=in_policy)
+    policy = partial(
+        MlpPolicy,
+        hidden_size=8,
+        normalize_observations=in_policy,
+        memory=options.pop("memory", None),
+        memory_size=8,
+    )
     options = {"compile": False, "minibatch_size": 32, "update_epochs": 2} | options
     module = Mortal(policy, learning_rate=1e-2, dies_in=dies_in, **options)
     data = RolloutDataModule(
@@ -126,6 +132,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 RUNS: dict[str, dict[str, Any]] = {
     "eager": {},
+    "memory": {"memory": "lstm", "sequence_length": 16},
     "returns normalised": {"normalize_returns": True, "anneal": ["learning_rate"]},
     "step by step": {"normalize_observations": True, "optimizer": TensorFlowRMSprop},
 }

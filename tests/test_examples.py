@@ -23,6 +23,7 @@ COMMANDS = re.findall(r"\| `python ([^`]+)` \|", (EXAMPLES / "README.md").read_t
 TINY = {
     "own environment": ["num_envs=4", "num_steps=64", "total_steps=512"],
     "own policy": ["num_envs=4", "num_steps=64", "total_steps=512"],
+    "own memory": ["num_envs=4", "num_steps=64", "total_steps=512"],
     "own callback": ["num_envs=4", "num_steps=64", "callbacks.stop.score=10"],
     "own config directory": ["callbacks.stop.score=-100"],
 }

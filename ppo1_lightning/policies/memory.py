@@ -108,6 +108,10 @@ class Memory(nn.Module):
                 nn.init.orthogonal_(parameter)
             else:
                 nn.init.zeros_(parameter)
+        for layer in self.layers:
+            # Remember at first (Gers et al. 2000; Jozefowicz et al. 2015): update or forget gate.
+            bias: Any = layer.bias_ih_l0
+            nn.init.ones_(bias[hidden_size : 2 * hidden_size])
 
     def forward(self, features: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Return outputs ``[L * B, hidden_size]`` and the state ``[B, S]`` after the last row.
@@ -117,7 +121,7 @@ class Memory(nn.Module):
             state: ``[B, S]`` before the first.
             starts: ``[L * B]`` bool, see `unrolled`.
         """
-        batch = len(state)
+        batch = state.shape[0]  # not `len`, which no export can leave open
         starts = starts.view(-1, batch)
         after = []
         for layer, before in zip(self.layers, state.split(self.layer_state_size, -1), strict=True):

@@ -85,7 +85,7 @@ class ModuleActing:
         self._pools, self._starts = pools, starts
         here = observations.device == device
         self._observations = observations if here else torch.empty_like(observations, device=device)
-        first = torch.empty(observations.shape[1], 0) if state is None else state
+        first = torch.zeros(observations.shape[1], 0) if state is None else state
         self._states = [[first[envs].to(device)] for envs in pools]
         self._acted: list[ActionOutputs] = []
 

@@ -170,10 +170,11 @@ def _default_mpi_workers(num_envs: int, minibatch_units: int) -> int:
 def _check_units(num_steps: int, minibatch_size: int, length: int) -> None:
     """Refuse rollouts and minibatches that are not of whole units, with the nearest that are."""
     if num_steps % length:
-        near = sorted(_divisors(num_steps), key=lambda d: abs(d - length))[:2]
+        divisors = _divisors(num_steps)
+        near = [max(d for d in divisors if d < length), *[d for d in divisors if d > length][:1]]
         raise ConfigurationError(
             f"sequence_length={length} does not divide num_steps={num_steps}; nearest that do: "
-            f"sequence_length={' or '.join(map(str, sorted(near)))}"
+            f"sequence_length={' or '.join(map(str, near))}"
         )
     if minibatch_size % length:
         common = [d for d in _divisors(num_steps) if minibatch_size % d == 0]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium
-from gymnasium.spaces import Dict, Discrete, MultiBinary
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError
 
@@ -26,6 +28,32 @@ def refuse_running_statistics(env: gymnasium.Env[Any, Any]) -> None:
                     "policy.normalize_observations=true or algo.normalize_returns=true"
                 )
         env = env.env
+
+
+class ObserveOnly(gymnasium.ObservationWrapper[NDArray[Any], Any, NDArray[Any]]):
+    """Observe some numbers of a vector and no others, such as positions without velocities.
+
+    Args:
+        columns: which, in this order.
+
+    Raises:
+        ConfigurationError: observations are no vector, or have fewer numbers.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], columns: Sequence[int]) -> None:
+        super().__init__(env)
+        space, self.columns = env.observation_space, list(columns)
+        size = space.shape[0] if isinstance(space, Box) and len(space.shape) == 1 else 0
+        if not all(0 <= column < size for column in self.columns) or not self.columns:
+            raise ConfigurationError(
+                f"ObserveOnly: columns={self.columns} of {space}, expected some from 0 to "
+                f"{size - 1} of a vector"
+            )
+        bounds = (bound[self.columns] for bound in (space.low, space.high))  # type: ignore[attr-defined]
+        self.observation_space = Box(*bounds, dtype=space.dtype)  # type: ignore[arg-type]
+
+    def observation(self, observation: NDArray[Any]) -> NDArray[Any]:
+        return observation[self.columns]
 
 
 class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):

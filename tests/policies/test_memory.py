@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
@@ -35,7 +37,7 @@ def by_episodes(memory: Memory, features: Tensor, starts: Tensor, state: Tensor)
     for u in range(units):
         rows = torch.arange(u, len(features), units)
         cuts = [0, *(i for i, row in enumerate(rows) if i and starts[row]), len(rows)]
-        for first, end in zip(cuts, cuts[1:], strict=False):
+        for first, end in pairwise(cuts):
             its_rows, x = rows[first:end], features[rows[first:end]]
             goes_on = first == 0 and not starts[rows[0]]
             for layer, own in zip(stacked, state[u].split(memory.layer_state_size), strict=True):
@@ -91,7 +93,7 @@ def test_any_episodes(kind: str, length: int, units: int, data: Any) -> None:
 
 VECTOR = Box(-1, 1, (6,))
 MASKED = Dict(action_mask=Box(0, 1, (3,)), vector=Box(-1, 1, (4,)))
-IMAGE = Box(0, 255, (2, 36, 36), "uint8")
+IMAGE = Box(0, 255, (2, 36, 36), np.uint8)
 
 POLICIES: dict[str, tuple[Any, Any, Any]] = {
     "gru": (partial(MlpPolicy, memory="gru"), VECTOR, Box(-1, 1, (2,))),
@@ -133,12 +135,9 @@ def test_step_by_step_is_as_in_units(name: str) -> None:
     first = torch.randn(initial_state(policy, units).shape)
     whole = ask(policy, observations, first, starts)
     state, steps = first, []
-    for row, begins in zip(
-        observations.view(length, units, -1), starts.view(length, -1), strict=True
-    ):
-        dist_params, values, state = ask(
-            policy, row.view(units, *observations.shape[1:]), state, begins
-        )
+    by_row = observations.view(length, units, *observations.shape[1:]), starts.view(length, -1)
+    for row, begins in zip(*by_row, strict=True):
+        dist_params, values, state = ask(policy, row, state, begins)
         steps.append((dist_params, values))
     for ours, theirs in zip(whole, [*map(torch.cat, zip(*steps, strict=True)), state], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

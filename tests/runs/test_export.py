@@ -97,6 +97,7 @@ CASES = {
     ),
 }
 
+SLOW = pytest.mark.slow
 FAST = {"clipped Box", "image, vector and mask", "several"}
 """One of each kind; the others are of the same, and each takes seconds to convert."""
 
@@ -184,6 +185,41 @@ def test_both_files_act_as_the_policy(case: str, tmp_path: Path) -> None:
     assert [entry.name for entry in session.get_inputs()] == list(greedy.inputs)
     if environment.clip_actions:
         assert np.isin(acted[-1], [greedy.output.low, greedy.output.high]).any()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("memory", "id"), [("lstm", "CartPole-v1"), pytest.param("gru", "Hopper-v4", marks=SLOW)]
+)
+def test_both_files_remember_through_an_episode(memory: str, id: str, tmp_path: Path) -> None:
+    environment = EnvironmentSpec(id)
+    module = trained_like(environment, partial(MlpPolicy, memory=memory, memory_size=8))
+    adapt, _ = make_adapters(environment)
+    greedy = export.GreedyPolicy(module.policy, module.distribution, *make_adapters(environment))
+    onnx, pt2 = export.write(greedy, tmp_path / "policy", {})
+    session: Any = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    program = torch.export.load(pt2).module()
+    simulator = make_simulator(environment, [1])
+    observation, over = simulator.reset(), False
+    state, starts = module.initial_state(1), torch.ones(1, dtype=torch.bool)
+    states = [np.zeros_like(state), np.zeros_like(state)]
+    names, steps = [greedy.output_name, f"next_{greedy.state_name}"], 0
+    while not over:
+        rows = torch.from_numpy(observation)
+        action, *_, state = module.act_greedily(rows, torch.empty(0), state, starts)
+        native = observation.astype(next(iter(greedy.inputs.values())).dtype)
+        theirs = [
+            session.run(names, dict(zip(greedy.inputs, (native, states[0]), strict=True))),
+            [part.numpy() for part in program(*map(torch.from_numpy, (native, states[1])))],
+        ]
+        for i, (chosen, after) in enumerate(theirs):
+            np.testing.assert_allclose(chosen, action, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(after, state, rtol=0, atol=1e-5)
+            states[i] = after
+        taken = simulator.step(action.numpy())
+        observation, over, steps = taken.observation, bool(taken.episode_over[0]), steps + 1
+        starts = torch.zeros(1, dtype=torch.bool)
+    simulator.close()
+    assert steps > 5
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
