@@ -193,7 +193,6 @@ def test_both_files_act_as_the_policy(case: str, tmp_path: Path) -> None:
 def test_both_files_remember_through_an_episode(memory: str, id: str, tmp_path: Path) -> None:
     environment = EnvironmentSpec(id)
     module = trained_like(environment, partial(MlpPolicy, memory=memory, memory_size=8))
-    adapt, _ = make_adapters(environment)
     greedy = export.GreedyPolicy(module.policy, module.distribution, *make_adapters(environment))
     onnx, pt2 = export.write(greedy, tmp_path / "policy", {})
     session: Any = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
