@@ -27,11 +27,26 @@ CASES: dict[str, list[str]] = {
         "algo.minibatch_size=128",
         "algo.gae_lambda=0.95",
     ],
+    # LSTMs of 128 for policy and value, whose minibatches are of whole sequences.
+    "memory_cartpole": [
+        "env=cartpole",
+        "policy=mlp_lstm",
+        "policy.num_layers=2",
+        "num_envs=8",
+        "num_steps=128",
+    ],
+    "memory_halfcheetah": [
+        "env=halfcheetah",
+        "policy=mlp_lstm",
+        "policy.num_layers=2",
+        "algo.minibatch_size=512",
+        "algo.update_epochs=10",
+    ],
     "trpo_cartpole": ["env=cartpole", "algo=trpo_classic", "num_envs=8", "num_steps=128"],
 }
 """Arguments of our command line. MLPs are 2x64 tanh, Atari is Pong with the Nature network."""
 
-SYSTEMS_OF = {"trpo": ("ours", "sb3", "simulator")}
+SYSTEMS_OF = {"trpo": ("ours", "sb3", "simulator"), "memory": ("ours", "sb3", "simulator")}
 """By a case's first word: the systems that have its algorithm; where it is not here, all do."""
 
 COMMON = ["trainer.accelerator=cpu", "compile=true", "total_steps=1_000_000_000"]

@@ -16,7 +16,7 @@ import gymnasium
 import sb3_contrib
 import stable_baselines3
 import torch
-from sb3_contrib import TRPO
+from sb3_contrib import TRPO, RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
@@ -31,7 +31,7 @@ class Case:
     num_envs: int
     options: dict[str, Any] = field(default_factory=dict)
     atari: bool = False
-    algorithm: type[PPO] | type[TRPO] = PPO
+    algorithm: type[PPO] | type[TRPO] | type[RecurrentPPO] = PPO
 
     def make(self) -> VecEnv:
         if self.atari:
@@ -55,6 +55,18 @@ CASES = {
             "ent_coef": 0.01,
         },
         atari=True,
+    ),
+    "memory_cartpole": Case(
+        "CartPole-v1",
+        8,
+        {"n_steps": 128, "batch_size": 256, "policy_kwargs": {"lstm_hidden_size": 128}},
+        algorithm=RecurrentPPO,
+    ),
+    "memory_halfcheetah": Case(
+        "HalfCheetah-v4",
+        8,
+        {"n_steps": 256, "batch_size": 512, "policy_kwargs": {"lstm_hidden_size": 128}},
+        algorithm=RecurrentPPO,
     ),
     "trpo_halfcheetah": Case(
         "HalfCheetah-v4",
@@ -114,6 +126,8 @@ def main() -> None:
     gymnasium.register_envs(ale_py)
     measurement = Measurement(arguments.seconds)
     policy = "CnnPolicy" if case.atari else "MlpPolicy"
+    if case.algorithm is RecurrentPPO:
+        policy = "MlpLstmPolicy"
     model = case.algorithm(policy, case.make(), device="cpu", seed=0, **case.options)
     model.learn(10**9, callback=Clock(measurement))
     versions = {

@@ -7,15 +7,17 @@ after every row, and put them over its own count of steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from ppo1_lightning import distributed
 from ppo1_lightning.functional.advantages import explained_variance
 from ppo1_lightning.functional.losses import weighted_mean
-from ppo1_lightning.policies.base import evaluate
+from ppo1_lightning.policies import base
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.evaluation import Episodes
 from ppo1_lightning.rollouts.segment import Minibatch, Segment
@@ -40,6 +42,15 @@ def count(module: OnPolicyModule, rollout: Rollout) -> float:
     return norm
 
 
+def evaluate(module: OnPolicyModule, *rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the policy says of many rows, see `policies.base.evaluate`, by its update's path.
+
+    ``rows`` are observations, state and starts.
+    """
+    with nullcontext() if module._update is None else module._update.evaluating():
+        return base.evaluate(module.policy, *rows)
+
+
 @torch.no_grad()
 def measure(module: OnPolicyModule, segment: Segment, batch: Minibatch) -> dict[str, float]:
     """Return means of an algorithm's `terms`, KL(old || new) and entropy over all ranks, and more.
@@ -47,7 +58,7 @@ def measure(module: OnPolicyModule, segment: Segment, batch: Minibatch) -> dict[
     Args:
         batch: the segment's rows, weighted as their means are to be.
     """
-    dist_params, values = evaluate(module.policy, batch.observations, batch.state, batch.starts)
+    dist_params, values = evaluate(module, batch.observations, batch.state, batch.starts)
     kl = module.distribution.kl(batch.old_dist_params, dist_params)
     shares = {
         **module.terms(batch, dist_params, values),

@@ -25,7 +25,7 @@ from ppo1_lightning.algorithms.update import (
 from ppo1_lightning.errors import check_choice, check_flag, check_integer, check_number
 from ppo1_lightning.functional.advantages import generalized_advantages
 from ppo1_lightning.optimizers import TensorFlowAdam
-from ppo1_lightning.policies.base import PolicyFactory, ask, evaluate, state_size
+from ppo1_lightning.policies.base import PolicyFactory, ask, state_size
 from ppo1_lightning.policies.normalization import RewardNormalizer
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.seeding import generator
@@ -155,7 +155,7 @@ class OnPolicyModule(PolicyModule):
             standardize=self.normalize_advantages,
             distribution=self.distribution,
             # without statistics it acted as it is now
-            evaluate=None if normalizer is None else lambda *rows: evaluate(self.policy, *rows)[0],
+            evaluate=None if normalizer is None else lambda *rows: metrics.evaluate(self, *rows)[0],
         )
         if self._update is None:
             with self.clock.paused():  # compiling is not training

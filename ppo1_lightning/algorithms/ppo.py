@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo1_lightning.algorithms import checks
+from ppo1_lightning.algorithms import checks, metrics
 from ppo1_lightning.algorithms.coefficients import Coefficients
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.distributed import all_sum
 from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer, check_number
 from ppo1_lightning.functional.losses import clipped_surrogate, value_error, weighted_mean
-from ppo1_lightning.policies.base import PolicyFactory, evaluate
+from ppo1_lightning.policies.base import PolicyFactory
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.segment import Minibatch, Segment
 
@@ -148,7 +148,7 @@ class PPO(OnPolicyModule):
     def mean_kl(self, minibatches: Minibatch) -> float:
         """Return the mean of KL(old || new) over an epoch's minibatches and all ranks."""
         batch = minibatches.as_one()
-        dist_params, _ = evaluate(self.policy, batch.observations, batch.state, batch.starts)
+        dist_params, _ = metrics.evaluate(self, batch.observations, batch.state, batch.starts)
         kl = self.distribution.kl(batch.old_dist_params, dist_params)
         weights = batch.weights / len(minibatches.weights)
         return all_sum(weighted_mean(kl, weights)).item()

@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -51,6 +52,10 @@ class Update(Protocol):
         """Return why it does not take these steps as the eager update would, None where it does."""
         ...
 
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Return the context in which the policy is evaluated between the steps."""
+        ...
+
 
 class Objective(nn.Module):
     """A loss as a module around the one that it belongs to, whose tensors are its own.
@@ -94,6 +99,10 @@ class EagerUpdate:
     def outdated(self, minibatches: Minibatch) -> str | None:
         """Return None: everything is read at each step."""
         return None
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """Return a context in which nothing is different."""
+        return nullcontext()
 
     def _step(self, minibatch: Minibatch) -> None:
         # Each time anew: a callback may freeze some, or add a group to the optimizer.

@@ -44,6 +44,9 @@ void multiply(const float *a, int64_t row, int64_t step, const float *b, float *
               int64_t steps, int64_t width) {
   constexpr int64_t wide = TILE_VECTORS * LANES, half = wide / 2;
   int64_t j = 0;
+  if (rows <= 2)  // wider ones: few sums would wait for themselves
+    for (; j + 2 * wide <= width; j += 2 * wide)
+      multiply_columns<2 * TILE_VECTORS, add>(a, row, step, b + j, c + j, rows, steps, width);
   for (; j + wide <= width; j += wide)
     multiply_columns<TILE_VECTORS, add>(a, row, step, b + j, c + j, rows, steps, width);
   for (; j + half <= width; j += half)

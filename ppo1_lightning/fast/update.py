@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ppo1_lightning.fast import check
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import call_at_once, learning_together, second_core
 from ppo1_lightning.fast.reads import Reads
+from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.steps import step_of
 from ppo1_lightning.optimizers import clip_factor
 
@@ -36,7 +38,6 @@ class GraphUpdate:
 
     The optimizer's parameters and moments become views of flat vectors, so that checkpoints, the
     policy and the optimizer see every step; create it when nothing moves the parameters any more.
-
     Parameters that do not depend on each other, as those of a value function with a network of its
     own, learn in a graph of their own, at the same time where a second core is free.
 
@@ -151,6 +152,10 @@ class GraphUpdate:
             self._split(taken),
             self._split(self._clipped(_flat(eager))),
         )
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Return the context in which memory is the operator that it is in the graphs."""
+        return as_an_operator()
 
     def outdated(self, minibatches: Sequence[Tensor]) -> str | None:
         """Return why the graphs are not to take these steps, None where they are."""
