@@ -249,7 +249,7 @@ def make_acting(module: PolicyModule, path: str, rollout: Rollout) -> ActingFact
     observations = torch.cat([rollout.observations, rollout.observations[-1:]])
     noise = module.distribution.noise(*rollout.rewards.shape, generator=torch.Generator())
     state = module.initial_state(rollout.rewards.shape[1])
-    starts = torch.zeros(observations.shape[:2], dtype=torch.bool)
+    starts = torch.zeros(observations.shape[:2], dtype=torch.bool, device=observations.device)
     acting, reason = fast.make_acting(
         module.policy,
         module.distribution,
