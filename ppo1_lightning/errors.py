@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
+
+LARGEST = 1e30
+"""Of a number that is computed with: its product with another one is still a float32."""
 
 _NUMBERS = (int, float, np.integer, np.floating)
 
@@ -101,6 +106,10 @@ def check_number(
     """Return ``value`` as a float, or raise `ConfigurationError` when it is not one in range."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not math.isfinite(value):
         raise ConfigurationError(f"{key}={value!r} is not a finite number")
+    if abs(value) > LARGEST:
+        raise ConfigurationError(
+            f"{key}={value!r} is beyond what float32 computes with, expected at most {LARGEST:g}"
+        )
     bounds = [
         (value > above, f"above {above:g}"),
         (value >= at_least, f"at least {at_least:g}"),
@@ -119,6 +128,38 @@ def check_integer(key: str, value: object, *, at_least: int) -> int:
     if value < at_least:
         raise ConfigurationError(f"{key}={value!r} is out of range, expected at least {at_least}")
     return int(value)
+
+
+def check_path(key: str, value: object) -> Path:
+    """Return the path that a string says, or raise `ConfigurationError` when it is none."""
+    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+        raise ConfigurationError(f"{key}={value!r} is not the path of a file or a folder")
+    return Path(value)
+
+
+def check_memory(what: str, num_bytes: float) -> None:
+    """Raise `ConfigurationError` where something needs more memory than this machine has.
+
+    Before it is allocated: what is far too large ends in an error of the system's, or in none.
+    """
+    limit = _memory()
+    if num_bytes > limit:
+        raise ConfigurationError(
+            f"{what} would need about {num_bytes / 2**30:,.0f} GB of memory, this machine has "
+            f"{limit / 2**30:,.1f}: expected smaller sizes"
+        )
+
+
+def _memory() -> float:
+    """Return the bytes that this process can have, infinity where the system does not say."""
+    try:
+        import resource
+
+        own, _ = resource.getrlimit(resource.RLIMIT_AS)
+        own = math.inf if own == resource.RLIM_INFINITY else own
+        return min(own, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ImportError, AttributeError, OSError, ValueError):
+        return math.inf
 
 
 def check_flag(key: str, value: object) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +15,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
 
 _SCALARS = (bool, int, float, complex, str, bytes)
 
@@ -92,6 +92,7 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
     Raises:
         ConfigurationError: there is no such file, it is truncated or damaged, holds anything but
             plain data, or is not a checkpoint of a training run.
+        StorageError: it cannot be read, though it may be good: a permission, a fault of the disk.
     """
     if not isinstance(path, str | Path):
         raise ConfigurationError(f"{key}={path!r} is not the path of a file")
@@ -103,30 +104,63 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
         raise ConfigurationError(f"{key}={path} {what}, expected a file such as last.ckpt")
     try:
         with file.open("rb") as stream:  # once: another rank may rename it
-            content = torch.load(stream, map_location="cpu", weights_only=True)
             damaged = _damaged_part(stream)
-    except pickle.UnpicklingError as error:
+            content = None if damaged else _loaded(stream)
+    except OSError as error:  # of the disk, or of permissions: that is no damage
+        raise StorageError(
+            f"{key}={path} cannot be read ({error.strerror or one_line(error)})"
+        ) from error
+    except Exception as error:  # `torch.load` has many for what it cannot read
         raise ConfigurationError(
             f"{key}={path} is damaged or holds more than plain data, expected a checkpoint "
             "of this package; nothing in it was run"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
-        raise ConfigurationError(
-            f"{key}={path} is truncated or damaged, expected a whole checkpoint"
-        ) from error
     if damaged is not None:
-        raise ConfigurationError(f"{key}={path} is damaged: {damaged} in it has changed")
+        raise ConfigurationError(f"{key}={path} is {damaged}, expected a whole checkpoint")
     if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
         raise ConfigurationError(f"{key}={path} is not a checkpoint of a training run")
     return content
 
 
 def _damaged_part(stream: IO[bytes]) -> str | None:
-    """Return the first part whose checksum is wrong; `torch.load` does not look at them."""
-    if not zipfile.is_zipfile(stream):
-        return None
-    with zipfile.ZipFile(stream) as archive:
-        return archive.testzip()
+    """Return what is wrong with a file, by the checksums of its parts; None where nothing is.
+
+    Before anything is made of it: `torch.load` looks at no checksum, and trusts what it reads.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            if sum(part.file_size for part in archive.infolist()) > size:
+                return "damaged: its parts are larger than it is"  # PyTorch compresses none
+            part = archive.testzip()
+    except OSError:
+        raise
+    except Exception:  # zipfile has many
+        return "truncated or damaged"
+    return part and f"damaged: {part} in it has changed"
+
+
+def _loaded(stream: IO[bytes]) -> Any:
+    """Return the content of a checkpoint.
+
+    Raises:
+        ValueError: there is a tensor in it that is not all there: sparse, quantized, meta.
+    """
+    stream.seek(0)
+    content = torch.load(stream, map_location="cpu", weights_only=True)
+    for tensor in filter(torch.is_tensor, _values(content)):
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ValueError("a tensor is sparse, quantized or not there")
+    return content
+
+
+def _values(content: Any) -> Iterator[Any]:
+    """Yield what nested containers hold."""
+    if isinstance(content, dict | list | tuple):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _values(value)
+    else:
+        yield content
 
 
 class PlainDataIO(TorchCheckpointIO):

@@ -17,6 +17,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from ppo1_lightning.runs import resume
+from ppo1_lightning.runs.untrusted import foreign_calls
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -55,6 +56,8 @@ def tell_what_next(folder: Path, config: DictConfig) -> None:
     near = Path.cwd() in folder.absolute().parents
     place = os.path.relpath(folder) if near else str(folder)
     run = shlex.quote(f"run={place}")
+    if foreign_calls(config, folder):
+        run += " trust=true"
     has_rows = (folder / "csv" / "metrics.csv").is_file()
     report = f"; report {shlex.quote(place)}" if has_rows else ""
     log.info(

@@ -29,6 +29,7 @@ from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands import sweep_report
 from ppo1_lightning.errors import RunError, nearest
 from ppo1_lightning.runs.trackers import kept
+from ppo1_lightning.runs.untrusted import printable
 
 EXIT_STATUS = 2
 """Of a run that ended by a mistake of the user."""
@@ -56,6 +57,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     other jobs of a sweep; with HYDRA_FULL_ERROR=1 it is raised instead.
     """
     register_resolvers()
+    logging.setLogRecordFactory(_without_control_characters)
     sys.argv = [sys.argv[0], *map(_quoted, sys.argv[1:])]
     main = hydra.main(str(config_directory()), config_name, version_base="1.3")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -78,6 +80,14 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         report(explain(error, config_name))
         sys.exit(EXIT_STATUS)
     sweep_report.write()
+
+
+def _without_control_characters(*arguments: Any, **named: Any) -> logging.LogRecord:
+    """Return a record whose message shows control characters: names may come from a stranger."""
+    record = logging.LogRecord(*arguments, **named)
+    if record.name.partition(".")[0] == "ppo1_lightning":
+        record.msg, record.args = printable(record.getMessage()), None
+    return record
 
 
 _PATHS = ("run", "ckpt_path", "init_from", "output")
@@ -160,7 +170,7 @@ def _tell(error: Exception) -> int:
 def report(message: str) -> None:
     """Print an error line on stderr."""
     where = f"rank {process_rank()}: " if process_rank() else ""
-    print(f"error: {where}{message}", file=sys.stderr, flush=True)
+    print(f"error: {where}{printable(message)}", file=sys.stderr, flush=True)
 
 
 def _is_lost_peer(error: Exception) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands.train import few_threads
-from ppo1_lightning.errors import StorageError
+from ppo1_lightning.errors import StorageError, check_flag
 from ppo1_lightning.rollouts.datamodule import EvaluationDataModule
 from ppo1_lightning.rollouts.evaluation import Episodes, Evaluation
 from ppo1_lightning.runs.instantiation import make
@@ -39,10 +41,10 @@ def evaluate(config: DictConfig) -> float:
         StorageError: the result cannot be written.
     """
     evaluation = Evaluation(config.episodes, config.num_envs, config.deterministic)
-    trained = load_run(config.run, config.ckpt_path)
+    trained = load_run(config.run, config.ckpt_path, trust=check_flag("trust", config.trust))
     seed = trained.module.seed if config.seed is None else config.seed
     data = EvaluationDataModule(trained.environment, evaluation, seed=seed)
-    trainer: Trainer = make(config, "trainer", Trainer)
+    trainer: Trainer = make(config, "trainer", Trainer, callbacks=[EndAtOnce()])
     with few_threads(type(trained.module.policy), speak=False):
         trainer.test(trained.module, data, verbose=False)
     assert trained.module.evaluated is not None
@@ -50,6 +52,14 @@ def evaluate(config: DictConfig) -> float:
     _tell(result)
     log.info("%s", _save(result, trained.checkpoint_path, evaluation))
     return result["return_mean"]
+
+
+class EndAtOnce(Callback):
+    """Lets SIGTERM end an evaluation: Lightning would wait for all of its episodes."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _result(
@@ -93,6 +103,7 @@ def _save(result: dict[str, Any], checkpoint: Path, evaluation: Evaluation) -> P
     kind = ".deterministic" if evaluation.deterministic else ""
     path = checkpoint.with_suffix(f"{kind}.evaluation.json")
     try:
+        path.unlink(missing_ok=True)  # it may be a link to somewhere else
         path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path} could not be written ({error.strerror or error})") from error

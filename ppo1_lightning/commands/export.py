@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from ppo1_lightning import simulators
 from ppo1_lightning.commands import config as cli
+from ppo1_lightning.errors import check_flag
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.runs.export import WRITERS, GreedyPolicy, check_installed, write
 from ppo1_lightning.runs.load import load_run
@@ -29,7 +30,7 @@ def export(config: DictConfig) -> None:
         StorageError: a file cannot be written.
     """
     check_installed()  # before a run is loaded
-    trained = load_run(config.run, config.ckpt_path)
+    trained = load_run(config.run, config.ckpt_path, trust=check_flag("trust", config.trust))
     module, environment = trained.module, trained.environment
     stem = trained.output_stem(config.output, "exports", list(WRITERS))
     adapters = simulators.make_adapters(environment)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.runs import resume
+from ppo1_lightning.runs import lock, resume
 
 
 class KeepRuns(Callback):
@@ -52,6 +52,8 @@ class KeepRuns(Callback):
                     f"run={run} and hydra.run.dir={folder} are two folders, expected one of them"
                 )
             resume.refuse_finished_run(folder, config)
+            if cli.process_rank() == 0:
+                lock.hold(folder)
         except ConfigurationError as error:
             _refuse(str(error))
         except OmegaConfBaseException:

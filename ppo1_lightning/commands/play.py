@@ -48,7 +48,7 @@ def play(config: DictConfig) -> None:
     if episodes is not None:
         episodes = check_integer("episodes", episodes, at_least=1)
     deterministic = check_flag("deterministic", config.deterministic)
-    trained = load_run(config.run, config.ckpt_path)
+    trained = load_run(config.run, config.ckpt_path, trust=check_flag("trust", config.trust))
     pygame = _open_display()
     try:
         module, environment = trained.module, trained.environment

@@ -10,13 +10,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
+from unittest.mock import patch
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
@@ -27,14 +31,18 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ppo1_lightning.errors import ConfigurationError
 
 _TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Seconds that ranks have to finish and save their iteration when they are to stop."""
+
+LOOPBACK = "127.0.0.1"
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -105,24 +113,26 @@ def run_ranks(task: Callable[[DictConfig], Any], config: DictConfig, devices: in
         RankError: one of them failed; the others have been ended.
     """
     os.environ.setdefault(_TIMEOUT, "600")  # PyTorch's own default is 30
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        logs_specs=DefaultLogsSpecs(os.devnull),  # no files: each rank tells its own errors
-    )
     known = multiprocessing.get_all_start_methods()
     if multiprocessing.get_start_method() not in known:  # joblib's, which Python tells the ranks
         multiprocessing.set_start_method(known[0], force=True)
     resolved = OmegaConf.to_container(config, resolve=True)  # times are of this process
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
-        return elastic_launch(launch, _run_rank)(task, resolved, _job_logging())[0]
+        with _loopback_only() as meeting_point:
+            launch = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=devices,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint=meeting_point,
+                rdzv_configs={"store_type": "file"},
+                local_addr=LOOPBACK,
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(os.devnull),  # no files: each rank tells its errors
+            )
+            return elastic_launch(launch, _run_rank)(task, resolved, _job_logging())[0]
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
@@ -131,6 +141,25 @@ def run_ranks(task: Callable[[DictConfig], Any], config: DictConfig, devices: in
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def _loopback_only() -> Iterator[str]:
+    """Let PyTorch's agent listen where no other machine can reach it; give a file to meet by.
+
+    Its own servers listen on all addresses, whatever they are told.
+    """
+
+    def serve(handler: Any, address: str, port: int) -> TCPStore:
+        listener = socket.create_server((address, port))
+        port, number = listener.getsockname()[1], listener.detach()
+        return TCPStore(address, port, is_master=True, master_listen_fd=number)
+
+    with (
+        tempfile.TemporaryDirectory(prefix="ppo1_lightning_") as folder,
+        patch.object(DynamicRendezvousHandler, "_create_tcp_store_server", serve),
+    ):
+        yield os.path.join(folder, "meeting_point")
 
 
 def _job_logging() -> tuple[Any, Any] | None:

@@ -45,7 +45,7 @@ def record(config: DictConfig) -> float:
     if config.max_steps is not None:
         options["max_steps"] = check_integer("max_steps", config.max_steps, at_least=1)
     video.check_installed()
-    trained = load_run(config.run, config.ckpt_path)
+    trained = load_run(config.run, config.ckpt_path, trust=check_flag("trust", config.trust))
     stem = trained.output_stem(config.output, "videos", ENDINGS)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ENDINGS]
     seed = trained.module.seed if config.seed is None else config.seed

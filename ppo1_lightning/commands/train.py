@@ -29,12 +29,13 @@ from ppo1_lightning.errors import (
     ConfigurationError,
     check_choice,
     check_integer,
+    check_path,
     one_line,
 )
 from ppo1_lightning.rollouts.datamodule import RolloutDataModule
 from ppo1_lightning.rollouts.evaluation import Evaluation
 from ppo1_lightning.rollouts.sizes import Sizes
-from ppo1_lightning.runs import resume, trackers
+from ppo1_lightning.runs import lock, resume, trackers
 from ppo1_lightning.runs.instantiation import make
 from ppo1_lightning.runs.signals import exit_status_of_signals
 from ppo1_lightning.simulators import EnvironmentSpec
@@ -69,7 +70,16 @@ def train(config: DictConfig) -> float | None:
         raise ConfigurationError(f"{missing[0]} is not set, expected {missing[0]}=VALUE")
     if config.get("hparams_search") is not None:
         raise ConfigurationError("hparams_search=... is for python -m ppo1_lightning")
-    folder = Path(config.trainer.default_root_dir)
+    folder = check_path("trainer.default_root_dir", config.trainer.default_root_dir)
+    if cli.process_rank() == 0:
+        lock.hold(folder)
+    try:
+        return _train(config, folder)
+    finally:
+        lock.release(folder)
+
+
+def _train(config: DictConfig, folder: Path) -> float | None:
     resume.refuse_finished_run(folder, config)
     config, checkpoint = resume.settle(config, folder)
     parts = build(config)

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
 from ppo1_lightning.fast.compiler import Run, compile_ahead
+from ppo1_lightning.fast.native import own_caches
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.winograd import replace_convolutions
@@ -80,11 +81,13 @@ class Graph:
                 self._module.check_constants(graph)
             devices = {tensor.device.type for tensor in tensors}
             if self._compiled and devices == {"cpu"}:
+                own_caches()
                 replace_convolutions(graph)
                 replace_products_of_a_row(graph)
                 return compile_ahead(graph, copies).bind
         function: Callable[..., Any] = graph
         if self._compiled:
+            own_caches()
             function = torch.compile(graph, fullgraph=True, dynamic=False)
         if devices == {"cuda"} and not graph.state_dict():  # constants are copied from the host
             return CapturedGraph(function, _written(graph)).bind

@@ -65,6 +65,15 @@ def _compile(source: Path, options: tuple[str, ...], library: Path) -> None:
         os.replace(made, library)  # so that another process sees all of it or nothing
 
 
+def own_caches() -> None:
+    """Let PyTorch keep its code below our folder, unless the user has said where.
+
+    Its own place is ``/tmp/torchinductor_USER``, which belongs to whoever made it first.
+    """
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        os.environ.setdefault(name, str(cache_folder() / name.partition("_")[0].lower()))
+
+
 def cache_folder() -> Path:
     """Return the folder of compiled graphs, made if need be: ``$XDG_CACHE_HOME/ppo1_lightning``.
 

@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppo1_lightning.errors import check_choice, check_integer
+from ppo1_lightning.errors import check_choice, check_integer, check_memory
+
+TRAINED = 16
+"""Bytes of a weight that learns: itself, its gradient and two moments."""
 
 Scan = Callable[[str, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """`unrolled`, or what computes the same."""
@@ -171,6 +174,8 @@ class MemoryOptions:
         """Return a memory for ``[..., num_features]``."""
         if self.memory is None:
             return None
+        weights = 4 * self.memory_size * (num_features + 2 * self.memory_size * self.memory_layers)
+        check_memory(f"policy.memory_size={self.memory_size}", weights * TRAINED)
         return Memory(self.memory, num_features, self.memory_size, self.memory_layers)
 
     @property

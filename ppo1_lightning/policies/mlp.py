@@ -8,10 +8,10 @@ from typing import Any
 from gymnasium import Space
 from torch import Tensor, nn
 
-from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.errors import ConfigurationError, check_integer, check_memory
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import linear
-from ppo1_lightning.policies.memory import MemoryOptions
+from ppo1_lightning.policies.memory import TRAINED, MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import name_of, parts_of
 
@@ -61,6 +61,8 @@ class MlpPolicy(ActorCritic):
         hidden_size = check_integer("policy.hidden_size", hidden_size, at_least=1)
         num_layers = check_integer("policy.num_layers", num_layers, at_least=1)
         vector = parts["vector"]
+        weights = hidden_size * (vector.space.shape[0] + hidden_size * (num_layers - 1))
+        check_memory(f"policy.num_layers={num_layers} of {hidden_size} units", weights * TRAINED)
         sizes = [vector.space.shape[0], *[hidden_size] * num_layers]
         super().__init__(
             action_space,

@@ -36,9 +36,14 @@ class Counters:
 
 
 class Clock:
-    """Counts a run's seconds, those left out that are not training."""
+    """Counts a run's seconds, those left out that are not training.
+
+    Attributes:
+        is_paused: what happens now is not training.
+    """
 
     def __init__(self) -> None:
+        self.is_paused = False
         self._since, self._last_row = time.perf_counter(), Counters()
 
     def start(self, counters: Counters) -> None:
@@ -54,10 +59,12 @@ class Clock:
     def pause(self) -> None:
         """Stop the clock: what comes now is not training."""
         self._since -= time.perf_counter()
+        self.is_paused = True
 
     def resume(self) -> None:
         """Start it again."""
         self._since += time.perf_counter()
+        self.is_paused = False
 
     @contextmanager
     def paused(self) -> Iterator[None]:

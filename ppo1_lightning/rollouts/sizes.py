@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.errors import ConfigurationError, check_integer, check_memory
 from ppo1_lightning.rollouts.budget import Budget
+
+ROW_BYTES = 64
+"""Of a row of a rollout, at least."""
+
+ORDER_BYTES = 24
+"""Of a row in an order: its number, weight and advantage."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,13 @@ class Sizes:
         """
         num_envs = check_integer("num_envs", num_envs, at_least=1)
         num_steps = check_integer("num_steps", num_steps, at_least=1)
+        rows = num_envs * num_steps
+        check_memory(f"a rollout of num_envs * num_steps = {rows:,} rows", rows * ROW_BYTES)
+        epochs = check_integer("epochs", epochs, at_least=1)
+        check_memory(
+            f"{epochs:,} passes (update_epochs, vf_iters) over {rows:,} rows",
+            rows * epochs * ORDER_BYTES,
+        )
         if minibatch_size is None:
             minibatch_size = num_envs * num_steps
         minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
@@ -62,7 +76,7 @@ class Sizes:
             num_steps,
             minibatch_size,
             check_integer("mpi_workers", mpi_workers, at_least=1),
-            check_integer("epochs", epochs, at_least=1),
+            epochs,
             devices,
             length,
         )
@@ -160,7 +174,8 @@ class Sizes:
 
 
 def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 def _default_mpi_workers(num_envs: int, minibatch_units: int) -> int:

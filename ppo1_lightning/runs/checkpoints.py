@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from ppo1_lightning.errors import (
     StorageError,
     check_flag,
     check_integer,
+    check_path,
 )
 from ppo1_lightning.runs.signals import StopSignals, exit_status, requeue_slurm_job
 
@@ -74,7 +76,7 @@ class RunCheckpoint(Checkpoint):
         exact_resume: bool = False,
     ) -> None:
         super().__init__()
-        self.dirpath = Path(dirpath).absolute()
+        self.dirpath = check_path("dirpath", dirpath).absolute()
         self.every_n_iterations = check_integer(
             "every_n_iterations", every_n_iterations, at_least=1
         )
@@ -139,7 +141,7 @@ class RunCheckpoint(Checkpoint):
             self.best_score = -math.inf
         self._start_step = self._saved_step = trainer.global_step
         self._updating = False
-        self._signals.catch()
+        self._signals.catch(at_once=functools.partial(_rests, pl_module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -242,6 +244,12 @@ class RunCheckpoint(Checkpoint):
         """Return the monitored value, the same on all ranks, ``-inf`` where there is none."""
         score = float(trainer.callback_metrics.get(self.monitor, math.nan))
         return all_max(-math.inf if math.isnan(score) else score, trainer.strategy.root_device)
+
+
+def _rests(module: Any) -> bool:
+    """Tell whether a module does something else than train: it compiles or evaluates."""
+    clock = getattr(module, "clock", None)
+    return clock is not None and clock.is_paused
 
 
 def _is_dry_run(trainer: Any) -> bool:  # Lightning sets it where type checkers do not see it

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from ppo1_lightning import simulators
 from ppo1_lightning.algorithms.entry import (
@@ -18,10 +16,13 @@ from ppo1_lightning.algorithms.entry import (
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.algorithms.plain import read_checkpoint
-from ppo1_lightning.errors import ConfigurationError, one_line
+from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.runs import resume
 from ppo1_lightning.runs.instantiation import make
+from ppo1_lightning.runs.untrusted import foreign_calls, read_config, refuse_foreign_calls
 from ppo1_lightning.simulators import EnvironmentSpec
+
+log = logging.getLogger("ppo1_lightning")
 
 CONFIG = Path(".hydra/resolved.yaml")
 """Where a run keeps the config that it was trained with."""
@@ -67,22 +68,30 @@ class TrainedRun:
         return stem.with_suffix("") if stem.suffix[1:] in endings else stem
 
 
-def load_run(run: str | Path | None = None, ckpt_path: str | Path | None = None) -> TrainedRun:
+def load_run(
+    run: str | Path | None = None, ckpt_path: str | Path | None = None, *, trust: bool = False
+) -> TrainedRun:
     """Rebuild what was trained.
 
-    The config in the folder says what is imported and called, as on a command line: load only runs
-    that you would start too. Checkpoints are read as plain data, wherever they are from.
+    A folder is data: of what its config names only this package's own classes, PyTorch's
+    optimizers and Gymnasium's harmless wrappers are called. Checkpoints are plain data.
 
     Args:
         run: folder of the run; by default the one that ``ckpt_path`` lies in.
         ckpt_path: checkpoint; by default the run's ``last.ckpt``.
+        trust: whether whatever else the config names is imported and called, too.
 
     Raises:
         ConfigurationError: neither is given, there is no such run or checkpoint, or they do not
             fit together.
     """
     folder = _folder_of_run(run, ckpt_path)
-    config = _read_config(folder)
+    config = read_config(folder / CONFIG, folder)
+    if trust:
+        for key, name in foreign_calls(config, folder).items():
+            log.info("trusting %s: %s calls %s", folder, key, name)
+    else:
+        refuse_foreign_calls(config, folder)
     path = Path(ckpt_path) if ckpt_path is not None else _last_checkpoint(folder, config)
     content = read_checkpoint(path)
     environment: EnvironmentSpec = make(config, "env", EnvironmentSpec)
@@ -111,26 +120,14 @@ def _folder_of_run(run: str | Path | None, ckpt_path: str | Path | None) -> Path
         return folder
     if ckpt_path is None:
         raise ConfigurationError("no run is given, expected run=FOLDER or ckpt_path=FILE")
-    for folder in Path(ckpt_path).absolute().parents:
+    # Its own folder's, of no other that it happens to lie below.
+    for folder in list(Path(ckpt_path).absolute().parents)[:2]:
         if (folder / CONFIG).is_file():
             return folder
     raise ConfigurationError(
         f"ckpt_path={ckpt_path} lies in no run's folder: add run=FOLDER, whose {CONFIG} says "
         "how it was trained"
     )
-
-
-def _read_config(folder: Path) -> DictConfig:
-    try:
-        config: Any = OmegaConf.load(folder / CONFIG)
-    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{folder / CONFIG} cannot be read: {one_line(error)}") from error
-    if (
-        not isinstance(config, DictConfig)
-        or not {"env", "algo", "policy", "trainer"} <= config.keys()
-    ):
-        raise ConfigurationError(f"{folder / CONFIG} is not the config of a training run")
-    return config
 
 
 def _last_checkpoint(folder: Path, config: DictConfig) -> Path:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo1_lightning.algorithms.entry import entry_of
 from ppo1_lightning.algorithms.plain import read_checkpoint
-from ppo1_lightning.errors import ConfigurationError, check_choice
+from ppo1_lightning.errors import ConfigurationError, check_choice, check_path
 from ppo1_lightning.rollouts.budget import Budget, Counters
 
 log = logging.getLogger("ppo1_lightning")
@@ -108,7 +108,7 @@ def checkpoint_folder(config: DictConfig, folder: Path) -> Path:
         chosen = OmegaConf.select(config, "callbacks.checkpoint.dirpath")
     except OmegaConfBaseException:  # below a folder that Hydra has not made yet
         chosen = None
-    return Path(chosen or folder / "checkpoints")
+    return check_path("callbacks.checkpoint.dirpath", chosen or folder / "checkpoints")
 
 
 def find_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:

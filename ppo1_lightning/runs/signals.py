@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -31,17 +31,21 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.told = 0
+        self._at_once: Callable[[], bool] | None = None
         self._since = 0.0
         self._handlers: dict[int, Any] = {}  # the ones that ours stand in for
 
-    def catch(self) -> None:
+    def catch(self, at_once: Callable[[], bool] | None = None) -> None:
         """Take the signals over, in the main thread; a user's own SIGINT handler stays.
+
+        ``at_once`` tells whether the first one may stop at once, too: nothing is lost by it, as
+        while an evaluation plays or a compiler works.
 
         Lightning's own handlers will not do: with several ranks, the one for SIGTERM calls a
         collective from wherever the signal came in, and the ranks hang; the one for SIGUSR1 saves
         in the middle of an update.
         """
-        self.told = 0
+        self.told, self._at_once = 0, at_once
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -62,6 +66,10 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
+        if self._at_once is not None and self._at_once():
+            log.warning("%s: stopping", signal.Signals(number).name)
+            self.told = number
+            raise SystemExit(exit_status(number))
         if self.told and number == signal.SIGTERM and now - self._since > REPEAT_SECONDS:
             raise SystemExit(exit_status(number))
         if not self.told:

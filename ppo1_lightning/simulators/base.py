@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,8 @@ from ppo1_lightning.errors import (
     check_number,
 )
 from ppo1_lightning.policies.spaces import row_space
+
+THREADS_PER_CORE = 32
 
 Backend = Literal["auto", "envpool", "gymnasium"]
 
@@ -81,6 +84,12 @@ class EnvironmentSpec:
         check_integer("env.num_pools", self.num_pools, at_least=1)
         if self.num_threads is not None:
             check_integer("env.num_threads", self.num_threads, at_least=1)
+            most = THREADS_PER_CORE * (os.cpu_count() or 1)
+            if self.num_threads > most:  # it would end the process
+                raise ConfigurationError(
+                    f"env.num_threads={self.num_threads} is more than this machine's cores can "
+                    f"step, expected at most {most}, {THREADS_PER_CORE} for each"
+                )
         check_flag("env.pin_threads", self.pin_threads)
 
 

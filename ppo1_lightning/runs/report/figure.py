@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "ppo1_lightning",  # the same runs, the same file
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a name may hold a dollar sign
 }
 
 

@@ -9,19 +9,21 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.runs.untrusted import open_inside, read_yaml
 
 SCORE = "episode_return_mean"
 """The column that runs are compared by: mean return of the last 100 training episodes."""
+
+METRICS_BYTES = 2**30
+"""Of a CSV file, at most."""
 
 UNKNOWN_SEED = "?"
 
@@ -187,20 +189,22 @@ def read_run(folder: Path, name: str = "") -> Run:
         config=_yaml(hydra / "resolved.yaml", dict) or _yaml(hydra / "config.yaml", dict),
         choices={str(k): str(v) for k, v in choices.items() if v is not None},
         overrides={key: value for key, _, value in overrides},
-        metrics=read_metrics(folder / "csv" / "metrics.csv"),
+        metrics=read_metrics(folder / "csv" / "metrics.csv", folder),
         videos=_videos(folder),
     )
 
 
-def read_metrics(path: Path) -> dict[str, NDArray[np.float64]]:
+def read_metrics(path: Path, folder: Path | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the columns of a CSV file, one row for each value of ``env_steps``.
 
     Where the steps go back, a run was continued from before: the earlier rows after that point are
     left out. Rows of the same step are one. What is no number is NaN; a row cut short is skipped.
+    ``folder`` is the one that it is read from, see `open_inside`; None: its own.
     """
+    folder = folder or path.parent
     rows: list[dict[str, float]] = []
-    with suppress(OSError), path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for cells in csv.DictReader(file):
+    with suppress(OSError, csv.Error), open_inside(path, folder, METRICS_BYTES) as binary:
+        for cells in csv.DictReader(TextIOWrapper(binary, "utf-8", "replace", newline="")):
             row = {str(name): _number(cell) for name, cell in cells.items()}
             step = row.get("env_steps", np.nan)
             if not np.isfinite(step) or None in cells.values():
@@ -232,8 +236,8 @@ def select(config: Any, key: str) -> Any:
 def _yaml(path: Path, kind: type[_Container]) -> _Container:
     """Return the content of a YAML file, empty where it cannot be read or is of another kind."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException):
+        content = read_yaml(path, path.parents[1])
+    except (OSError, ValueError):
         return kind()
     return content if isinstance(content, kind) else kind()
 

@@ -1,0 +1,193 @@
+"""Reading from a run's folder, which may be a stranger's: data, bounded, from nowhere else.
+
+Nothing here follows a link out of the folder, waits for a pipe, or reads more than it is meant to.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ppo1_lightning.errors import ConfigurationError, one_line
+
+CONFIG_BYTES = 2**20
+"""Of a config, at most; ours have some thousand."""
+
+WRAPPERS = {
+    "AtariPreprocessing",
+    "ClipAction",
+    "ClipReward",
+    "DelayObservation",
+    "DtypeObservation",
+    "FilterObservation",
+    "FlattenObservation",
+    "FrameStackObservation",
+    "GrayscaleObservation",
+    "MaxAndSkipObservation",
+    "RecordEpisodeStatistics",
+    "RescaleAction",
+    "RescaleObservation",
+    "ReshapeObservation",
+    "ResizeObservation",
+    "StickyAction",
+    "TimeAwareObservation",
+    "TimeLimit",
+}
+"""Of Gymnasium, those that only change what is observed, done or learned from."""
+
+OURS = {
+    "PPO",
+    "TRPO",
+    "MlpPolicy",
+    "CnnPolicy",
+    "EnvironmentSpec",
+    "TensorFlowAdam",
+    "TensorFlowRMSprop",
+    "ObserveOnly",
+    "ActionMaskFromInfo",
+}
+"""Of this package, what a config builds."""
+
+
+def open_inside(path: Path, folder: Path, limit: int) -> IO[bytes]:
+    """Open a regular file of a folder for reading.
+
+    Raises:
+        OSError: it cannot be opened, is no regular file, is larger than ``limit`` bytes, or lies
+            outside of the folder because a link leads there.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise OSError(f"{path} leads out of {folder}")
+    # Not blocking: a pipe would wait for somebody who writes.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is no file")
+        if status.st_size > limit:
+            raise OSError(f"{path} has {status.st_size:,} bytes, expected at most {limit:,}")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_yaml(path: Path, folder: Path) -> Any:
+    """Return the plain content of a YAML file; interpolations in it stay text.
+
+    Raises:
+        OSError: see `open_inside`.
+        ValueError: it is no YAML, or has aliases, by which a few bytes can stand for gigabytes.
+    """
+    with open_inside(path, folder, CONFIG_BYTES) as file:
+        text = file.read().decode("utf-8")
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it has YAML aliases")
+        content = OmegaConf.create(text)
+        return OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+        raise ValueError(one_line(error)) from error
+
+
+def read_config(path: Path, folder: Path) -> DictConfig:
+    """Return the config of a run, in which nothing is left to resolve.
+
+    Raises:
+        ConfigurationError: it cannot be read, is no config of a run, or has interpolations.
+    """
+    try:
+        content = read_yaml(path, folder)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ConfigurationError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(content, dict) or not {"env", "algo", "policy", "trainer"} <= content.keys():
+        raise ConfigurationError(f"{path} is not the config of a training run")
+    for key, value in _leaves(content):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigurationError(
+                f"{path}: {key}={value} is not resolved, expected a value: what a folder says is "
+                "data, and no environment variable is looked up for it"
+            )
+    return OmegaConf.create(content)
+
+
+def foreign_calls(config: DictConfig, folder: Path) -> dict[str, str]:
+    """Return what building a run would call besides this package's own: key -> name.
+
+    A module that ``env.id`` names is imported, as Gymnasium does it, from where Python finds it;
+    one that comes with the folder is foreign.
+    """
+    found = {}
+    for part in ("env", "algo", "policy"):
+        content = OmegaConf.to_container(config[part])
+        for key, value in _leaves(content, f"{part}."):
+            if key.endswith("_target_") and not _is_known(str(value)):
+                found[key] = str(value)
+    module, colon, _ = str(config.env.get("id", "")).partition(":")
+    if colon and _comes_with(module.partition(".")[0], folder):
+        found["env.id"] = f"the module {module} in it"
+    return found
+
+
+def _comes_with(module: str, folder: Path) -> bool:
+    """Tell whether a module would be imported from a folder, as where Python was started in it."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return False
+    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+    return any(Path(p).resolve().is_relative_to(folder.resolve()) for p in places if p)
+
+
+def refuse_foreign_calls(config: DictConfig, folder: Path) -> None:
+    """Raise `ConfigurationError` where a folder's config names what is not this package's."""
+    if foreign := foreign_calls(config, folder):
+        names = ", ".join(f"{name} ({key})" for key, name in list(foreign.items())[:3])
+        more = ", ..." if len(foreign) > 3 else ""
+        raise ConfigurationError(
+            f"{folder}: its config calls {names}{more}, which is not this package's own; if you "
+            "trust who made the folder: trust=true"
+        )
+
+
+def _is_known(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    package = module.partition(".")[0]
+    if package == "ppo1_lightning":
+        return name in OURS
+    if module in ("torch.optim", f"torch.optim.{name.lower()}"):
+        kind = getattr(torch.optim, name, None)
+        return isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    return module == "gymnasium.wrappers" and name in WRAPPERS
+
+
+def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value below, by its dotted key."""
+    if isinstance(content, Mapping | list):
+        pairs = content.items() if isinstance(content, Mapping) else enumerate(content)
+        for key, value in pairs:
+            yield from _leaves(value, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip("."), content
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return text in which control characters, such as a terminal's escape codes, are written out.
+
+    Line breaks and tabs stay.
+    """
+    return _CONTROL.sub(lambda m: m[0] if m[0] in "\n\t" else repr(m[0])[1:-1], text)

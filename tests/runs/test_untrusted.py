@@ -1,0 +1,225 @@
+"""A run's folder is data: what it names is not called, what it links to is not read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tiny_runs import train_tiny
+
+from ppo1_lightning.algorithms.plain import read_checkpoint
+from ppo1_lightning.errors import ConfigurationError, StorageError
+from ppo1_lightning.runs.load import load_run
+from ppo1_lightning.runs.report.runs import read_metrics, read_run
+from ppo1_lightning.runs.resume import find_checkpoint
+from ppo1_lightning.runs.untrusted import open_inside, printable, read_config, read_yaml
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tiny(tmp_path_factory.mktemp("runs") / "run", "env=cartpole")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def change(run: Path, key: str, value: Any) -> None:
+    file = run / ".hydra" / "resolved.yaml"
+    config = OmegaConf.load(file)
+    OmegaConf.update(config, key, value, force_add=True)
+    OmegaConf.save(config, file)
+
+
+CALLED: list[str] = []
+
+
+def called(*arguments: Any, **named: Any) -> int:
+    CALLED.append("called")
+    return 64
+
+
+CALL = {"_target_": "test_untrusted.called"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("policy.hidden_size", CALL, "test_untrusted.called (policy.hidden_size._target_)"),
+        ("policy._target_", "test_untrusted.called", "test_untrusted.called (policy._target_)"),
+        ("algo._target_", "os.getcwd", "os.getcwd (algo._target_)"),
+        ("algo.optimizer._target_", "torch.optim.swap", "torch.optim.swap"),
+        ("algo.gamma", CALL, "(algo.gamma._target_)"),
+        ("env.options", {"a": [CALL]}, "(env.options.a.0._target_)"),
+        ("env.wrappers", [{"_target_": "gymnasium.wrappers.RecordVideo"}], "RecordVideo"),
+        ("env._target_", "ppo1_lightning.runs.load.Path", "ppo1_lightning.runs.load.Path"),
+    ],
+)
+def test_what_a_folder_names_is_not_called(run: Path, key: str, value: Any, told: str) -> None:
+    change(run, key, value)
+    CALLED.clear()
+    with pytest.raises(ConfigurationError) as error:
+        load_run(run)
+    assert told in str(error.value)
+    assert "trust=true" in str(error.value)
+    assert not CALLED
+
+
+def test_a_trusted_folder_is_built_as_it_says(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change(run, "policy.hidden_size", CALL)
+    CALLED.clear()
+    with caplog.at_level(logging.INFO, "ppo1_lightning"):
+        load_run(run, trust=True)
+    assert CALLED
+    assert "policy.hidden_size._target_ calls test_untrusted.called" in caplog.text
+
+
+def test_a_folder_of_ones_own_loads_as_it_is(run: Path) -> None:
+    assert load_run(run).environment.id == "CartPole-v1"
+
+
+def test_a_module_that_comes_with_a_folder_is_not_imported(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "comes_along.py").write_text("raise SystemExit('imported')")
+    change(run, "env.id", "comes_along:Env-v0")
+    monkeypatch.chdir(run)
+    monkeypatch.syspath_prepend(str(run))
+    with pytest.raises(ConfigurationError, match="the module comes_along in it"):
+        load_run(run)
+
+
+def test_interpolations_are_not_resolved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    change(run, "env.id", "${oc.env:SECRET}")
+    with pytest.raises(ConfigurationError, match="is not resolved") as error:
+        load_run(run)
+    assert "s3cret" not in str(error.value)
+
+
+def test_the_config_of_an_ancestor_is_not_a_checkpoints(run: Path) -> None:
+    deep = run / "downloads" / "a" / "checkpoints"
+    shutil.copytree(run / "checkpoints", deep)
+    with pytest.raises(ConfigurationError, match="lies in no run's folder"):
+        load_run(ckpt_path=deep / "last.ckpt")
+    assert load_run(ckpt_path=run / "checkpoints" / "last.ckpt").folder == run
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize("content", [BOMB, "x: [", "- 1", "\0", "a: " + "[" * 5000])
+def test_a_config_that_is_none(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "resolved.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigurationError, match=r"cannot be read|is not the config") as error:
+        read_config(file, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "secret").write_text("a: 1")
+    inside = tmp_path / "run" / "file"
+    inside.symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="leads out of"):
+        open_inside(inside, tmp_path / "run", 100)
+    (tmp_path / "run" / "folder").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="leads out of"):
+        read_yaml(tmp_path / "run" / "folder" / "secret", tmp_path / "run")
+
+
+def test_pipes_and_large_files_are_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is no file"):
+        open_inside(tmp_path / "pipe", tmp_path, 100)
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(10**11)
+    with pytest.raises(OSError, match=r"100,000,000,000 bytes"):
+        open_inside(tmp_path / "sparse", tmp_path, 2**30)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "sparse", "field"])
+def test_a_report_reads_metrics_that_are_files_of_the_run(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "run" / "csv"
+    folder.mkdir(parents=True)
+    rows = folder / "metrics.csv"
+    text = "env_steps,episode_return_mean\n64,1.0\n"
+    if kind == "pipe":
+        os.mkfifo(rows)
+    elif kind == "link":
+        (tmp_path / "other.csv").write_text(text)
+        rows.symlink_to(tmp_path / "other.csv")
+    elif kind == "sparse":
+        with rows.open("wb") as file:
+            file.truncate(10**11)
+    else:
+        rows.write_text(text + "128," + "9" * 200_000 + "\n")
+    steps = read_run(tmp_path / "run").steps.tolist()
+    assert steps in ([], [64.0])
+    assert len(read_metrics(rows, tmp_path / "run")) in (0, 2)
+
+
+# -------------------------------------------------------------------- checkpoints
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(run: Path) -> None:
+    """Before anything is made of the file: the one before it is taken, or the bit is in no part."""
+    folder = run / "checkpoints"
+    last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+    whole = last.read_bytes()
+    previous.write_bytes(whole)
+    for position in range(0, len(whole), max(1, len(whole) // 150)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        last.write_bytes(damaged)
+        path, content = find_checkpoint(folder)
+        assert content is not None
+        assert path in (last, previous)
+        for kept in folder.glob("*.damaged"):
+            kept.unlink()
+            last.write_bytes(whole)
+
+
+def test_a_fault_of_the_disk_is_no_damage(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run / "checkpoints"
+    opened = Path.open
+
+    def failing(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self.name == "last.ckpt":
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(StorageError, match=r"last.ckpt cannot be read \(Permission denied\)"):
+        find_checkpoint(folder)
+    assert (folder / "last.ckpt").exists()
+    assert not list(folder.glob("*.damaged"))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**6,)),
+        torch.empty(10**9, device="meta"),
+    ],
+    ids=["sparse", "meta"],
+)
+def test_tensors_that_are_not_all_there(tmp_path: Path, tensor: torch.Tensor) -> None:
+    file = tmp_path / "x.ckpt"
+    torch.save({"state_dict": {"a": [tensor]}, "loops": {}}, file)
+    with pytest.raises(ConfigurationError, match="damaged or holds more than plain data"):
+        read_checkpoint(file)
+
+
+def test_control_characters_are_written_out() -> None:
+    assert printable("a\x1b[2Jb\x07\u202ec\n\td") == "a\\x1b[2Jb\\x07\\u202ec\n\td"
