@@ -1,6 +1,6 @@
 # Needs Python >= 3.11 and make; everything else goes into .venv.
 PYTHON ?= python3
-ARGS ?= env=pong
+ARGS ?= experiment=pong_fast
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt

@@ -12,7 +12,7 @@ CASES: dict[str, list[str]] = {
         "algo.minibatch_size=256",
         "algo.update_epochs=20",
     ],
-    "atari": ["env=pong", "policy=cnn_large", "algo.update_epochs=4", "algo.minibatch_size=256"],
+    "atari": ["env=pong", "algo=paper_atari", "policy=cnn_large", "algo.update_epochs=4"],
     # Our preset's settings but for the rollout, which is that of SB3's defaults; MLPs 2x32.
     "trpo_halfcheetah": ["env=halfcheetah", "algo=trpo_mujoco", "num_steps=2048"],
     # SB3's defaults.

@@ -36,7 +36,7 @@ MUJOCO += ["inverteddoublependulum", "ant"]
 CLASSIC = ["envpool", "gymnasium", "cartpole", "acrobot", "mountaincar", "pendulum", "lunarlander"]
 CLASSIC += ["bipedalwalker"]
 PRESETS = (
-    dict.fromkeys(ATARI, "paper_atari")
+    dict.fromkeys(ATARI, "atari")
     | dict.fromkeys(MUJOCO, "ppo1_mujoco_vectorized")
     | dict.fromkeys(CLASSIC, "classic")
     | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
@@ -205,7 +205,7 @@ def test_policy_defaults_are_the_constructors(name: str, policy: type) -> None:
 
 
 def test_paper_atari() -> None:
-    config = compose("env=pong")
+    config = compose("env=pong", "algo=paper_atari")
     assert (config.num_envs, config.num_steps, config.total_steps) == (8, 128, 10_000_000)
     assert config.policy.size == "small"
     assert config.env.options.stack_num == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,16 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.runs import lock, resume
+
+_before: dict[Path, bytes] = {}
+"""Hydra's files of the folder that this process goes on in, as they were."""
+
+
+def put_back() -> None:
+    """Put Hydra's files of a folder back as they were: what was asked for is refused."""
+    for file, content in _before.items():
+        with suppress(OSError):
+            file.write_bytes(content)
 
 
 class KeepRuns(Callback):
@@ -54,6 +65,8 @@ class KeepRuns(Callback):
             resume.refuse_finished_run(folder, config)
             if cli.process_rank() == 0:
                 lock.hold(folder)
+                files = folder.absolute().glob(".hydra/*.yaml")
+                _before.update({file: file.read_bytes() for file in files if file.is_file()})
         except ConfigurationError as error:
             _refuse(str(error))
         except OmegaConfBaseException:

@@ -21,6 +21,7 @@ from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.algorithms.plain import read_checkpoint
 from ppo1_lightning.callbacks import InitialWeights
 from ppo1_lightning.commands import config as cli
+from ppo1_lightning.commands import keep_runs
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands.announce import announce, tell_what_next
 from ppo1_lightning.commands.arithmetic import few_threads, matmul_precision
@@ -75,6 +76,9 @@ def train(config: DictConfig) -> float | None:
         lock.hold(folder)
     try:
         return _train(config, folder)
+    except ConfigurationError:
+        keep_runs.put_back()
+        raise
     finally:
         lock.release(folder)
 
