@@ -176,6 +176,23 @@ BAD_INPUT = {
     "minibatch of a rollout": (["algo.minibatch_size=2048"], "64"),
     "devices": (["algo.minibatch_size=1", "num_envs=1", "trainer.devices=2"], "at least 2"),
     "no environments": (["num_envs=0"], "at least 1"),
+    # what no memory holds, and no float32
+    "environments": (["num_envs=1000000000"], "num_envs * num_steps"),
+    "steps": (["num_steps=1000000000000"], "num_envs * num_steps"),
+    "epochs": (["algo.update_epochs=1000000000000"], "update_epochs"),
+    "wide": (["policy.hidden_size=1000000"], "1000000 units"),
+    "deep": (["policy.num_layers=1000000000"], "policy.num_layers=1000000000"),
+    "memory": (["policy=mlp_lstm", "policy.memory_size=300000"], "policy.memory_size=300000"),
+    "large number": (["algo.value_clip=1e300"], "value_clip=1e+300"),
+    "large rate": (["algo.learning_rate=1e38"], "learning_rate=1e+38"),
+    "many threads": (["env.num_threads=1000000"], "env.num_threads=1000000"),
+    # paths that are none
+    "number for a folder": (["callbacks.checkpoint.dirpath=7"], "dirpath=7"),
+    "config for a folder": (["trainer.default_root_dir={a:1}"], "trainer.default_root_dir"),
+    # memory
+    "kind of memory": (["policy=mlp_gru", "policy.memory=grru"], "'gru'"),
+    "sequences": (["policy=mlp_gru", "algo.sequence_length=7"], "does not divide num_steps"),
+    "sequences without memory": (["algo.sequence_length=8"], "policy=mlp_gru"),
     "negative steps": (["num_steps=-4"], "at least 1"),
     "fraction of a step": (["num_steps=1.5"], "whole number"),
     "word for a number": (["num_envs=many"], "'many'"),

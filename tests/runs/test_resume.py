@@ -122,6 +122,14 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
+def test_a_refused_start_leaves_the_folder_as_it_was(run: Path, command: Command) -> None:
+    """Hydra has written its files by then."""
+    before = {file: file.read_bytes() for file in (run / ".hydra").glob("*.yaml")}
+    assert command(f"run={run}", "algo=trpo_classic") == 2
+    assert command(f"run={run}", "num_envs=3", "mpi_workers=2") == 2
+    assert {file: file.read_bytes() for file in (run / ".hydra").glob("*.yaml")} == before
+
+
 def test_starts_fresh_where_there_is_nothing(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

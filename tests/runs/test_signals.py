@@ -23,6 +23,21 @@ RARELY = "callbacks.checkpoint.every_n_iterations=1000000"
 TWO = ["trainer=ddp", "trainer.accelerator=cpu"]
 
 
+def test_a_signal_while_nothing_is_trained_stops_at_once(tmp_path: Path) -> None:
+    """As while an evaluation plays, which would take minutes; it is made up for later."""
+    words = ["compile=false", LONG, "evaluation.every_steps=1", "evaluation.episodes=2000000"]
+    process = kills.start(tmp_path / "run", *words, "callbacks.checkpoint.every_n_iterations=1")
+    try:
+        kills.wait_for_rows(tmp_path / "run", process)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 143
+    finally:
+        kills.kill(process)
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["ppo1_lightning"]["owes_evaluation"]
+
+
 class Run:
     """A run that is under way, in a folder of its own."""
 
