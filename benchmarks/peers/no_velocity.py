@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false
-"""sb3-contrib's RecurrentPPO without velocities: ``python -m benchmarks.peers.no_velocity TASK SEED``.
+"""sb3-contrib without velocities: ``python -m benchmarks.peers.no_velocity TASK SEED``.
 
 In the virtual environment of sb3, see `benchmarks.setup_peers`. Sizes and values are those of RL
 Zoo's ``ppo_lstm.yml``; it prints the mean return of the last 100 training episodes.
