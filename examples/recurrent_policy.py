@@ -1,6 +1,6 @@
 """A policy of your own with memory: a linear recurrence instead of a GRU (docs/memory.md).
 
-    python -m ppo1_lightning --config-dir conf env=cartpole policy=linear_memory
+    python -m ppo1_lightning --config-dir conf env=cartpole policy=recurrent_policy
 
 The state is a running average with a learned rate for each feature: ``s = a * s + (1 - a) * x``.
 """

@@ -128,6 +128,8 @@ def _damaged_part(stream: IO[bytes]) -> str | None:
     Before anything is made of it: `torch.load` looks at no checksum, and trusts what it reads.
     """
     size = os.fstat(stream.fileno()).st_size
+    if stream.read(2) not in (b"PK", b""):  # no file of PyTorch's that holds data alone
+        return "damaged or holds more than plain data"
     try:
         with zipfile.ZipFile(stream) as archive:
             if sum(part.file_size for part in archive.infolist()) > size:

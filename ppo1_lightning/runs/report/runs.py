@@ -203,8 +203,12 @@ def read_metrics(path: Path, folder: Path | None = None) -> dict[str, NDArray[np
     """
     folder = folder or path.parent
     rows: list[dict[str, float]] = []
-    with suppress(OSError, csv.Error), open_inside(path, folder, METRICS_BYTES) as binary:
-        for cells in csv.DictReader(TextIOWrapper(binary, "utf-8", "replace", newline="")):
+    with (
+        suppress(OSError, csv.Error),
+        open_inside(path, folder, METRICS_BYTES) as binary,
+        TextIOWrapper(binary, "utf-8", "replace", newline="") as text,
+    ):
+        for cells in csv.DictReader(text):
             row = {str(name): _number(cell) for name, cell in cells.items()}
             step = row.get("env_steps", np.nan)
             if not np.isfinite(step) or None in cells.values():
