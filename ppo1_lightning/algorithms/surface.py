@@ -12,6 +12,7 @@ from torch import Tensor
 from ppo1_lightning.algorithms.flat import FlatParameters
 from ppo1_lightning.algorithms.update import Objective
 from ppo1_lightning.distributed import all_sum
+from ppo1_lightning.policies.memory import Memory
 from ppo1_lightning.rollouts.segment import Minibatch
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def make_graphs(
     """Return surfaces by graphs, where the module's update goes by them; None for eager ones."""
     update = module._update
     if update is None or update.path == "eager":
+        return None
+    if any(isinstance(part, Memory) for part in module.policy.modules()):
+        _log.info("policy step: eager (a memory's operator has no second derivative)")
         return None
     from ppo1_lightning import fast
 
