@@ -159,11 +159,11 @@ class WatchedPPO(PPO):
 
     def act(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         self.acted_on.add(len(observations))
-        return super().act(observations, noise)
+        return super().act(observations, noise, *memory)
 
     def act_as_shown(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> ActionOutputs:
         self.acted_on.add(len(observations))
-        return super().act_as_shown(observations, noise)
+        return super().act_as_shown(observations, noise, *memory)
 
     def snapshot(self, observations: Tensor) -> Snapshot:
         in_policy = getattr(self.policy, "observation_normalizer", None)

@@ -31,6 +31,7 @@ def check(policy: nn.Module, observation_space: Space[Any], distribution: Distri
         _check_outputs(policy, outputs, count, distribution)
         if state_size(policy):
             _check_state(name, outputs[2], state)
+            _check_order(policy, observation_space)
             _check_forgets(policy, observation_space)
 
 
@@ -83,10 +84,36 @@ def _check_state(name: str, found: Any, given: Tensor) -> None:
         )
 
 
+def _check_order(policy: nn.Module, observation_space: Space[Any]) -> None:
+    """Refuse a policy that says something else of two rows at once than of one after the other."""
+    rows, state = _random_rows(observation_space, 4), initial_state(policy, 2)
+    nowhere = torch.zeros(4, dtype=torch.bool)
+    before, at_once = state.clone(), policy(rows, state, nowhere)
+    if not torch.equal(state, before):
+        raise ConfigurationError(
+            f"the policy {type(policy).__name__} changes the state that it is given, expected that "
+            "it returns another one"
+        )
+    first = policy(rows[:2], state, nowhere[:2])
+    second = policy(rows[2:], first[2], nowhere[2:])
+    in_turn = [torch.cat([a, b]) for a, b in zip(first[:2], second[:2], strict=True)]
+    pairs = zip(at_once, [*in_turn, second[2]], strict=True)
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True) for a, b in pairs):
+        raise ConfigurationError(
+            f"the policy {type(policy).__name__} says something else of two rows of two "
+            "environments at once than of one row after the other; expected rows [L * B, ...] in "
+            "the order of time: the first ones of all environments, then the second ones"
+        )
+
+
+def _random_rows(observation_space: Space[Any], count: int) -> Tensor:
+    rows = example_rows(observation_space, count)
+    return rows.random_() if rows.dtype == torch.uint8 else rows.normal_()
+
+
 def _check_forgets(policy: nn.Module, observation_space: Space[Any]) -> None:
     """Refuse a policy to which it matters what was before an episode's start."""
-    rows = example_rows(observation_space, 2)
-    rows = rows.random_() if rows.dtype == torch.uint8 else rows.normal_()
+    rows = _random_rows(observation_space, 2)
     others = torch.cat([example_rows(observation_space, 1), rows[1:]])
     zeros = initial_state(policy, 1)
     begins, later = torch.tensor([True, True]), torch.tensor([False, True])

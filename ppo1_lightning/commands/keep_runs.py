@@ -64,6 +64,8 @@ class KeepRuns(Callback):
                 )
             resume.refuse_finished_run(folder, config)
             if cli.process_rank() == 0:
+                with suppress(OSError):  # Hydra is about to say why not
+                    folder.mkdir(parents=True, exist_ok=True)
                 lock.hold(folder)
                 files = folder.absolute().glob(".hydra/*.yaml")
                 _before.update({file: file.read_bytes() for file in files if file.is_file()})

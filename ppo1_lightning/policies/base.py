@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -46,8 +47,18 @@ class ActionOutputs(NamedTuple):
 
 
 def state_size(policy: Callable[..., Any]) -> int:
-    """Return how many numbers a policy remembers of an environment, 0 for one without memory."""
-    return getattr(policy, "state_size", 0)
+    """Return how many numbers a policy remembers of an environment, 0 for one without memory.
+
+    That is its attribute ``state_size``, where its ``forward`` takes a state and starts.
+    """
+    size = getattr(policy, "state_size", 0)
+    if not isinstance(size, int) or size <= 0:
+        return 0
+    try:
+        inspect.signature(getattr(policy, "forward", policy)).bind(None, None, None)
+    except TypeError:
+        return 0
+    return size
 
 
 def initial_state(policy: Callable[..., Any], num_envs: int) -> Tensor:

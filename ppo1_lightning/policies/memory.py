@@ -168,7 +168,8 @@ class MemoryOptions:
         if self.memory is not None:
             check_choice("policy.memory", self.memory, CELLS)
         for name in ("memory_size", "memory_layers"):
-            check_integer(f"policy.{name}", getattr(self, name), at_least=1)
+            size = check_integer(f"policy.{name}", getattr(self, name), at_least=1)
+            object.__setattr__(self, name, size)  # 1e2 is one
 
     def make(self, num_features: int) -> Memory | None:
         """Return a memory for ``[..., num_features]``."""

@@ -176,7 +176,7 @@ class NormalizedPolicy(nn.Module):
     def __init__(self, normalizer: StepNormalizer, policy: nn.Module) -> None:
         super().__init__()
         self.normalizer, self.policy = normalizer, policy
-        self.state_size = getattr(policy, "state_size", 0)
+        self.state_size = getattr(policy, "state_size", 0)  # as far as the policy takes one
         self.state_dtype = getattr(policy, "state_dtype", torch.float32)
 
     def forward(self, observation: Tensor, *memory: Any) -> Any:

@@ -166,8 +166,9 @@ class Collector:
         self._observation = array[-1].copy()
         if self._state is not None:
             self._state, self._starts = states[-1].clone(), starts[-2:].copy()
-            _check_state(self._state)
         steps = self.simulator.settle(steps_taken, array[1:])
+        if self._state is not None:
+            _check_state(self._state)
         returns, lengths = self._episodes.update(steps.raw_reward, steps.valid, steps.episode_over)
         return Rollout(
             observations=observations[:-1],

@@ -24,6 +24,7 @@ from ppo1_lightning.errors import (
     check_integer,
     check_path,
 )
+from ppo1_lightning.runs import lock
 from ppo1_lightning.runs.signals import StopSignals, exit_status, requeue_slurm_job
 
 log = logging.getLogger("ppo1_lightning")
@@ -125,6 +126,7 @@ class RunCheckpoint(Checkpoint):
             return
         try:
             self.dirpath.mkdir(parents=True, exist_ok=True)
+            lock.hold(self.dirpath)
             self._remove_temporary_files()  # left by a process killed in mid-save
         except OSError as error:
             raise ConfigurationError(
@@ -184,6 +186,10 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
         self._start_step = None
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let other processes write the folder."""
+        lock.release(self.dirpath)
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -202,6 +208,7 @@ class RunCheckpoint(Checkpoint):
             self._save(trainer)
         if running and self.last_path.exists() and isinstance(exception, _NOT_FINITE):
             exception.add_note(f"the last good parameters are in {self.last_path}")
+        lock.release(self.dirpath)  # Lightning calls no `teardown` then
 
     def _save(self, trainer: Trainer) -> None:
         """Write ``last.ckpt`` and, after an improvement, ``best.ckpt``; called on all ranks."""
@@ -247,9 +254,12 @@ class RunCheckpoint(Checkpoint):
 
 
 def _rests(module: Any) -> bool:
-    """Tell whether a module does something else than train: it compiles or evaluates."""
+    """Tell whether a module does something else than train, compiles or evaluates, and alone.
+
+    Several ranks would stop in different places, from where they cannot save together.
+    """
     clock = getattr(module, "clock", None)
-    return clock is not None and clock.is_paused
+    return clock is not None and clock.is_paused and world_size() == 1
 
 
 def _is_dry_run(trainer: Any) -> bool:  # Lightning sets it where type checkers do not see it

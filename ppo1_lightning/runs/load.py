@@ -59,6 +59,7 @@ class TrainedRun:
         """
         name = f"{self.checkpoint_path.stem}_{self.module.counters.env_steps}"
         if output is None:
+            _check_inside(self.folder / folder, self.folder, "output=FILE")
             return self.folder / folder / name
         stem = Path(output)
         if stem.is_dir():
@@ -92,7 +93,7 @@ def load_run(
             log.info("trusting %s: %s calls %s", folder, key, name)
     else:
         refuse_foreign_calls(config, folder)
-    path = Path(ckpt_path) if ckpt_path is not None else _last_checkpoint(folder, config)
+    path = Path(ckpt_path) if ckpt_path is not None else _last_checkpoint(folder, config, trust)
     content = read_checkpoint(path)
     environment: EnvironmentSpec = make(config, "env", EnvironmentSpec)
     spaces = simulators.spaces(environment)
@@ -130,7 +131,13 @@ def _folder_of_run(run: str | Path | None, ckpt_path: str | Path | None) -> Path
     )
 
 
-def _last_checkpoint(folder: Path, config: DictConfig) -> Path:
+def _check_inside(path: Path, folder: Path, instead: str) -> None:
+    """Refuse a path that a folder says, or a link in it, and that leads out of the folder."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigurationError(f"{path} leads out of {folder}, expected {instead}")
+
+
+def _last_checkpoint(folder: Path, config: DictConfig, trust: bool) -> Path:
     """Return the run's ``last.ckpt``, also where the folder was moved since."""
     checkpoints = resume.checkpoint_folder(config, folder)
     if checkpoints.is_relative_to(config.trainer.default_root_dir):
@@ -139,4 +146,6 @@ def _last_checkpoint(folder: Path, config: DictConfig) -> Path:
         raise ConfigurationError(
             f"run={folder} holds no checkpoint, expected {checkpoints}/last.ckpt"
         )
+    if not trust:
+        _check_inside(checkpoints / "last.ckpt", folder, "ckpt_path=FILE, or trust=true")
     return checkpoints / "last.ckpt"

@@ -10,8 +10,6 @@ from ppo1_lightning.errors import ConfigurationError
 
 log = logging.getLogger("ppo1_lightning")
 
-NAME = ".lock"
-
 _held: dict[Path, int] = {}
 """Descriptors of the folders that this process writes; the system lets go of them with it."""
 
@@ -19,8 +17,8 @@ _held: dict[Path, int] = {}
 def hold(folder: Path) -> None:
     """Keep other processes from writing a folder, until `release` or this process's end.
 
-    It is a lock of the system's (``flock``), so that it ends with the process, however that ends.
-    Where the file system has none, as some in a network, a line says so.
+    It is a lock of the system's on the folder itself (``flock``), so that it ends with the process,
+    however that ends. Where the file system has none, as some in a network, a line says so.
 
     Raises:
         ConfigurationError: another process holds it.
@@ -31,26 +29,21 @@ def hold(folder: Path) -> None:
     try:
         import fcntl
 
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(place / NAME, flags, 0o644)
-    except (ImportError, OSError) as error:
-        log.debug("%s cannot be locked: %s", folder, error)  # who writes there will say why not
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    except (ImportError, OSError) as error:  # who writes there will say why not
+        log.debug("%s cannot be locked: %s", folder, error)
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        by = os.read(descriptor, 20).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise ConfigurationError(
-            f"{folder} is being written by another process{f' ({by})' if by.isdigit() else ''}, "
-            "expected one at a time: wait for it, or choose another folder"
-        ) from None
     except OSError as error:
         os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise ConfigurationError(
+                f"{folder} is being written by another process, expected one at a time: wait for "
+                "it, or choose another folder"
+            ) from None
         log.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
         return
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     _held[place] = descriptor
 
 
@@ -58,4 +51,17 @@ def release(folder: Path) -> None:
     """Let other processes write the folder."""
     descriptor = _held.pop(folder.resolve(), None)
     if descriptor is not None:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also of children, which have it as well
         os.close(descriptor)
+
+
+def _forget() -> None:
+    """Close what a forked child has of its parent's: it would keep the lock beyond its end."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -66,9 +66,9 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._at_once is not None and self._at_once():
+        if not self.told and self._at_once is not None and self._at_once():
             log.warning("%s: stopping", signal.Signals(number).name)
-            self.told = number
+            self.told, self._since = number, now
             raise SystemExit(exit_status(number))
         if self.told and number == signal.SIGTERM and now - self._since > REPEAT_SECONDS:
             raise SystemExit(exit_status(number))

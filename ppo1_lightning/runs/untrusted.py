@@ -18,7 +18,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo1_lightning.errors import ConfigurationError, one_line
+from ppo1_lightning.errors import ConfigurationError, check_path, one_line
 
 CONFIG_BYTES = 2**20
 """Of a config, at most; ours have some thousand."""
@@ -111,7 +111,8 @@ def read_config(path: Path, folder: Path) -> DictConfig:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ConfigurationError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(content, dict) or not {"env", "algo", "policy", "trainer"} <= content.keys():
+    parts = ("env", "algo", "policy", "trainer")
+    if not (isinstance(content, dict) and all(isinstance(content.get(p), dict) for p in parts)):
         raise ConfigurationError(f"{path} is not the config of a training run")
     for key, value in _leaves(content):
         if isinstance(value, str) and "${" in value:
@@ -119,6 +120,7 @@ def read_config(path: Path, folder: Path) -> DictConfig:
                 f"{path}: {key}={value} is not resolved, expected a value: what a folder says is "
                 "data, and no environment variable is looked up for it"
             )
+    check_path(f"{path}: trainer.default_root_dir", content["trainer"].get("default_root_dir"))
     return OmegaConf.create(content)
 
 
@@ -141,13 +143,14 @@ def foreign_calls(config: DictConfig, folder: Path) -> dict[str, str]:
 
 
 def _comes_with(module: str, folder: Path) -> bool:
-    """Tell whether a module would be imported from a folder, as where Python was started in it."""
+    """Tell whether a module would be imported from a folder, or is a package that it lies in."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return False
     places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
-    return any(Path(p).resolve().is_relative_to(folder.resolve()) for p in places if p)
+    own, found = folder.resolve(), [Path(place).resolve() for place in places if place]
+    return any(place.is_relative_to(own) or own.is_relative_to(place) for place in found)
 
 
 def refuse_foreign_calls(config: DictConfig, folder: Path) -> None:

@@ -69,9 +69,9 @@ def play(
             noise = player.distribution.noise(1, generator=generator(seed, "video actions", draws))
             draws += 1
             memory = (state, starts) if state.shape[-1] else ()
-            action, _, _, after = act(torch.from_numpy(observation), noise, *memory)
-            state = state if after is None else after
-            step_taken = simulator.step(action.cpu().numpy())
+            chosen = act(torch.from_numpy(observation), noise, *memory)
+            state = chosen.state if memory else state
+            step_taken = simulator.step(chosen[0].cpu().numpy())
             observation, _, _, _, (valid,), (reward,), (over,) = step_taken
             starts = torch.from_numpy(~step_taken.valid)
             if valid or step == 0:  # else a life was lost, and the game goes on

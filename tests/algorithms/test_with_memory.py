@@ -228,6 +228,8 @@ class Careless(LinearMemory):
     def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
         if self.mistake == "starts":
             starts = torch.zeros_like(starts)
+        if self.mistake == "in_place":
+            state.add_(1)
         dist_params, values, state = super().forward(observations, state, starts)
         changed: dict[str, Any] = {
             "shape": state[:, 1:],
@@ -235,6 +237,9 @@ class Careless(LinearMemory):
             "none": None,
             "nan": torch.full_like(state, torch.nan),
         }
+        if self.mistake == "order" and len(observations) > 2:
+            rows = observations.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+            dist_params, values, _ = super().forward(rows, state, starts)
         return dist_params, values, changed.get(self.mistake, state)
 
 
@@ -246,6 +251,8 @@ class Careless(LinearMemory):
         ("dtype", "returns a state of torch.float64"),
         ("none", "returns a state of NoneType"),
         ("nan", "returns a state that is not finite"),
+        ("order", "in the order of time"),
+        ("in_place", "changes the state that it is given"),
     ],
 )
 def test_a_careless_policy(mistake: str, told: str) -> None:
@@ -317,6 +324,18 @@ def test_a_policy_without_memory_sees_no_state(monkeypatch: pytest.MonkeyPatch) 
 
     fit(Noted(Plain, minibatch_size=64, compile=False), "CartPole-v1", 1)
     assert set(seen) == {(None,)}
+
+
+def test_a_number_called_state_size_is_no_memory() -> None:
+    class Plain(MlpPolicy):
+        def __init__(self, *spaces: Any) -> None:
+            super().__init__(*spaces)
+            self.state_size = 4  # of the observation, say
+
+        def forward(self, observation: Tensor, state: Any = None) -> Any:  # type: ignore[override]
+            return super().forward(observation, state)
+
+    assert fit(PPO(Plain, minibatch_size=64, compile=False), "CartPole-v1", 1).metrics
 
 
 def test_images_and_memory() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def holding(folder: Path) -> subprocess.Popen[str]:
 def test_a_folder_is_held_until_its_process_ends(tmp_path: Path) -> None:
     process = holding(tmp_path)
     try:
-        with pytest.raises(ConfigurationError, match=rf"another process \({process.pid}\)"):
+        with pytest.raises(ConfigurationError, match="written by another process"):
             lock.hold(tmp_path)
     finally:
         process.kill()  # however it ends
@@ -46,6 +48,20 @@ def test_a_folder_is_held_until_its_process_ends(tmp_path: Path) -> None:
     process = holding(tmp_path)
     process.kill()
     process.wait()
+
+
+def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
+    lock.hold(tmp_path)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    child.start()
+    try:
+        lock.release(tmp_path)
+        process = holding(tmp_path)
+        process.kill()
+        process.wait()
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_another_folder_is_free(tmp_path: Path) -> None:

@@ -96,6 +96,48 @@ def test_a_module_that_comes_with_a_folder_is_not_imported(
         load_run(run)
 
 
+def test_a_package_that_a_folder_lies_in_is_not_imported(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(run.parents[1]))
+    change(run, "env.id", f"{run.parent.name}.{run.name}.evil:Env-v0")
+    with pytest.raises(ConfigurationError, match="trust=true"):
+        load_run(run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("env", "x"),
+        ("env", None),
+        ("trainer", 3),
+        ("trainer.default_root_dir", None),
+        ("trainer.default_root_dir", 5),
+    ],
+)
+def test_malformed_configs(run: Path, key: str, value: Any) -> None:
+    change(run, key, value)
+    with pytest.raises(ConfigurationError, match=r"is not the config|is not the path"):
+        load_run(run)
+
+
+def test_files_outside_of_the_folder_are_left_alone(run: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "victim"
+    shutil.copytree(run / "checkpoints", outside)
+    change(run, "callbacks.checkpoint.dirpath", str(outside))
+    with pytest.raises(ConfigurationError, match="leads out of"):
+        load_run(run)
+    change(run, "callbacks.checkpoint.dirpath", str(run / "checkpoints"))
+    (run / "exports").symlink_to(outside)
+    with pytest.raises(ConfigurationError, match="expected output=FILE"):
+        load_run(run).output_stem(None, "exports", ["onnx"])
+    (run / "checkpoints" / "last.ckpt").unlink()
+    (run / "checkpoints" / "last.ckpt").symlink_to(outside / "last.ckpt")
+    with pytest.raises(ConfigurationError, match="expected ckpt_path=FILE"):
+        load_run(run)
+
+
 def test_interpolations_are_not_resolved(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "s3cret")
     change(run, "env.id", "${oc.env:SECRET}")
