@@ -104,7 +104,7 @@ def test_the_ratio_starts_at_1(name: str, algorithm: type[OnPolicyModule]) -> No
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        ("gru", "trace"),
+        pytest.param("gru", "trace", marks=pytest.mark.slow),
         ("unnormalised", "trace"),
         pytest.param("own", "trace", marks=pytest.mark.slow),
         ("unnormalised", True),
@@ -210,7 +210,7 @@ def test_memory_finds_the_goal(kind: str, corridor: int) -> None:
     assert solved(policy, corridor, 300_000, learning_rate=5e-3) >= 0.95
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_users_own_memory_learns() -> None:
     assert solved(LinearMemory, 2, 20_000, learning_rate=3e-3) >= 0.95
 
