@@ -1,8 +1,8 @@
 """Kill a run again and again, and see what is lost: ``python -m benchmarks.soak hours=6``.
 
 CartPole on two devices, with evaluations and checkpoints, is sent SIGKILL, SIGTERM or SIGINT at
-random and started again by the same command, ``resume=auto``, until the time is over. Then it is
-let finish what it is at. What is counted goes to ``benchmarks/results/soak.json``.
+random and started again by the same command, ``resume=auto``, until the time is over. What is
+counted goes to ``benchmarks/results/soak.json``.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ WORDS = [
     "resume=auto",
 ]
 
+USUAL = {"hours": "6", "pause": "300"}
+
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     """Start the run, or go on with it."""
-    log = (folder / "log.txt").open("ab")
     command = python("ppo1_lightning", *WORDS, f"hydra.run.dir={folder / 'run'}")
     environment = {**launch_environment(), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=folder
-    )
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=folder
+        )
 
 
 def stop(process: subprocess.Popen[bytes], number: int) -> float:
@@ -131,10 +133,14 @@ def soak(hours: float, pause: float, seed: int = 0) -> dict[str, Any]:
 
 
 def main() -> None:
-    words = dict(word.split("=", 1) for word in sys.argv[1:])
-    result = soak(float(words.pop("hours", 6)), float(words.pop("pause", 300)))
-    if words:
-        sys.exit(f"unknown: {', '.join(words)}; expected hours=NUMBER and pause=SECONDS")
+    words = {name: value for name, _, value in (word.partition("=") for word in sys.argv[1:])}
+    try:
+        hours, pause = (float(words.pop(name, usual)) for name, usual in USUAL.items())
+    except ValueError:
+        hours = pause = 0.0
+    if words or not (hours > 0 and pause > 0):
+        sys.exit(f"{' '.join(sys.argv[1:])}: expected hours=NUMBER and pause=SECONDS, above 0")
+    result = soak(hours, pause)
     write_json(ROOT / "benchmarks" / "results" / "soak.json", {"machine": machine(), **result})
     console.print(result)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +104,15 @@ def _tell(result: dict[str, Any]) -> None:
 def _save(result: dict[str, Any], checkpoint: Path, evaluation: Evaluation) -> Path:
     kind = ".deterministic" if evaluation.deterministic else ""
     path = checkpoint.with_suffix(f"{kind}.evaluation.json")
+    temporary = path.with_name(f".tmp_{path.name}")  # the last one stays until this is whole
+    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     try:
-        path.unlink(missing_ok=True)  # it may be a link to somewhere else
-        path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.unlink(missing_ok=True)  # it may be a link to somewhere else
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
     except OSError as error:
         raise StorageError(f"{path} could not be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path

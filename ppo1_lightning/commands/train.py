@@ -28,6 +28,7 @@ from ppo1_lightning.commands.arithmetic import few_threads, matmul_precision
 from ppo1_lightning.commands.process import keep_freed_memory
 from ppo1_lightning.errors import (
     ConfigurationError,
+    RunError,
     check_choice,
     check_integer,
     check_path,
@@ -76,26 +77,27 @@ def train(config: DictConfig) -> float | None:
         lock.hold(folder)
     try:
         return _train(config, folder)
-    except ConfigurationError:
-        keep_runs.put_back()
-        raise
     finally:
         lock.release(folder)
 
 
 def _train(config: DictConfig, folder: Path) -> float | None:
-    resume.refuse_finished_run(folder, config)
-    config, checkpoint = resume.settle(config, folder)
-    parts = build(config)
-    if checkpoint is not None:
-        check_same_run(entry_of(checkpoint), _identity(parts.module, parts.data))
-        if resume.is_finished(checkpoint, parts.data.budget):
-            log.warning(
-                "nothing to train: %s has spent its budget of %s; a larger one extends the run",
-                config.ckpt_path,
-                parts.data.budget,
-            )
-            return None
+    try:
+        resume.refuse_finished_run(folder, config)
+        config, checkpoint = resume.settle(config, folder)
+        parts = build(config)
+        if checkpoint is not None:
+            check_same_run(entry_of(checkpoint), _identity(parts.module, parts.data))
+    except RunError:  # nothing was trained by this config
+        keep_runs.put_back()
+        raise
+    if checkpoint is not None and resume.is_finished(checkpoint, parts.data.budget):
+        log.warning(
+            "nothing to train: %s has spent its budget of %s; a larger one extends the run",
+            config.ckpt_path,
+            parts.data.budget,
+        )
+        return None
     if launch.is_needed(parts.trainer):
         task = functools.partial(cli.told, fit)
         return launch.run_ranks(task, config, parts.trainer.num_devices)

@@ -80,14 +80,14 @@ class Graph:
             if self._module is not None:
                 self._module.check_constants(graph)
             devices = {tensor.device.type for tensor in tensors}
-            if self._compiled and devices == {"cpu"}:
+            if self._compiled:
                 own_caches()
+            if self._compiled and devices == {"cpu"}:
                 replace_convolutions(graph)
                 replace_products_of_a_row(graph)
                 return compile_ahead(graph, copies).bind
         function: Callable[..., Any] = graph
         if self._compiled:
-            own_caches()
             function = torch.compile(graph, fullgraph=True, dynamic=False)
         if devices == {"cuda"} and not graph.state_dict():  # constants are copied from the host
             return CapturedGraph(function, _written(graph)).bind

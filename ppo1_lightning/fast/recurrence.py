@@ -55,15 +55,16 @@ C_FUNCTIONS = {
 
 
 @torch.library.register_fake("ppo1_lightning::recurrence", lib=_operators)
-def _(
+def _forward_results(
     gates: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Return memory for states and activations."""
     states = gates.new_empty(*starts.shape, state.shape[-1])
     return states, gates.new_empty(*starts.shape, 4 * weight.shape[-1])
 
 
 @torch.library.register_fake("ppo1_lightning::recurrence_backward", lib=_operators)
-def _(
+def _backward_results(
     gradient: Tensor,
     states: Tensor,
     activations: Tensor,
@@ -71,40 +72,27 @@ def _(
     state: Tensor,
     starts: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    """Return memory for the gradients of the gates and of the first state."""
     of_gates = gradient.new_empty(*starts.shape, len(weight))
     return of_gates, gradient.new_empty(state.shape)
 
 
 @torch.library.impl("ppo1_lightning::recurrence", "CPU", lib=_operators)
-def _(
-    gates: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor
-) -> tuple[Tensor, Tensor]:
-    results = (
-        gates.new_empty(*starts.shape, state.shape[-1]),
-        gates.new_empty(*starts.shape, 4 * weight.shape[-1]),
-    )
-    _call("recurrence_forward", weight, gates, weight, bias, state, starts, *results)
+def _(*given: Tensor) -> tuple[Tensor, Tensor]:
+    results, (_, weight, *_, starts) = _forward_results(*given), given
+    _call("recurrence_forward", weight, starts, *given, *results)
     return results
 
 
 @torch.library.impl("ppo1_lightning::recurrence_backward", "CPU", lib=_operators)
-def _(
-    gradient: Tensor,
-    states: Tensor,
-    activations: Tensor,
-    weight: Tensor,
-    state: Tensor,
-    starts: Tensor,
-) -> tuple[Tensor, Tensor]:
-    results = gradient.new_empty(*starts.shape, len(weight)), torch.empty_like(state)
-    given = gradient, states, activations, weight, state, starts
-    _call("recurrence_backward", weight, *given, *results)
+def _(*given: Tensor) -> tuple[Tensor, Tensor]:
+    results, (*_, weight, _, starts) = _backward_results(*given), given
+    _call("recurrence_backward", weight, starts, *given, *results)
     return results
 
 
-def _call(name: str, weight: Tensor, *tensors: Tensor) -> None:
-    """Call a function of ``recurrence.cpp``, whose sizes are the shapes of starts and weight."""
-    starts = next(tensor for tensor in tensors if tensor.dtype == torch.bool)
+def _call(name: str, weight: Tensor, starts: Tensor, *tensors: Tensor) -> None:
+    """Call a function of ``recurrence.cpp``, whose sizes are the shapes of weight and starts."""
     sizes = *starts.shape, weight.shape[-1], len(weight) == 3 * weight.shape[-1]
     kinds = [ctypes.c_int64] * 3 + [ctypes.c_bool] + [ctypes.c_void_p] * len(tensors)
     pointers = [tensor.data_ptr() for tensor in tensors]

@@ -65,7 +65,7 @@ class Sizes:
             rows * epochs * ORDER_BYTES,
         )
         if minibatch_size is None:
-            minibatch_size = num_envs * num_steps
+            minibatch_size = rows
         minibatch_size = check_integer("minibatch_size", minibatch_size, at_least=1)
         length = check_integer("sequence_length", sequence_length, at_least=1)
         _check_units(num_steps, minibatch_size, length)
@@ -86,8 +86,9 @@ class Sizes:
     def _check(self) -> None:
         _check_divides("num_envs", self.num_envs, "mpi_workers", self.mpi_workers)
         length, units = self.sequence_length, self.minibatch_size // self.sequence_length
-        whole, key = ("minibatch_size", "mpi_workers")
-        _check_divides(whole, self.minibatch_size, key, self.mpi_workers, length)
+        _check_divides(
+            "minibatch_size", self.minibatch_size, "mpi_workers", self.mpi_workers, length
+        )
         if units < self.devices:
             what = "row" if length == 1 else f"unit of {length} rows"
             raise ConfigurationError(

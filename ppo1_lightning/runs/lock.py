@@ -29,7 +29,7 @@ def hold(folder: Path) -> None:
     try:
         import fcntl
 
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_RDONLY)
     except (ImportError, OSError) as error:  # who writes there will say why not
         log.debug("%s cannot be locked: %s", folder, error)
         return

@@ -69,7 +69,7 @@ def open_inside(path: Path, folder: Path, limit: int) -> IO[bytes]:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise OSError(f"{path} leads out of {folder}")
     # Not blocking: a pipe would wait for somebody who writes.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
