@@ -46,10 +46,10 @@ SIZES: dict[str, Any] = {"sequence_length": 16, "minibatch_size": 64, "seed": 0,
 
 
 def fit(module: OnPolicyModule, env: Any, iterations: int, **data: Any) -> OnPolicyModule:
-    num_envs = data.pop("num_envs", 8)
+    num_envs, num_steps = data.pop("num_envs", 8), data.pop("num_steps", 32)
     budget = data or {"total_iterations": iterations}
     validation: dict[str, Any] = {"val_check_interval": 1} if "evaluation" in data else {}
-    rollouts = RolloutDataModule(env, num_envs=num_envs, num_steps=32, seed=0, **budget)
+    rollouts = RolloutDataModule(env, num_envs=num_envs, num_steps=num_steps, seed=0, **budget)
     Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -185,10 +185,9 @@ LEARNS: dict[str, Any] = {
 }
 
 
-def solved(policy: Any, corridor: int, steps: int, **options: Any) -> float:
-    module = fit(
-        PPO(policy, **LEARNS, **options), maze(corridor), 0, num_envs=16, total_steps=steps
-    )
+def solved(policy: Any, corridor: int, steps: int, *, num_steps: int = 32, **options: Any) -> float:
+    sizes: dict[str, Any] = {"num_envs": 16, "num_steps": num_steps, "total_steps": steps}
+    module = fit(PPO(policy, **{**LEARNS, **options}), maze(corridor), 0, **sizes)
     return module.metrics["episode_return_mean"]
 
 
@@ -203,11 +202,14 @@ def test_memory_finds_the_goal_that_was_shown_ten_steps_before() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-@pytest.mark.parametrize("corridor", [10, 30])
-def test_memory_finds_the_goal(kind: str, corridor: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "corridor", "steps", "rate"),
+    [("lstm", 10, 60_000, 3e-3), ("gru", 30, 200_000, 3e-3), ("lstm", 30, 300_000, 5e-3)],
+)
+def test_memory_finds_the_goal(kind: str, corridor: int, steps: int, rate: float) -> None:
     policy = partial(small, memory=kind, memory_size=32)
-    assert solved(policy, corridor, 300_000, learning_rate=5e-3) >= 0.95
+    sizes: dict[str, Any] = {"num_steps": 64, "minibatch_size": 256}
+    assert solved(policy, corridor, steps, learning_rate=rate, **sizes) >= 0.95
 
 
 @pytest.mark.slow
