@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 from collections.abc import Mapping
@@ -16,8 +17,11 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from ppo1_lightning.policies.spaces import name_of, parts_of
 from ppo1_lightning.runs import resume
 from ppo1_lightning.runs.untrusted import foreign_calls
+from ppo1_lightning.simulators.actions import ActionAdapter
+from ppo1_lightning.simulators.observations import ObservationAdapter
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -47,6 +51,35 @@ def _grow(tree: Tree, value: Any) -> None:
             _grow(tree.add(Text(key, style="bold")), child)
         else:
             tree.add(Text(f"{key}: {_YAML.get(str(child), child)}", no_wrap=True, overflow="fold"))
+
+
+LARGE_PICTURE = 128 * 128
+"""Pixels above which a picture is hardly what somebody wanted to train on."""
+
+
+def interface(
+    observation: ObservationAdapter, action: ActionAdapter, policy: object
+) -> dict[str, str]:
+    """Return what the policy sees and does, for the plan, and warn of what may surprise."""
+    if observation.left_out:
+        log.warning(
+            "not numbers, so left out of the observations: %s; env.observation_keys=[...] says "
+            "what to use",
+            ", ".join(observation.left_out),
+        )
+    for part in parts_of(observation.space).values():
+        if len(shape := part.space.shape) == 3 and math.prod(shape) // min(shape) > LARGE_PICTURE:
+            log.warning(
+                "the policy learns from pictures of %s as they are; most are preprocessed to about "
+                "84 x 84: env=atari does that for Atari, env.wrappers for Gymnasium's",
+                " x ".join(map(str, shape)),
+            )
+    scaled = "" if action.factor is None else ", -1 and 1 stand for its bounds"
+    return {
+        "observations": name_of(observation.space),
+        "actions": name_of(action.native) + scaled,
+        "policy": type(policy).__name__,
+    }
 
 
 def tell_what_next(folder: Path, config: DictConfig) -> None:

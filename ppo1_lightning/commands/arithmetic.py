@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppo1_lightning.policies import MlpPolicy
 
@@ -17,13 +17,12 @@ log = logging.getLogger("ppo1_lightning")
 
 
 @contextmanager
-def few_threads(policy: Callable[..., Any], *, speak: bool) -> Iterator[None]:
+def few_threads(policy: nn.Module, *, speak: bool) -> Iterator[None]:
     """Use one intra-op thread for an MLP: splitting such small products costs more than it gains.
 
     OMP_NUM_THREADS, where the user has set it, decides instead.
     """
-    function = policy.func if isinstance(policy, functools.partial) else policy
-    if function is not MlpPolicy or "OMP_NUM_THREADS" in os.environ:
+    if type(policy) is not MlpPolicy or "OMP_NUM_THREADS" in os.environ:
         yield
         return
     if speak:

@@ -25,8 +25,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ppo1_lightning.commands import ids, sweep_report
 from ppo1_lightning.commands import ranks as launch
-from ppo1_lightning.commands import sweep_report
 from ppo1_lightning.errors import RunError, nearest
 from ppo1_lightning.runs.trackers import kept
 from ppo1_lightning.runs.untrusted import printable
@@ -57,6 +57,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     other jobs of a sweep; with HYDRA_FULL_ERROR=1 it is raised instead.
     """
     register_resolvers()
+    ids.register()
     logging.setLogRecordFactory(_without_control_characters)
     sys.argv = [sys.argv[0], *map(_quoted, sys.argv[1:])]
     main = hydra.main(str(config_directory()), config_name, version_base="1.3")

@@ -47,7 +47,7 @@ def evaluate(config: DictConfig) -> float:
     seed = trained.module.seed if config.seed is None else config.seed
     data = EvaluationDataModule(trained.environment, evaluation, seed=seed)
     trainer: Trainer = make(config, "trainer", Trainer, callbacks=[EndAtOnce()])
-    with few_threads(type(trained.module.policy), speak=False):
+    with few_threads(trained.module.policy, speak=False):
         trainer.test(trained.module, data, verbose=False)
     assert trained.module.evaluated is not None
     result = _result(trained, evaluation, seed, trained.module.evaluated)

@@ -57,7 +57,7 @@ def play(config: DictConfig) -> None:
             module, environment, episodes=episodes, deterministic=deterministic, seed=seed
         )
         with (
-            few_threads(type(module.policy), speak=False),
+            few_threads(module.policy, speak=False),
             closing(frames),
             suppress(KeyboardInterrupt),
         ):

@@ -49,7 +49,7 @@ def record(config: DictConfig) -> float:
     stem = trained.output_stem(config.output, "videos", ENDINGS)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ENDINGS]
     seed = trained.module.seed if config.seed is None else config.seed
-    with few_threads(type(trained.module.policy), speak=False):
+    with few_threads(trained.module.policy, speak=False):
         ends = video.record(trained.module, trained.environment, *paths, seed=seed, **options)
     for end in ends:
         cut = "" if end.over else ", cut off by max_steps"

@@ -23,7 +23,7 @@ from ppo1_lightning.callbacks import InitialWeights
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import keep_runs
 from ppo1_lightning.commands import ranks as launch
-from ppo1_lightning.commands.announce import announce, tell_what_next
+from ppo1_lightning.commands.announce import announce, interface, tell_what_next
 from ppo1_lightning.commands.arithmetic import few_threads, matmul_precision
 from ppo1_lightning.commands.process import keep_freed_memory
 from ppo1_lightning.errors import (
@@ -54,7 +54,6 @@ class Parts(NamedTuple):
     data: RolloutDataModule
     trainer: Trainer
     plan: Sizes
-    policy: Callable[..., Any]
 
 
 def train(config: DictConfig) -> float | None:
@@ -126,17 +125,18 @@ def build(config: DictConfig) -> Parts:
     launch.check_size(trainer)
     module.trainer = trainer
     sizes = module.sizes(data.num_envs, data.num_steps)
-    return Parts(module, data, trainer, sizes, policy)
+    return Parts(module, data, trainer, sizes)
 
 
 def fit(config: DictConfig, parts: Parts | None = None) -> float | None:
     """Train from where ``config`` says, which `resume.settle` has settled: one rank's work."""
-    module, data, trainer, sizes, policy = parts or build(config)
+    module, data, trainer, sizes = parts or build(config)
     folder = Path(config.trainer.default_root_dir)
     if trainer.is_global_zero:
-        announce(config, sizes.describe(data.budget), folder)
+        sees = interface(*data.adapters, module.policy)
+        announce(config, {**sees, **sizes.describe(data.budget)}, folder)
     keep_freed_memory()
-    threads = few_threads(policy, speak=trainer.is_global_zero)
+    threads = few_threads(module.policy, speak=trainer.is_global_zero)
     products = matmul_precision(config.float32_matmul_precision)
     loggers = trackers.attached(trainer, module, config, _keys(config, "logger"))
     with threads, products, exit_status_of_signals(), loggers:

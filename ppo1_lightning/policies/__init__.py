@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ppo1_lightning.policies.auto import auto_policy
 from ppo1_lightning.policies.base import ActorCritic, PolicyFactory, PolicyOutput
 from ppo1_lightning.policies.cnn import CnnPolicy
 from ppo1_lightning.policies.mlp import MlpPolicy
@@ -12,4 +13,12 @@ BUILT_IN: dict[str, type[MlpPolicy] | type[CnnPolicy]] = {
 }
 """The policies that a checkpoint can name; any other class is passed by the caller."""
 
-__all__ = ["BUILT_IN", "ActorCritic", "CnnPolicy", "MlpPolicy", "PolicyFactory", "PolicyOutput"]
+__all__ = [
+    "BUILT_IN",
+    "ActorCritic",
+    "CnnPolicy",
+    "MlpPolicy",
+    "PolicyFactory",
+    "PolicyOutput",
+    "auto_policy",
+]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import Space
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 from ppo1_lightning.errors import ConfigurationError, check_choice
@@ -14,13 +16,18 @@ from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import convolution, linear
 from ppo1_lightning.policies.memory import MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
-from ppo1_lightning.policies.spaces import name_of, parts_of
+from ppo1_lightning.policies.spaces import IMAGE, MASK, VECTOR, Part, name_of, parts_of
 
 
 class _Convolution(NamedTuple):
     channels: int
     kernel: int
     stride: int
+    padding: int = 0
+
+    def side(self, before: int) -> int:
+        """Return how many pixels of a side are left."""
+        return (before + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 class _Architecture(NamedTuple):
@@ -37,20 +44,49 @@ ARCHITECTURES = {
     ),
     # Half of "small", for each of the two trunks of nosharing_cnn_policy.py
     "tiny": _Architecture([_Convolution(8, 8, 4), _Convolution(16, 4, 2)], 128),
+    # Ours, for what the others are too coarse for, down to a single pixel
+    "grid": _Architecture([_Convolution(16, 3, 1, 1), _Convolution(32, 3, 2, 1)], 128),
 }
+
+_SMALLEST_SIDES = {"large": 36, "small": 20, "grid": 1}
+
+
+def size_for(observation_space: Space[Any]) -> str:
+    """Return the largest architecture that all images of an observation are large enough for."""
+    sides = [min(_pixels(part.space)[1:]) for part in images_of(observation_space).values()]
+    return next(size for size, side in _SMALLEST_SIDES.items() if min(sides) >= side)
+
+
+def images_of(observation_space: Space[Any]) -> dict[str, Part]:
+    """Return the images among what a policy observes."""
+    parts = parts_of(observation_space)
+    return {name: part for name, part in parts.items() if name.startswith(IMAGE)}
+
+
+def _pixels(image: Box) -> tuple[int, int, int]:
+    """Return channels, height and width."""
+    first, second, third = image.shape
+    return (third, first, second) if _is_channels_last(image) else (first, second, third)
+
+
+def _is_channels_last(image: Box) -> bool:
+    return image.shape[-1] < image.shape[0]
 
 
 class CnnPolicy(ActorCritic):
     """Convolutions on images, one trunk for action and value unless told otherwise.
 
     A vector beside the image, normalised as `MlpPolicy` does it, joins what the convolutions make
-    of the image before the linear layer.
+    of the image before the linear layer. Several images have convolutions of their own each.
 
     Args:
         observation_space: a Box ``[channels, height, width]`` (or channels last), uint8 images
-            being divided by 255; or a Dict of it (``image``), a ``vector`` and an ``action_mask``.
+            being divided by 255; or a Dict of it (``image``, ``image_2``, ...), a ``vector`` and an
+            ``action_mask``.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
-        size: ``"small"`` (A3C), ``"large"`` (Nature DQN) or ``"tiny"``.
+        size: ``"small"`` (A3C), ``"large"`` (Nature DQN), ``"tiny"``, or ``"grid"`` for images of
+            some cells, which are normalised like a vector: their bytes are codes more often than
+            colours.
         shared_trunk: one trunk for action and value; False with size ``"tiny"`` is the original's
             ``nosharing_cnn_policy``.
         initialization: of the weights: ``"original"`` or, as in ppo2, ``"orthogonal"``.
@@ -75,85 +111,120 @@ class CnnPolicy(ActorCritic):
         memory_layers: int = 1,
     ) -> None:
         remembered = MemoryOptions(memory, memory_size, memory_layers)
-        parts = parts_of(observation_space)
-        image = parts.get("image")
-        if image is None or len(image.space.shape) != 3:
+        parts, images = parts_of(observation_space), [*images_of(observation_space).values()]
+        if not images or any(len(image.space.shape) != 3 for image in images):
             raise ConfigurationError(
                 f"CnnPolicy cannot read observations of {name_of(observation_space)}, "
                 "expected images [channels, height, width]; vectors need policy=mlp"
             )
         check_choice("policy.size", size, ARCHITECTURES)
-        shape, vector = image.space.shape, parts.get("vector")
-        architecture = ARCHITECTURES[size]
-        channels_last = shape[-1] < shape[0]
-        pixels = (shape[-1], *shape[:2]) if channels_last else shape
-        scale = 1 / 255 if image.space.dtype == "uint8" else 1.0
+        architecture, vector = ARCHITECTURES[size], parts.get(VECTOR)
         numbers = 0 if vector is None else vector.space.shape[0]
-        normalizer = vector and ObservationNormalizer((numbers,), columns=vector.columns)
+        inputs = [
+            _Image(_pixels(i.space), 1 / 255 if i.space.dtype == np.uint8 else 1.0) for i in images
+        ]
+        if size == "grid":
+            inputs = [image._replace(scale=1.0) for image in inputs]
+        normalized = images[-1] if size == "grid" else vector
         super().__init__(
             action_space,
-            trunk=_Trunk(architecture, pixels, scale, numbers),
-            value_trunk=None if shared_trunk else _Trunk(architecture, pixels, scale, numbers),
+            trunk=_Trunk(architecture, inputs, numbers),
+            value_trunk=None if shared_trunk else _Trunk(architecture, inputs, numbers),
             num_features=architecture.num_features,
-            observation_normalizer=normalizer,
-            action_mask=parts.get("action_mask"),
+            observation_normalizer=normalized and _normalizer(normalized, whole=size == "grid"),
+            action_mask=parts.get(MASK),
             memory=remembered,
         )
-        self.image = image
-        self.channels_last = channels_last
+        self.images, self.vector, self.normalizes_all = images, vector, size == "grid"
         # without the initialization, which says nothing about weights that are loaded
         self.arguments = {"size": size, "shared_trunk": shared_trunk, **remembered.arguments}
         self.initialize(initialization)
 
-    def preprocess(self, observation: Tensor) -> tuple[Tensor, Tensor | None]:
+    def preprocess(self, observation: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Return images as float32 ``[B, C, H, W]``, stored with channels last, and vectors."""
-        image = observation
-        if self.image.columns is not None:
-            image = observation[:, self.image.columns].reshape(-1, *self.image.space.shape)
-        if self.channels_last:
-            image = image.permute(0, 3, 1, 2)
         vector = None
-        if self.observation_normalizer is not None:
+        if self.normalizes_all:
+            observation = super().preprocess(observation)
+            vector = self.vector and observation[:, self.vector.columns]
+        elif self.observation_normalizer is not None:
             vector = self.observation_normalizer(observation)
-        # CPU convolutions are twice as fast on channels_last memory.
-        return image.to(torch.float32, memory_format=torch.channels_last), vector
+        return [_in_channels_last(observation, image) for image in self.images], vector
+
+
+def _in_channels_last(observation: Tensor, image: Part) -> Tensor:
+    pixels = observation
+    if image.columns is not None:
+        pixels = observation[:, image.columns].reshape(-1, *image.space.shape)
+    if _is_channels_last(image.space):
+        pixels = pixels.permute(0, 3, 1, 2)
+    # CPU convolutions are twice as fast on channels_last memory.
+    return pixels.to(torch.float32, memory_format=torch.channels_last)
+
+
+def _normalizer(part: Part, *, whole: bool) -> ObservationNormalizer:
+    """Return what normalises a part, or the whole of a row up to its end."""
+    if part.columns is None:
+        return ObservationNormalizer(part.space.shape)
+    columns = slice(0 if whole else part.columns.start, part.columns.stop)
+    return ObservationNormalizer((columns.stop - columns.start,), columns=columns)
+
+
+class _Image(NamedTuple):
+    pixels: tuple[int, int, int]  # channels, height, width
+    scale: float  # by which they are multiplied
 
 
 class _Trunk(nn.Module):
     """Convolutions and one linear layer, each with a ReLU: ``[B, C, H, W] -> [B, features]``.
 
-    Images are multiplied by ``scale``; ``numbers`` of a vector ``[B, numbers]`` join them before
-    the linear layer.
+    ``numbers`` of a vector ``[B, numbers]`` join the images before the linear layer.
     """
 
-    def __init__(
-        self, architecture: _Architecture, image: tuple[int, ...], scale: float, numbers: int
-    ) -> None:
+    def __init__(self, architecture: _Architecture, images: list[_Image], numbers: int) -> None:
         super().__init__()
-        self.scale = scale
-        channels, height, width = image
-        layers: list[nn.Module] = []
-        for c in architecture.convolutions:
-            layers += [convolution(channels, c.channels, c.kernel, c.stride), nn.ReLU()]
-            channels = c.channels
-            height, width = ((side - c.kernel) // c.stride + 1 for side in (height, width))
-            if min(height, width) < 1:
-                raise ConfigurationError(
-                    f"images of {image[1]} x {image[2]} are too small for this CNN, "
-                    "expected about 84 x 84; smaller ones need a policy of their own"
-                )
-        self.convolutions = nn.Sequential(*layers)
-        inputs = channels * height * width + numbers
+        self.scales = [image.scale for image in images]
+        first, *others = (_convolutions(architecture, image) for image in images)
+        self.convolutions = first.layers
+        self.further_convolutions = nn.ModuleList(other.layers for other in others)
+        inputs = numbers + sum(convolved.num_features for convolved in (first, *others))
         self.linear = linear(inputs, architecture.num_features, scale=1.0)
 
-    def forward(self, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
-        image, vector = inputs
-        first = cast(nn.Conv2d, self.convolutions[0])
-        # Some thousand weights are scaled in the place of some million pixels.
-        features = F.conv2d(image, first.weight * self.scale, first.bias, first.stride)
-        features = self.convolutions[1:](features)
-        # Flattened in (H, W, C) order: the original's, and free of a copy with channels last.
-        features = features.permute(0, 2, 3, 1).flatten(1)
-        if vector is not None:
-            features = torch.cat([features, vector], -1)
+    def forward(self, inputs: tuple[list[Tensor], Tensor | None]) -> Tensor:
+        images, vector = inputs
+        stacks = (self.convolutions, *self.further_convolutions)
+        parts = [
+            _convolved(cast(nn.Sequential, layers), image, scale)
+            for layers, image, scale in zip(stacks, images, self.scales, strict=True)
+        ]
+        parts += [] if vector is None else [vector]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return self.linear(features).relu()
+
+
+class _Convolutions(NamedTuple):
+    layers: nn.Sequential
+    num_features: int
+
+
+def _convolutions(architecture: _Architecture, image: _Image) -> _Convolutions:
+    channels, height, width = image.pixels
+    layers: list[nn.Module] = []
+    for c in architecture.convolutions:
+        layers += [convolution(channels, c.channels, c.kernel, c.stride, c.padding), nn.ReLU()]
+        channels, height, width = c.channels, c.side(height), c.side(width)
+        if min(height, width) < 1:
+            raise ConfigurationError(
+                f"images of {image.pixels[1]} x {image.pixels[2]} are too small for this CNN, "
+                "expected about 84 x 84; smaller ones need policy=auto or policy.size=grid"
+            )
+    return _Convolutions(nn.Sequential(*layers), channels * height * width)
+
+
+def _convolved(layers: nn.Sequential, image: Tensor, scale: float) -> Tensor:
+    """Return the features ``[B, C * H * W]`` of images ``[B, C, H, W]``."""
+    first = cast(nn.Conv2d, layers[0])
+    # Some thousand weights are scaled in the place of some million pixels.
+    features = F.conv2d(image, first.weight * scale, first.bias, first.stride, first.padding)
+    features = layers[1:](features)
+    # Flattened in (H, W, C) order: the original's, and free of a copy with channels last.
+    return features.permute(0, 2, 3, 1).flatten(1)

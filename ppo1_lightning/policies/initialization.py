@@ -20,9 +20,11 @@ def linear(in_features: int, out_features: int, *, scale: float) -> nn.Linear:
 
 
 @torch.no_grad()
-def convolution(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    """Make an unpadded convolution with Glorot-uniform weights (``U.conv2d``), bias 0."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel, stride)
+def convolution(
+    in_channels: int, out_channels: int, kernel: int, stride: int, padding: int = 0
+) -> nn.Conv2d:
+    """Make a convolution with Glorot-uniform weights (``U.conv2d``), bias 0."""
+    layer = nn.Conv2d(in_channels, out_channels, kernel, stride, padding)
     nn.init.xavier_uniform_(layer.weight)
     cast(Tensor, layer.bias).zero_()
     return layer

@@ -41,6 +41,10 @@ def distribution_for(action_space: Space[Any]) -> Distribution:
     )
 
 
+VECTOR, IMAGE, MASK = "vector", "image", "action_mask"
+"""Names of an observation's parts; further images are ``image_2``, ``image_3``, ..."""
+
+
 class Part(NamedTuple):
     """One part of an observation."""
 
@@ -49,14 +53,14 @@ class Part(NamedTuple):
 
 
 def parts_of(observation_space: Space[Any]) -> dict[str, Part]:
-    """Return what a policy observes, by name: ``vector``, ``image`` and ``action_mask``.
+    """Return what a policy observes, by name: ``vector``, ``image``, ``image_2``, ``action_mask``.
 
     A Box is one of the first two. A Dict has several, and observations of it are rows ``[..., D]``
     that hold them behind one another, as ``gymnasium.spaces.flatten`` lays them out. Any other
     space has none of these.
     """
     if isinstance(observation_space, Box):
-        name = "vector" if len(observation_space.shape) == 1 else "image"
+        name = VECTOR if len(observation_space.shape) == 1 else IMAGE
         return {name: Part(observation_space, None)}
     parts, end = dict[str, Part](), 0
     if not isinstance(observation_space, Dict):

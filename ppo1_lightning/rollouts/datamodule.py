@@ -17,7 +17,9 @@ from ppo1_lightning.rollouts.dataset import RolloutDataset
 from ppo1_lightning.rollouts.evaluation import Evaluation, EvaluationDataset, Player
 from ppo1_lightning.rollouts.normalized import NormalizedSimulator
 from ppo1_lightning.rollouts.seeding import chosen_seed, environment_seeds
+from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
+from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.placement import own_cores
 
 
@@ -69,9 +71,15 @@ class RolloutDataModule(LightningDataModule):
         self._dataset: RolloutDataset | None = None
 
     @cached_property
+    def adapters(self) -> tuple[ObservationAdapter, ActionAdapter]:
+        """What stands between the environment's own spaces and these."""
+        return simulators.make_adapters(self.env)
+
+    @cached_property
     def spaces(self) -> tuple[Space[Any], Space[Any]]:
         """Observation and action space of one environment."""
-        return simulators.spaces(self.env)
+        observation, action = self.adapters
+        return observation.space, action.space
 
     def setup(self, stage: str) -> None:
         """Refuse a module that nothing here can act with.

@@ -27,7 +27,8 @@ from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import initial_state, state_size
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.simulators.actions import ActionAdapter
-from ppo1_lightning.simulators.observations import Entry, ObservationAdapter
+from ppo1_lightning.simulators.entries import Entry
+from ppo1_lightning.simulators.observations import ObservationAdapter
 
 METADATA = "ppo1_lightning.json"
 """Where both files say what they are from: ONNX's metadata, an extra file of ``torch.export``."""
@@ -98,41 +99,65 @@ class GreedyPolicy(nn.Module):
 class _Entry(nn.Module):
     """`simulators.observations.Entry` in tensors."""
 
-    columns: Tensor | None
+    columns: Tensor
     values: Tensor | None
+    firsts: Tensor
+    divisors: Tensor | None
 
     def __init__(self, entry: Entry) -> None:
         super().__init__()
         self._shape, self._dtype = entry.space.shape, _torch_dtype(entry.space)
-        for name, table in zip(("columns", "values"), entry.one_hot or (None, None), strict=True):
+        columns, values = entry.one_hot or (None, None)
+        columns, firsts, divisors, _ = entry.digits or (columns, None, None, None)
+        tables = {"columns": columns, "values": values, "firsts": firsts, "divisors": divisors}
+        for name, table in tables.items():
             self.register_buffer(name, None if table is None else torch.from_numpy(table))
 
     def forward(self, observation: Tensor) -> Tensor:
-        if self.columns is not None:
-            numbers = observation.reshape(observation.shape[0], -1)
+        numbers = observation.reshape(observation.shape[0], -1)
+        if self.values is not None:
             observation = numbers[:, self.columns] == self.values
+        elif self.divisors is not None:
+            offsets = numbers[:, self.columns].long() - self.firsts
+            observation = torch.div(offsets, self.divisors, rounding_mode="floor") % 2
         return observation.reshape(-1, *self._shape).to(self._dtype)
 
 
 class _Action(nn.Module):
     """`simulators.actions.ActionAdapter` in tensors."""
 
+    behind: Tensor | None
+    counts: Tensor
+    factor: Tensor | None
     offset: Tensor | None
     low: Tensor | None
-    high: Tensor | None
+    high: Tensor
 
     def __init__(self, adapter: ActionAdapter) -> None:
         super().__init__()
         self._shape, self._dtype = adapter.native.shape or (), _torch_dtype(adapter.native)
+        behind, counts = adapter.combined or (None, None)
         low, high = adapter.bounds or (None, None)
-        for name, value in (("offset", adapter.offset), ("low", low), ("high", high)):
+        tables = {
+            "behind": behind,
+            "counts": counts,
+            "factor": adapter.factor,
+            "offset": adapter.offset,
+            "low": low,
+            "high": high,
+        }
+        for name, value in tables.items():
             self.register_buffer(name, None if value is None else torch.as_tensor(value))
 
     def forward(self, action: Tensor) -> Tensor:
-        if self.low is not None:
-            action = action.clamp(self.low, self.high)
+        if self.behind is not None:
+            action = torch.div(action[:, None], self.behind, rounding_mode="floor") % self.counts
+        if self.factor is not None:
+            action = action * self.factor
         if self.offset is not None:
             action = action + self.offset
+        if self.low is not None:
+            action = action.clamp(self.low, self.high)
         return action.reshape(-1, *self._shape).to(self._dtype)
 
 

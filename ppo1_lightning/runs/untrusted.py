@@ -50,6 +50,7 @@ OURS = {
     "TRPO",
     "MlpPolicy",
     "CnnPolicy",
+    "auto_policy",
     "EnvironmentSpec",
     "TensorFlowAdam",
     "TensorFlowRMSprop",

@@ -47,8 +47,9 @@ def make_adapters(spec: EnvironmentSpec) -> tuple[ObservationAdapter, ActionAdap
     Raises:
         ConfigurationError: an unknown id or option, or a space that is not supported.
     """
-    observation, action = _backend(spec).native_spaces(spec)
-    return ObservationAdapter(spec, observation), ActionAdapter(spec, action, num_envs=1)
+    observation_space, action_space = _backend(spec).native_spaces(spec)
+    observation = ObservationAdapter(spec, observation_space)
+    return observation, ActionAdapter(spec, action_space, 1, observation.mask_size)
 
 
 def make_simulator(

@@ -5,6 +5,7 @@ All simulators share it, so that a space means the same whichever library it cam
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gymnasium
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
-from ppo1_lightning.simulators.observations import float_box
+from ppo1_lightning.simulators.entries import float_box
 
-_MOST_OUTPUTS = 2**24
+_MOST_OUTPUTS = 2**17
 
 
 class ActionAdapter:
@@ -25,10 +26,14 @@ class ActionAdapter:
 
     Policies see the simplest space that holds the same actions: Discrete and MultiDiscrete start
     at 0, an integer Box is a MultiDiscrete, a float Box is float32, and all have one dimension.
+    Choices that are masked together, one number for each combination, are one Discrete.
 
     Attributes:
         native: the simulator's own space.
         space: the space that policies act in.
+        factor: by which the policy's action is multiplied first, None where it is not.
+        combined: of each number, how many values those behind it have together, and its own count:
+            into which a combined choice is taken apart; None where there is none.
         offset: what is added to the policy's action, None where nothing is.
         bounds: (lowest, highest) to which actions are clipped, None where they are not.
 
@@ -36,9 +41,17 @@ class ActionAdapter:
         ConfigurationError: an unsupported space.
     """
 
-    def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any], num_envs: int) -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        space: gymnasium.Space[Any],
+        num_envs: int,
+        mask_size: int | None = None,
+    ) -> None:
         self.native = space
-        self.offset: NDArray[np.int64] | None = None
+        self.offset: NDArray[Any] | None = None
+        self.factor: NDArray[np.float32] | None = None
+        self.combined: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self.space: Box | Discrete | MultiDiscrete | MultiBinary
         if isinstance(space, Discrete):
             self.space = Discrete(int(space.n))
@@ -50,6 +63,8 @@ class ActionAdapter:
             self.space = MultiBinary(int(np.prod(space.shape)))
         elif isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
             self.space = float_box(space, (int(np.prod(space.shape)),))
+            if spec.rescale_actions:
+                self._rescale()
         elif isinstance(space, Box) and np.issubdtype(space.dtype, np.integer):
             low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
             counts = [int(b) - int(a) + 1 for a, b in zip(low, high, strict=True)]
@@ -61,6 +76,10 @@ class ActionAdapter:
                 f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
                 "Discrete, MultiDiscrete or MultiBinary"
             )
+        if isinstance(self.space, MultiDiscrete) and _is_joint(self.space, mask_size):
+            counts = self.space.nvec.astype(np.int64)
+            self.combined = np.prod(counts) // np.cumprod(counts), counts
+            self.space = Discrete(int(np.prod(counts)))
         _check_size(spec, space, self.space)
         # What never changes is looked up here: a call costs as much as a third of the simulation.
         box = self.space if isinstance(self.space, Box) else None
@@ -85,13 +104,32 @@ class ActionAdapter:
         good = self._good(action)
         if not good.all():
             raise self._out_of_range(action, good)
-        if self.bounds is not None:
-            action = np.clip(action, *self.bounds)
+        if self.combined is not None:
+            behind, counts = self.combined
+            action = action[:, None] // behind % counts
+        if self.factor is not None:
+            action = action * self.factor
         if self.offset is not None:
             action = action + self.offset
+        if self.bounds is not None:
+            action = np.clip(action, *self.bounds)
         # A copy always: an environment may keep or change the array that it is given.
         native = action.astype(self._native_dtype)
         return native if self._native_shape == self._shape else native.reshape(self._native_shape)
+
+    def _rescale(self) -> None:
+        """Let -1 and 1 stand for the bounds, where there are both."""
+        assert isinstance(self.space, Box)
+        low, high = (bound.astype(np.float64) for bound in (self.space.low, self.space.high))
+        bounded = np.isfinite(low) & np.isfinite(high)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        if (low == -1).all() and (high == 1).all():
+            return
+        self.factor = ((high - low) / 2).astype(np.float32)
+        self.offset = ((high + low) / 2).astype(np.float32)
+        inner = np.where(bounded, np.float32(-1), self.space.low)
+        outer = np.where(bounded, np.float32(1), self.space.high)
+        self.space = Box(inner, outer, dtype=np.float32)
 
     def _good(self, action: NDArray[Any]) -> NDArray[np.bool_]:
         if self._counts is None:
@@ -117,6 +155,26 @@ class ActionAdapter:
             f"action {action[row].tolist()} of environment {row} is out of range, "
             f"expected {expected} ({self.space})"
         )
+
+
+def _is_joint(space: MultiDiscrete, mask_size: int | None) -> bool:
+    """Whether a mask is of combinations, not of each number's values behind one another."""
+    counts = [int(count) for count in space.nvec]
+    return mask_size is not None and math.prod(counts) == mask_size != sum(counts)
+
+
+def masked_choices(
+    mask: slice | None, space: gymnasium.Space[Any]
+) -> tuple[slice, NDArray[np.int64]] | None:
+    """Return the mask's columns and the first one of each number's values, of which one is needed.
+
+    None where there is no mask, or nothing that needs to be allowed.
+    """
+    if mask is None or not isinstance(space, Discrete | MultiDiscrete):
+        return None
+    counts = np.atleast_1d(_counts(space))
+    firsts = np.cumsum(counts) - counts
+    return (mask, firsts) if mask.stop - mask.start == counts.sum() else None
 
 
 def _check_size(spec: EnvironmentSpec, native: gymnasium.Space[Any], space: Any) -> None:

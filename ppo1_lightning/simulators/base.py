@@ -43,10 +43,13 @@ class EnvironmentSpec:
         wrappers: of Gymnasium's environments, the innermost first: functions from an environment
             to a wrapped one, such as ``partial(FrameStackObservation, stack_size=4)``.
         reward_scale: factor on the rewards that are learned from; reported returns are unscaled.
+        rescale_actions: let -1 and 1 of a policy's Box action stand for the bounds, where there are
+            both.
         clip_actions: clip Box actions to the space's bounds before the simulator sees them; the
             stored action stays unclipped.
-        observation_keys: the entries of a Dict observation to concatenate, in this order; None
-            takes all, in the space's order.
+        observation_keys: the leaves of a Dict observation to concatenate, in this order, such as
+            ``"goal"`` or ``"robot.arm"``; a name above some stands for all of them; None takes all
+            that are numbers, in the space's order.
         num_pools: into how many pools a rank's environments are divided: with 2, one half is
             stepped while the policy acts in the other (double buffering).
         num_threads: EnvPool's worker threads for each pool; None takes min(environments, the cores
@@ -59,6 +62,7 @@ class EnvironmentSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     wrappers: Sequence[Callable[[gymnasium.Env], gymnasium.Env]] = ()
     reward_scale: float = 1.0
+    rescale_actions: bool = False
     clip_actions: bool = False
     observation_keys: Sequence[str] | None = None
     num_pools: int = 1
@@ -77,6 +81,7 @@ class EnvironmentSpec:
             )
         _check_wrappers(self.wrappers, self.backend)
         check_number("env.reward_scale", self.reward_scale, above=0)
+        check_flag("env.rescale_actions", self.rescale_actions)
         check_flag("env.clip_actions", self.clip_actions)
         keys = self.observation_keys
         if keys is not None and (isinstance(keys, str) or not isinstance(keys, Sequence)):

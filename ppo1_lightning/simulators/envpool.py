@@ -17,10 +17,14 @@ from typing import Any
 import envpool
 import gymnasium
 import numpy as np
+from envpool.registration import registry
+from gymnasium.spaces import Dict, MultiBinary
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, check_flag, check_integer, check_number
+from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
+from ppo1_lightning.simulators.observations import leaf_name, leaves
 from ppo1_lightning.simulators.placement import shared_core, spread, started_threads
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 
@@ -50,6 +54,8 @@ _POSITIVE = {
     "stack_num",
     "width",
 }
+_CRASHES = {"Cig-v1", "MultiDuel-v1"}  # they wait for players that never come, and end the process
+_MASK_IN_INFO = "info:legal_action_mask"
 _FIELDS = ("reward", "done", "trunc")
 _ATARI_FIELDS = (*_FIELDS, "info:reward", "info:terminated")
 _ATARI_STATE = {"info:lives", "info:reward", "info:terminated"}
@@ -72,16 +78,31 @@ class EnvPoolSimulator(VectorSimulator):
         return env_id in EnvPoolSimulator.ids()
 
     @classmethod
+    def family(cls, env_id: str) -> str | None:
+        """Return ``"atari"`` or ``"mujoco"`` for an environment of these, None for others."""
+        module, *_ = registry.specs[env_id]
+        return {"envpool.atari": "atari", "envpool.mujoco.gym": "mujoco"}.get(module)
+
+    @classmethod
     def native_spaces(
         cls, spec: EnvironmentSpec
     ) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
         native = cls._native_spec(spec, cls._options(spec))
-        if any(key.startswith(("obs:players", "info:players.id")) for key in _state(native)):
+        several = any(key.startswith(("obs:players", "info:players.id")) for key in _state(native))
+        if several or spec.id in _CRASHES:
             raise ConfigurationError(
                 f"environment {spec.id!r} has several players, expected one with a single player"
             )
         with _no_cast_warnings():
-            return native.observation_space, native.action_space
+            observation_space, action_space = native.observation_space, native.action_space
+        found = {leaf_name(path): space for path, space in leaves(observation_space)}
+        mask = native.state_array_spec.get(_MASK_IN_INFO)
+        if mask is not None:
+            found = {name or "observation": space for name, space in found.items()}
+            found[MASK] = MultiBinary(mask.shape)
+        is_array = list(found) == [""]
+        # a list of pairs, for a dict would be sorted
+        return (found[""] if is_array else Dict([*found.items()])), action_space
 
     def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
         options = self._options(spec)
@@ -122,13 +143,20 @@ class EnvPoolSimulator(VectorSimulator):
                 f"{spec.id!r} takes {pool._spec._action_keys}, expected a single action"
             )
         index = {name: i for i, name in enumerate(pool._state_keys)}
-        self._observed = {name[4:]: i for name, i in index.items() if name[:4] == "obs:"}
+        self._observed = {
+            name[4:].replace(":", "."): i for name, i in index.items() if name[:4] == "obs:"
+        }
         self._observation = index.get("obs")  # None where it is a Dict
+        if _MASK_IN_INFO in index:
+            if self._observation is not None:
+                self._observed["observation"] = self._observation
+            self._observed[MASK], self._observation = index[_MASK_IN_INFO], None
         names = _ATARI_FIELDS if self._is_atari else _FIELDS
         self._fields = operator.itemgetter(*(index[name] for name in names))
 
     def _reset(self, pool: int) -> Any:
-        return self._opened()[pool].reset()[0]
+        self._opened()[pool].async_reset()
+        return self._receive(pool)[0]
 
     # EnvPool's own `step` does the same with twice the Python: it looks up what never changes.
 

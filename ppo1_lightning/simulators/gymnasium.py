@@ -7,7 +7,6 @@ import inspect
 import os
 import random
 import signal
-import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,11 +18,11 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import space_utils
 from numpy.typing import NDArray
 
-from ppo1_lightning.errors import ConfigurationError, check_choice, one_line
+from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
+from ppo1_lightning.simulators.failures import explained
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 from ppo1_lightning.simulators.wrappers import refuse_running_statistics
 
@@ -111,7 +110,7 @@ class GymnasiumSimulator(VectorSimulator):
             )
 
     def _reset(self, pool: int) -> Any:
-        with self._observations_in_their_space():
+        with self._errors_told():
             observation, _ = self._opened(pool).reset(seed=self._seeds[pool])
         self._seeds[pool] = None  # later resets go on with each environment's own generator
         return observation
@@ -125,24 +124,17 @@ class GymnasiumSimulator(VectorSimulator):
             self._waits[pool] = partial(envs.step, action)
 
     def _receive(self, pool: int) -> tuple[Any, RawStep]:
-        with self._observations_in_their_space():
+        with self._errors_told():
             observation, reward, terminated, truncated, _ = self._waits.pop(pool)()
         return observation, (reward, terminated, truncated)
 
     @contextmanager
-    def _observations_in_their_space(self) -> Iterator[None]:
-        """Tell it in one line where observations cannot be put together."""
+    def _errors_told(self) -> Iterator[None]:
+        """Tell in one line what an environment did wrong, or what it raised."""
         try:
             yield
-        except (KeyError, TypeError, ValueError) as error:
-            frames = traceback.walk_tb(error.__traceback__)
-            if not any(frame.f_code.co_filename == space_utils.__file__ for frame, _ in frames):
-                raise  # the environment's own
-            space = self._opened(0).single_observation_space
-            raise ConfigurationError(
-                f"environment {self._id!r} returns an observation that is not in its space {space} "
-                f"({type(error).__name__}: {one_line(error)})"
-            ) from error
+        except Exception as error:
+            raise explained(self._id, self._opened(0).single_observation_space, error) from error
 
     def _outcome(self, *fields: NDArray[Any]) -> Outcome:
         reward, terminated, truncated = fields

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest, one_line
-from ppo1_lightning.simulators.actions import ActionAdapter
+from ppo1_lightning.simulators.actions import ActionAdapter, masked_choices
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.placement import own_cores
@@ -62,7 +62,9 @@ class VectorSimulator(Simulator):
         self._observations = ObservationAdapter(spec, observation_space)
         self.num_envs = len(checked)
         self.pools = _pools(self.num_envs, spec.num_pools)
-        self._actions = ActionAdapter(spec, action_space, self.pools[0].stop)
+        size = self.pools[0].stop
+        self._actions = ActionAdapter(spec, action_space, size, self._observations.mask_size)
+        self._choices = masked_choices(self._observations.mask, self._actions.space)
         self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
         self.observation_space = self._observations.space
         self.action_space = self._actions.space
@@ -124,6 +126,7 @@ class VectorSimulator(Simulator):
             self._observations(self._reset(pool), observation[envs])
         self._ended = np.zeros(self.num_envs, np.bool_)
         self.check_observations(observation[None])
+        self._check_masks(observation[None], ~self._ended)
         return observation
 
     def send(self, action: NDArray[Any], pool: int) -> None:
@@ -165,10 +168,25 @@ class VectorSimulator(Simulator):
         self._check_finite("reward", settled.reward)
         self._check_finite("reward", settled.raw_reward)
         self.check_observations(settled.observation)
+        self._check_masks(settled.observation, ~ended[1:])
         return settled
 
     def check_observations(self, observations: NDArray[Any]) -> None:
         self._check_finite("observation", observations)
+
+    def _check_masks(self, observations: NDArray[Any], goes_on: NDArray[np.bool_]) -> None:
+        """Raise `SimulationError` where nothing is allowed in one of ``[T, N, D]`` that goes on."""
+        if self._choices is None:
+            return
+        columns, firsts = self._choices
+        allowed = np.add.reduceat(observations[..., columns] != 0, firsts, axis=-1)
+        stuck = (allowed == 0).any(-1) & goes_on
+        if stuck.any():
+            raise SimulationError(
+                f"of {self._id!r} returned an action_mask that allows nothing, expected one "
+                "allowed choice or the end of the episode",
+                environment=int(np.argwhere(stuck)[0][1]),
+            )
 
     def render(self) -> NDArray[np.uint8]:
         try:

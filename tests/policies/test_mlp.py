@@ -124,7 +124,7 @@ def test_arguments_rebuild_the_policy():
 @pytest.mark.parametrize(
     ("space", "options", "message"),
     [
-        (spaces.Box(0, 255, (84, 84, 4), np.uint8), {}, r"images .* need policy=cnn"),
+        (spaces.Box(0, 255, (84, 84, 4), np.uint8), {}, r"images .* need policy=auto"),
         (spaces.Box(-np.eye(2, dtype=np.float32), 1), {}, "expected a one-dimensional Box"),
         (spaces.Discrete(16), {}, "expected a one-dimensional Box"),
         (OBSERVATIONS, {"hidden_size": 0}, "hidden_size=0 .*at least 1"),

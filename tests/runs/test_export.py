@@ -4,8 +4,9 @@ actions."""
 from __future__ import annotations
 
 import json
+import operator
 import sys
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def spec(observation: Any, action: Any, **fields: Any) -> EnvironmentSpec:
 
 
 FEW = Box(-2, 2, (3,), np.float32)
+MASK = Box(np.array([1, 0, 0, 0]), np.ones(4), dtype=np.int8)  # one is always allowed
+JOINT = Box(np.array([[1, 0, 0], [0, 0, 0]]), np.ones((2, 3)), dtype=np.int8)
 CASES = {
     "clipped Box": (EnvironmentSpec("Hopper-v4", clip_actions=True), MlpPolicy),
     "Box": (EnvironmentSpec("HalfCheetah-v4"), MlpPolicy),
@@ -67,7 +70,7 @@ CASES = {
     "image, vector and mask": (
         spec(
             Dict(
-                action_mask=MultiBinary(4),
+                action_mask=MASK,
                 image=Box(0, 255, (3, 40, 48), np.uint8),
                 place=Discrete(5),
                 speed=Box(-9, 9, (2,), np.float64),
@@ -77,8 +80,30 @@ CASES = {
         CnnPolicy,
     ),
     "vector and mask": (
-        spec(Dict(action_mask=MultiBinary((5, 1)), v=FEW), MultiDiscrete([2, 3])),
+        spec(Dict(action_mask=Box(1, 1, (5, 1), np.int8), v=FEW), MultiDiscrete([2, 3])),
         MlpPolicy,
+    ),
+    "combined choices": (
+        spec(Dict(action_mask=JOINT, n=Discrete(9000)), MultiDiscrete([2, 3], start=[4, -1])),
+        MlpPolicy,
+    ),
+    "rescaled Box": (
+        spec(FEW, Box(np.array([-1, 0, -np.inf]), np.array([3, 2, 5])), rescale_actions=True),
+        MlpPolicy,
+    ),
+    "cells": (
+        spec(Dict(image=Box(0, 255, (7, 7, 3), np.uint8), v=FEW), Discrete(3)),
+        partial(CnnPolicy, size="grid"),
+    ),
+    "two images": (
+        spec(
+            Dict(
+                a=Box(0, 255, (3, 40, 48), np.uint8),
+                b=Dict(c=Box(0, 255, (36, 36, 1), np.uint8)),
+            ),
+            Discrete(3),
+        ),
+        CnnPolicy,
     ),
     "channels last": (
         spec(Box(0, 255, (48, 40, 3), np.uint8), Discrete(3, start=-1)),
@@ -98,7 +123,7 @@ CASES = {
 }
 
 SLOW = pytest.mark.slow
-FAST = {"clipped Box", "image, vector and mask", "several"}
+FAST = {"clipped Box", "image, vector and mask", "several", "combined choices", "rescaled Box"}
 """One of each kind; the others are of the same, and each takes seconds to convert."""
 
 
@@ -128,15 +153,25 @@ def native_observations(environment: EnvironmentSpec, steps: int) -> list[list[N
     for _ in range(steps):
         simulator.step(np.stack([simulator.action_space.sample() for _ in range(3)]))
     simulator.close()
-    keys = adapt.keys
-    return [[np.array(row[key]) for key in keys] if keys else [np.array(row)] for row in seen]
+    keys = [entry.key for entry in adapt.entries if entry.key]
+    return [[np.array(leaf(row, key)) for key in keys or [""]] for row in seen]
+
+
+def leaf(observation: Any, key: str) -> Any:
+    """Return what is found under a name such as ``a.b``."""
+    return reduce(operator.getitem, key.split("."), observation) if key else observation
 
 
 def adapted(adapter: ObservationAdapter, native: list[NDArray[Any]]) -> Tensor:
     """Return what the policy observes in a simulator."""
     row = row_space(adapter.space)
     rows = np.empty((len(native[0]), *row.shape), row.dtype)
-    adapter(dict(zip(adapter.keys, native, strict=True)) if adapter.keys else native[0], rows)
+    keys = [entry.key for entry in adapter.entries if entry.key]
+    whole: Any = {} if keys else native[0]
+    for key, values in zip(keys, native, strict=False):
+        *above, last = key.split(".")
+        reduce(lambda inner, name: inner.setdefault(name, {}), above, whole)[last] = values
+    adapter(whole, rows)
     return torch.from_numpy(rows)
 
 

@@ -117,7 +117,7 @@ def test_dict_observations_are_concatenated_in_the_given_order():
     assert step.observation.shape == (2, 13)
 
 
-FLATTENED = ["FrozenLake-v1", "Taxi-v3", "FetchReach-v4", "Jumanji/CVRP-v1"]
+FLATTENED = ["FrozenLake-v1", "Taxi-v3", "FetchReach-v4", "Jumanji/Knapsack-v1"]
 
 
 @pytest.mark.parametrize("env_id", FLATTENED)

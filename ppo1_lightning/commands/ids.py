@@ -1,0 +1,110 @@
+"""Ids of environments as words of ``env=``: a preset for each that has none of its own."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import gymnasium
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from ppo1_lightning import simulators
+from ppo1_lightning.policies.spaces import IMAGE, parts_of
+from ppo1_lightning.simulators.base import EnvironmentSpec
+
+_GROUP = "env/"
+
+
+def register() -> None:
+    """Let Hydra find ids where it finds presets, behind these."""
+    Plugins.instance().register(IdSource)
+    Plugins.instance().register(IdSearchPath)
+
+
+class IdSearchPath(SearchPathPlugin):
+    """Asks `IdSource` after all others."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("ppo1_lightning", "ids://")
+
+
+class IdSource(ConfigSource):
+    """Presets that are made when they are asked for: ``env=MiniGrid-Empty-5x5-v0``."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "ids"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        env_id = config_path.removeprefix(_GROUP)
+        family = family_of(env_id)
+        defaults: list[object] = [f"/env/{family}"]
+        if family in ("envpool", "gymnasium") and observes_images(env_id):
+            defaults.append({"override /algo": "images"})
+        config = {"defaults": [*defaults, "_self_"], "env": {"id": env_id}}
+        return ConfigResult(
+            config=OmegaConf.create(config),
+            path=self.full_path(),
+            provider=self.provider,
+            header={"package": "_global_"},
+        )
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        env_id = config_path.removeprefix(_GROUP)
+        return config_path.startswith(_GROUP) and (":" in env_id or env_id in _known_ids())
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if config_path.strip("/") != _GROUP.strip("/") or results_filter == ObjectType.GROUP:
+            return []
+        return sorted(_known_ids())
+
+
+def family_of(env_id: str) -> str:
+    """Return the preset of ``conf/env`` that trains ``env_id``, or its kind."""
+    if env_id in (own := _own_presets()):
+        return own[env_id]
+    if ":" in env_id or env_id not in _envpool_ids():
+        return "gymnasium"
+    from ppo1_lightning.simulators.envpool import EnvPoolSimulator
+
+    return EnvPoolSimulator.family(env_id) or "envpool"
+
+
+def observes_images(env_id: str) -> bool:
+    """Whether there is an image among what a policy would see."""
+    observation_space, _ = simulators.spaces(EnvironmentSpec(env_id))
+    return any(name.startswith(IMAGE) for name in parts_of(observation_space))
+
+
+@cache
+def _own_presets() -> dict[str, str]:
+    """Return the presets that name an environment, by its id."""
+    from ppo1_lightning.commands.config import config_directory
+
+    presets = {}
+    for file in sorted((config_directory() / "env").glob("*.yaml")):
+        env_id = OmegaConf.select(OmegaConf.load(file), "env.id")
+        if env_id is not None:
+            presets[env_id] = Path(file).stem
+    return presets
+
+
+def _envpool_ids() -> set[str]:
+    from ppo1_lightning.simulators.envpool import EnvPoolSimulator
+
+    return set(EnvPoolSimulator.ids())
+
+
+def _known_ids() -> set[str]:
+    return _envpool_ids() | gymnasium.registry.keys()

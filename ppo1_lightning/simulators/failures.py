@@ -1,0 +1,77 @@
+"""What a Gymnasium environment did wrong, in one line."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymnasium
+from gymnasium.vector.utils import space_utils
+
+from ppo1_lightning.errors import ConfigurationError, RunError, SimulationError, one_line
+
+_GYMNASIUM = str(Path(gymnasium.__file__).parent)
+
+_OF_THE_INTERFACE = {
+    "unpack": "step to return (observation, reward, terminated, truncated, info) and reset "
+    "(observation, info); a wrapper such as shimmy's GymV21CompatibilityV0 makes that of the old "
+    "interface",
+    "": "a number as the reward and a bool as each flag; of several rewards a wrapper makes one, "
+    "such as mo_gymnasium's LinearReward",
+}
+"""What was expected, by what Python says of it."""
+
+
+def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Exception) -> RunError:
+    """Return an error of one line for one that came out of a vector environment.
+
+    Args:
+        env_id: for the message.
+        observation_space: of one environment.
+        error: what was raised.
+    """
+    if isinstance(error, RunError):
+        return error
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    said = f"{type(error).__name__}: {one_line(error)}"
+    if any(frame.f_code.co_filename == space_utils.__file__ for frame in frames):
+        return ConfigurationError(
+            f"environment {env_id!r} returns an observation that is not in its space "
+            f"{observation_space} ({said})"
+        )
+    if frames[-1].f_code.co_filename.startswith(_GYMNASIUM) and _is_of_the_interface(error):
+        expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in str(error))
+        return ConfigurationError(
+            f"environment {env_id!r} does not step as Gymnasium's do: its reward, its flags or "
+            f"their number ({said}), expected {expected}"
+        )
+    where = f"{Path(frames[-1].f_code.co_filename).name}:{_line(error)}"
+    return SimulationError(
+        f"of {env_id!r} raised {said} ({where}; HYDRA_FULL_ERROR=1 shows how it came to it)",
+        environment=_index(frames),
+    )
+
+
+def _is_of_the_interface(error: Exception) -> bool:
+    """Whether it is Gymnasium that could not take what an environment returned.
+
+    An error of another process has lost its frames; then its words tell.
+    """
+    words = ("unpack", "sequence", "scalar", "truth value", "float", "must be real number")
+    return isinstance(error, TypeError | ValueError) and any(w in str(error) for w in words)
+
+
+def _line(error: Exception) -> int | None:
+    return list(traceback.walk_tb(error.__traceback__))[-1][1]
+
+
+def _index(frames: list[FrameType]) -> int:
+    """Return the number of the environment, as the loop over them has it."""
+    for frame in frames:
+        if frame.f_code.co_filename.startswith(_GYMNASIUM):
+            for name in ("i", "index"):
+                if isinstance(number := frame.f_locals.get(name), int):
+                    return number
+    return 0

@@ -1,0 +1,136 @@
+"""Masks that are joint, nested, in info or all false, and actions rescaled to their bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+
+from ppo1_lightning.errors import SimulationError
+from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
+
+
+class Masked(gymnasium.Env[Any, Any]):
+    """Shows the masks that it is told, one a step, and remembers its last action."""
+
+    def __init__(self, action: Any, masks: list[Any], length: int = 100) -> None:
+        self.action_space, self._masks, self._length = action, masks, length
+        mask = MultiBinary(np.shape(masks[0]))
+        self.observation_space = Dict(seen=Box(-1, 1, (2,)), inner=Dict(action_mask=mask))
+
+    def _observation(self) -> Any:
+        mask = np.asarray(self._masks[min(self.t, len(self._masks) - 1)], np.int8)
+        return {"seen": np.zeros(2, np.float32), "inner": {"action_mask": mask}}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        self.last = np.array(action)
+        return self._observation(), 1.0, self.t >= self._length, False, {}
+
+
+class Bounded(gymnasium.Env[Any, Any]):
+    """Remembers its last action."""
+
+    observation_space = Box(-1, 1, (2,))
+
+    def __init__(self, action: Any) -> None:
+        self.action_space = action
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.last = np.array(action)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Masked-v0", Masked)  # type: ignore[arg-type]
+gymnasium.register("Bounded-v0", Bounded)  # type: ignore[arg-type]
+
+
+def simulator_of(env_id: str, num_envs: int = 1, **options: Any) -> Any:
+    names = ("rescale_actions", "clip_actions")
+    fields = {name: options.pop(name, False) for name in names}
+    spec = EnvironmentSpec(env_id, options=options, **fields)
+    simulator = make_simulator(spec, [*range(num_envs)])
+    simulator.reset()
+    return simulator
+
+
+def last_of(simulator: Any) -> Any:
+    return simulator._pools[0].envs[0].unwrapped.last
+
+
+def test_a_mask_of_combinations_makes_them_one_choice() -> None:
+    """Choice i is the i-th combination in the order of the mask's numbers, as NumPy unravels it."""
+    mask = np.ones((2, 3, 2))
+    simulator = simulator_of("Masked-v0", action=MultiDiscrete([2, 3, 2]), masks=[mask])
+    assert simulator.action_space == Discrete(12)
+    assert simulator.observation_space["action_mask"].shape == (12,)
+    for choice in range(12):
+        simulator.step(np.array([choice]))
+        np.testing.assert_array_equal(last_of(simulator), np.unravel_index(choice, (2, 3, 2)))
+
+
+def test_a_mask_of_each_number_s_values_leaves_the_space() -> None:
+    simulator = simulator_of("Masked-v0", action=MultiDiscrete([2, 3]), masks=[np.ones(5)])
+    assert simulator.action_space == MultiDiscrete([2, 3])
+
+
+@pytest.mark.parametrize(
+    ("action", "stuck"),
+    [
+        (Discrete(3), [0, 0, 0]),
+        (MultiDiscrete([2, 3]), [1, 1, 0, 0, 0]),
+        (MultiDiscrete([2, 3]), [[0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_a_mask_that_allows_nothing_ends_in_one_line(action: Any, stuck: Any) -> None:
+    simulator = simulator_of("Masked-v0", action=action, masks=[np.ones_like(stuck), stuck])
+    with pytest.raises(SimulationError, match=r"^environment 0 .*_mask that allows nothing, exp"):
+        simulator.step(np.zeros((1, *simulator.action_space.shape), np.int64))
+
+
+def test_nothing_is_allowed_after_the_end_of_an_episode() -> None:
+    masks = [[1, 1], [0, 0]]
+    simulator = simulator_of("Masked-v0", action=Discrete(2), masks=masks, length=1)
+    assert simulator.step(np.array([0])).terminated.all()
+    assert not simulator.step(np.array([0])).valid.any()
+
+
+def test_envpool_s_masks_in_info_are_observed() -> None:
+    simulator = make_simulator(EnvironmentSpec("Play2048-v1", "envpool"), [0, 1])
+    rows = simulator.reset()
+    assert simulator.observation_space["action_mask"].shape == (4,)  # type: ignore[index]
+    assert set(np.unique(rows[:, -4:])) <= {0, 1}
+    assert rows[:, -4:].any(1).all()
+
+
+@pytest.mark.parametrize(("clips", "received"), [(False, [5.0, -20, 7]), (True, [3.0, 0, 7])])
+def test_minus_one_and_one_stand_for_the_bounds(clips: bool, received: list[float]) -> None:
+    """A number without one of its bounds stays as it is."""
+    low, high = np.array([-1, 0, -np.inf]), np.array([3, 40, 9])
+    space = Box(low, high, dtype=np.float64)
+    simulator = simulator_of("Bounded-v0", action=space, rescale_actions=True, clip_actions=clips)
+    np.testing.assert_array_equal(simulator.action_space.low, [-1, -1, -np.inf])
+    np.testing.assert_array_equal(simulator.action_space.high, [1, 1, 9])
+    for action, expected in [
+        ([-1, -1, 0], [-1, 0, 0]),
+        ([1, 1, 9], [3, 40, 9]),
+        ([0, 0.5, -2], [1, 30, -2]),
+        ([2, -2, 7], received),
+    ]:
+        simulator.step(np.array([action], np.float32))
+        np.testing.assert_allclose(last_of(simulator), expected, rtol=1e-6)
+
+
+def test_bounds_of_one_are_left_alone() -> None:
+    spec = EnvironmentSpec("HalfCheetah-v4", rescale_actions=True)
+    assert spaces(spec)[1] == spaces(EnvironmentSpec("HalfCheetah-v4"))[1]
