@@ -15,7 +15,7 @@ from ppo1_lightning.errors import ConfigurationError, check_choice
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMMANDS = ("train", "tune", "evaluate", "record", "play", "export", "report")
+COMMANDS = ("train", "tune", "evaluate", "record", "play", "export", "report", "envs")
 
 
 def main() -> None:

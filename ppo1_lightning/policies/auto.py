@@ -36,4 +36,9 @@ def auto_policy(
     return CnnPolicy(observation_space, action_space, size=size_for(observation_space), **given)
 
 
+def architecture_for(observation_space: Space[Any]) -> str:
+    """Return what `auto_policy` would make, in a word or two."""
+    return f"CNN {size_for(observation_space)}" if images_of(observation_space) else "MLP"
+
+
 _OF_VECTORS = {"hidden_size", "num_layers", "normalize_observations"}

@@ -1,0 +1,191 @@
+"""``python -m ppo1_lightning envs [PATTERN]``: what can be trained here, and how it would be.
+
+With ``--check`` each is trained for two iterations, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium
+from rich.console import Console
+from rich.table import Table
+
+from ppo1_lightning import simulators
+from ppo1_lightning.commands.ids import family_of
+from ppo1_lightning.errors import RunError, check_path, nearest, one_line
+from ppo1_lightning.policies.auto import architecture_for
+from ppo1_lightning.policies.spaces import name_of
+from ppo1_lightning.runs.untrusted import printable
+from ppo1_lightning.simulators.base import EnvironmentSpec
+from ppo1_lightning.simulators.envpool import EnvPoolSimulator
+
+SECONDS = 120
+"""After which an environment that is checked is taken to hang."""
+
+SMALL = [
+    "num_envs=2",
+    "num_steps=32",
+    "algo.minibatch_size=32",
+    "total_steps=null",
+    "total_iterations=2",
+    "compile=false",
+    "env.num_threads=1",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "logger=none",
+]
+"""Of a check: two iterations that learn."""
+
+
+class Listed(NamedTuple):
+    """How an environment would be trained, or why it cannot be."""
+
+    env_id: str
+    observations: str = ""
+    actions: str = ""
+    policy: str = ""
+    preset: str = ""
+    refusal: str = ""
+
+
+class Checked(NamedTuple):
+    """What came of a check: ``trains``, ``refused`` in one line, or what must not be."""
+
+    env_id: str
+    outcome: str  # or: traceback, crash, hang
+    said: str
+    seconds: float
+
+
+def main() -> None:
+    """List, or check, the environments that match."""
+    parser = argparse.ArgumentParser(prog="python -m ppo1_lightning envs", description=__doc__)
+    parser.add_argument("pattern", nargs="?", default="*", help="part of an id, or with * and ?")
+    parser.add_argument("--check", action="store_true", help="train each for two iterations")
+    parser.add_argument("--output", help="write the table here too, as Markdown")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="checked at once")
+    arguments = parser.parse_args()
+    chosen = matching(arguments.pattern)
+    if not chosen:
+        known = [*EnvPoolSimulator.ids(), *gymnasium.registry]
+        hint = nearest(arguments.pattern, known) or ", expected part of one"
+        print(f"error: no environment's id has {arguments.pattern!r} in it{hint}", file=sys.stderr)
+        sys.exit(2)
+    if arguments.check:
+        title, rows = Checked._fields, _told(check(chosen, arguments.workers), len(chosen))
+    else:
+        title, rows = Listed._fields, [listed(env_id) for env_id in chosen]
+        _print(rows)
+    if arguments.output:
+        write(check_path("--output", arguments.output), title, rows)
+
+
+def matching(pattern: str) -> list[str]:
+    """Return the ids of EnvPool, then those that only Gymnasium has, in which a pattern occurs."""
+    glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    ours = list(EnvPoolSimulator.ids())
+    others = sorted(gymnasium.registry.keys() - set(ours))
+    return [i for i in [*ours, *others] if fnmatch.fnmatch(i.lower(), glob.lower())]
+
+
+def listed(env_id: str) -> Listed:
+    """Return how an environment would be trained; one of EnvPool's is not made for it."""
+    preset = family_of(env_id)
+    if not EnvPoolSimulator.has_id(env_id):
+        return Listed(env_id, "", "", "auto", preset)
+    try:
+        observation, action = simulators.make_adapters(EnvironmentSpec(env_id))
+        policy = architecture_for(observation.space)
+    except RunError as error:
+        return Listed(env_id, preset=preset, refusal=one_line(error))
+    return Listed(env_id, name_of(observation.space), name_of(action.native), policy, preset)
+
+
+def check(env_ids: Sequence[str], workers: int) -> Iterator[Checked]:
+    """Train each for two iterations, ``workers`` at once; yield them as they end."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ppo1_lightning.commands.train"])  # the imports, once
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        yield from pool.map(lambda env_id: _check(context, env_id), env_ids)
+
+
+def _check(context: ForkServerContext, env_id: str) -> Checked:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        process = context.Process(target=_train, args=(env_id, folder))
+        process.start()
+        process.join(SECONDS)
+        hangs = process.is_alive()
+        if hangs:
+            process.kill()
+            process.join()
+        said = Path(folder, "said.txt").read_text(errors="replace").strip().splitlines() or [""]
+    outcome, line = _outcome(process.exitcode or 0, hangs, said)
+    return Checked(env_id, outcome, printable(line), round(time.monotonic() - started, 1))
+
+
+def _outcome(status: int, hangs: bool, said: list[str]) -> tuple[str, str]:
+    if hangs:
+        return "hang", f"nothing after {SECONDS} s"
+    if status == 0:
+        return "trains", ""
+    if any(line.startswith("Traceback") for line in said):
+        return "traceback", said[-1]
+    if status < 0:
+        return "crash", signal.Signals(-status).name
+    return "refused", said[-1].removeprefix("error: ")
+
+
+def _train(env_id: str, folder: str) -> None:
+    """Be the command line, in a process of its own."""
+    from ppo1_lightning.__main__ import main as command_line
+
+    said = os.open(Path(folder, "said.txt"), os.O_WRONLY | os.O_CREAT, 0o600)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    sys.argv = ["ppo1_lightning", f"env={env_id}", *SMALL, f"hydra.run.dir={folder}/run"]
+    command_line()
+
+
+def _told(checks: Iterator[Checked], count: int) -> list[Checked]:
+    """Print each check as it ends, and how many came to what."""
+    rows: list[Checked] = []
+    for row in checks:
+        rows.append(row)
+        print(f"{len(rows)}/{count} {row.env_id}: {row.outcome} {row.said}", flush=True)
+    counts = Counter(row.outcome for row in rows)
+    print(", ".join(f"{outcome} {number}" for outcome, number in counts.most_common()))
+    return rows
+
+
+def _print(rows: Sequence[Listed]) -> None:
+    table = Table(*Listed._fields[:-1], box=None)
+    for row in rows:
+        cells = [row.env_id, row.refusal] if row.refusal else row[:-1]
+        table.add_row(*cells)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+    refused = sum(bool(row.refusal) for row in rows)
+    console.print(f"{len(rows) - refused} of {len(rows)} can be trained: env=ID")
+
+
+def write(file: Path, title: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:
+    """Write a table in Markdown."""
+    lines = [title, ["---"] * len(title), *rows]
+    cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
+    file.write_text("".join(f"| {' | '.join(line)} |\n" for line in cells), encoding="utf-8")
