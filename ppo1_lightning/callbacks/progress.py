@@ -95,5 +95,6 @@ def status(share: float, env_steps: int, metrics: dict[str, float], seconds_left
     speed = metrics.get("steps_per_second", math.nan)
     score = metrics.get("episode_return_mean", math.nan)
     left = str(timedelta(seconds=round(min(seconds_left, 1e9)))) if seconds_left >= 0 else "-"
+    length = metrics.get("episode_length_mean", math.nan)
     text = f"{100 * share:.1f} % | {env_steps:,} steps | {speed:,.0f} steps/s | return {score:,.2f}"
-    return f"{text} | ETA {left}".replace("nan", "-")
+    return f"{text} | length {length:,.0f} | ETA {left}".replace("nan", "-")

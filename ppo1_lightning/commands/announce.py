@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import shlex
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,26 @@ def interface(
     }
 
 
-def tell_what_next(folder: Path, config: DictConfig) -> None:
-    """Say where the run is, and what to do with it."""
-    if not (resume.checkpoint_folder(config, folder) / "last.ckpt").is_file():
+def tell_what_next(
+    folder: Path, config: DictConfig, returns: Sequence[float], best_score: float
+) -> None:
+    """Say what the run came to, where it is, and what to do with it.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        returns: of its last episodes.
+        best_score: of ``best.ckpt``; not finite where there is none.
+    """
+    if len(returns) > 1:
+        mean = statistics.fmean(returns)
+        half = 1.96 * statistics.stdev(returns) / math.sqrt(len(returns))
+        log.info("return %.2f ± %.2f (95 %% interval, %d episodes)", mean, half, len(returns))
+    checkpoints = resume.checkpoint_folder(config, folder)
+    if not (checkpoints / "last.ckpt").is_file():
         return
+    if math.isfinite(best_score) and (checkpoints / "best.ckpt").is_file():
+        log.info("best.ckpt: %s %.2f", config.callbacks.checkpoint.monitor, best_score)
     near = Path.cwd() in folder.absolute().parents
     place = os.path.relpath(folder) if near else str(folder)
     run = shlex.quote(f"run={place}")

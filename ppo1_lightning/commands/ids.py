@@ -14,6 +14,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from ppo1_lightning import simulators
+from ppo1_lightning.errors import RunError
 from ppo1_lightning.policies.spaces import IMAGE, parts_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
 
@@ -83,7 +84,10 @@ def family_of(env_id: str) -> str:
 
 def observes_images(env_id: str) -> bool:
     """Whether there is an image among what a policy would see."""
-    observation_space, _ = simulators.spaces(EnvironmentSpec(env_id))
+    try:
+        observation_space, _ = simulators.spaces(EnvironmentSpec(env_id))
+    except RunError:  # it may need options, which the run has; if not, the run tells it
+        return False
     return any(name.startswith(IMAGE) for name in parts_of(observation_space))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +20,7 @@ from ppo1_lightning.algorithms.entry import (
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.algorithms.plain import read_checkpoint
-from ppo1_lightning.callbacks import InitialWeights
+from ppo1_lightning.callbacks import InitialWeights, RunCheckpoint
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import keep_runs
 from ppo1_lightning.commands import ranks as launch
@@ -142,8 +143,14 @@ def fit(config: DictConfig, parts: Parts | None = None) -> float | None:
     with threads, products, exit_status_of_signals(), loggers:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if trainer.is_global_zero:
-        tell_what_next(folder, config)
+        tell_what_next(folder, config, module.episodes.returns, _best_score(trainer))
     return _objective(module, config.optimized_metric)
+
+
+def _best_score(trainer: Trainer) -> float:
+    """Return the score of ``best.ckpt``, which is not finite where there is none."""
+    kept = trainer.checkpoint_callback
+    return kept.best_score if isinstance(kept, RunCheckpoint) else -math.inf
 
 
 def _evaluation(config: DictConfig) -> Evaluation | None:

@@ -69,9 +69,14 @@ class EpisodeStatistics:
         return len(ended)
 
     @property
+    def returns(self) -> list[float]:
+        """Returns of the last episodes, the oldest first."""
+        return [episode[0] for episode in self._episodes]
+
+    @property
     def return_mean(self) -> float:
         """Mean return, NaN before an episode has ended."""
-        return _mean([episode[0] for episode in self._episodes])
+        return _mean(self.returns)
 
     @property
     def length_mean(self) -> float:

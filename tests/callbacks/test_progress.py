@@ -75,7 +75,8 @@ def test_time_left(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bar_on_a_terminal(lines: Any) -> None:
     fit(Progress(), StandIn([2.5]), StandInData(500), terminal := Terminal())
     text = terminal.getvalue()
-    assert f"{20 * '#'} 100.0 % | 5,000 steps | 1,234 steps/s | return 2.50 | ETA 0:00:00" in text
+    shown = "5,000 steps | 1,234 steps/s | return 2.50 | length - | ETA 0:00:00"
+    assert f"{20 * '#'} 100.0 % | {shown}" in text
     assert text.count("steps/s") < 50  # not once an iteration
     assert text.endswith("\n")  # the terminal is given back
     assert lines() == []
@@ -124,7 +125,7 @@ def test_no_budget_and_no_logging_set_up(lines: Any) -> None:
     progress = Progress(refresh_seconds=0)
     run = trainer(progress, enable_progress_bar=True, max_epochs=1)
     run.fit(module, data.train_dataloader())
-    assert lines()[-1] == "- % | 30 steps | 1,234 steps/s | return 0.00 | ETA -"
+    assert lines()[-1] == "- % | 30 steps | 1,234 steps/s | return 0.00 | length - | ETA -"
 
 
 def test_costs_nothing_between_updates(lines: Any, tmp_path: Path) -> None:
