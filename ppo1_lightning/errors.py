@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+from ppo1_lightning import system
 
 LARGEST = 1e30
 """Of a number that is computed with: its product with another one is still a float32."""
@@ -142,24 +143,12 @@ def check_memory(what: str, num_bytes: float) -> None:
 
     Before it is allocated: what is far too large ends in an error of the system's, or in none.
     """
-    limit = _memory()
+    limit = system.memory()
     if num_bytes > limit:
         raise ConfigurationError(
             f"{what} would need about {num_bytes / 2**30:,.0f} GB of memory, this machine has "
             f"{limit / 2**30:,.1f}: expected smaller sizes"
         )
-
-
-def _memory() -> float:
-    """Return the bytes that this process can have, infinity where the system does not say."""
-    try:
-        import resource
-
-        own, _ = resource.getrlimit(resource.RLIMIT_AS)
-        own = math.inf if own == resource.RLIM_INFINITY else own
-        return min(own, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ImportError, AttributeError, OSError, ValueError):
-        return math.inf
 
 
 def check_flag(key: str, value: object) -> bool:

@@ -16,11 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import gymnasium
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +29,6 @@ from ppo1_lightning.policies.auto import architecture_for
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.runs.untrusted import printable
 from ppo1_lightning.simulators.base import EnvironmentSpec
-from ppo1_lightning.simulators.envpool import EnvPoolSimulator
 
 SECONDS = 120
 """After which an environment that is checked is taken to hang."""
@@ -81,8 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = matching(arguments.pattern)
     if not chosen:
-        known = [*EnvPoolSimulator.ids(), *gymnasium.registry]
-        hint = nearest(arguments.pattern, known) or ", expected part of one"
+        hint = nearest(arguments.pattern, simulators.ids()) or ", expected part of one"
         print(f"error: no environment's id has {arguments.pattern!r} in it{hint}", file=sys.stderr)
         sys.exit(2)
     if arguments.check:
@@ -97,15 +93,13 @@ def main() -> None:
 def matching(pattern: str) -> list[str]:
     """Return the ids of EnvPool, then those that only Gymnasium has, in which a pattern occurs."""
     glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
-    ours = list(EnvPoolSimulator.ids())
-    others = sorted(gymnasium.registry.keys() - set(ours))
-    return [i for i in [*ours, *others] if fnmatch.fnmatch(i.lower(), glob.lower())]
+    return [i for i in simulators.ids() if fnmatch.fnmatch(i.lower(), glob.lower())]
 
 
 def listed(env_id: str) -> Listed:
     """Return how an environment would be trained; one of EnvPool's is not made for it."""
     preset = family_of(env_id)
-    if not EnvPoolSimulator.has_id(env_id):
+    if not simulators.is_envpool_s(env_id):
         return Listed(env_id, "", "", "auto", preset)
     try:
         observation, action = simulators.make_adapters(EnvironmentSpec(env_id))
@@ -117,14 +111,15 @@ def listed(env_id: str) -> Listed:
 
 def check(env_ids: Sequence[str], workers: int) -> Iterator[Checked]:
     """Train each for two iterations, ``workers`` at once; yield them as they end."""
-    context = multiprocessing.get_context("forkserver")
+    method = "spawn" if sys.platform == "win32" else "forkserver"
+    context: Any = multiprocessing.get_context(method)
     context.set_forkserver_preload(["ppo1_lightning.commands.train"])  # the imports, once
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from pool.map(lambda env_id: _check(context, env_id), env_ids)
 
 
-def _check(context: ForkServerContext, env_id: str) -> Checked:
+def _check(context: Any, env_id: str) -> Checked:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=_train, args=(env_id, folder))
@@ -153,13 +148,14 @@ def _outcome(status: int, hangs: bool, said: list[str]) -> tuple[str, str]:
 
 def _train(env_id: str, folder: str) -> None:
     """Be the command line, in a process of its own."""
-    from ppo1_lightning.__main__ import main as command_line
+    from ppo1_lightning.commands import config
+    from ppo1_lightning.commands.train import train
 
     said = os.open(Path(folder, "said.txt"), os.O_WRONLY | os.O_CREAT, 0o600)
     for stream in (1, 2):
         os.dup2(said, stream)
     sys.argv = ["ppo1_lightning", f"env={env_id}", *SMALL, f"hydra.run.dir={folder}/run"]
-    command_line()
+    config.run(train, "train")
 
 
 def _told(checks: Iterator[Checked], count: int) -> list[Checked]:

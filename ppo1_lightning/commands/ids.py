@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import gymnasium
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -63,23 +62,21 @@ class IdSource(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         env_id = config_path.removeprefix(_GROUP)
-        return config_path.startswith(_GROUP) and (":" in env_id or env_id in _known_ids())
+        return config_path.startswith(_GROUP) and (":" in env_id or env_id in simulators.ids())
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         if config_path.strip("/") != _GROUP.strip("/") or results_filter == ObjectType.GROUP:
             return []
-        return sorted(_known_ids())
+        return simulators.ids()
 
 
 def family_of(env_id: str) -> str:
     """Return the preset of ``conf/env`` that trains ``env_id``, or its kind."""
     if env_id in (own := _own_presets()):
         return own[env_id]
-    if ":" in env_id or env_id not in _envpool_ids():
+    if not simulators.is_envpool_s(env_id):
         return "gymnasium"
-    from ppo1_lightning.simulators.envpool import EnvPoolSimulator
-
-    return EnvPoolSimulator.family(env_id) or "envpool"
+    return simulators.family(env_id) or "envpool"
 
 
 def observes_images(env_id: str) -> bool:
@@ -102,13 +99,3 @@ def _own_presets() -> dict[str, str]:
         if env_id is not None:
             presets[env_id] = Path(file).stem
     return presets
-
-
-def _envpool_ids() -> set[str]:
-    from ppo1_lightning.simulators.envpool import EnvPoolSimulator
-
-    return set(EnvPoolSimulator.ids())
-
-
-def _known_ids() -> set[str]:
-    return _envpool_ids() | gymnasium.registry.keys()

@@ -37,14 +37,13 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError
 
 _TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 """Seconds that ranks have to finish and save their iteration when they are to stop."""
 
 LOOPBACK = "127.0.0.1"
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class RankError(RuntimeError):
@@ -117,7 +116,7 @@ def run_ranks(task: Callable[[DictConfig], Any], config: DictConfig, devices: in
     if multiprocessing.get_start_method() not in known:  # joblib's, which Python tells the ranks
         multiprocessing.set_start_method(known[0], force=True)
     resolved = OmegaConf.to_container(config, resolve=True)  # times are of this process
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in system.STOPS}
     try:
         with _loopback_only() as meeting_point:
             launch = LaunchConfig(
@@ -173,10 +172,11 @@ def _job_logging() -> tuple[Any, Any] | None:
 def _run_rank(task: Callable[[DictConfig], Any], config: Any, logs: tuple[Any, Any] | None) -> Any:
     """Do this rank's part of its job. It is sent SIGINT when the launcher has died."""
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    os.setsid()  # a terminal's Ctrl-C comes from the launcher, and only once
+    system.leave_terminal()  # a terminal's Ctrl-C comes from the launcher, and only once
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored after `nohup ... &`
     signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    if system.HANG_UP is not None:
+        signal.signal(system.HANG_UP, lambda *_: signal.raise_signal(signal.SIGTERM))
     cast(Any, rank_zero_only).rank = int(os.environ["RANK"])  # Lightning has looked before it was
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")

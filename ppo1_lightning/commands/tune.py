@@ -7,7 +7,6 @@ needs Optuna 2, never prunes, and counts its trials anew when it goes on with a 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import math
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ try:
 except ImportError as error:
     raise SystemExit("error: Optuna is missing: install the extra `sweep`") from error
 
+from ppo1_lightning import system
 from ppo1_lightning.callbacks.pruning import ENDED
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
@@ -85,7 +85,7 @@ def _only_process(folder: Path) -> Iterator[None]:
     """Hold the study's folder; the system lets go of it however this process ends."""
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(file.fileno())
         except BlockingIOError as error:
             raise ConfigurationError(
                 f"another process works on the study in hydra.run.dir={folder}"

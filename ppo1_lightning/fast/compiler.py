@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import functools
 import hashlib
 import logging
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ppo1_lightning import system
 from ppo1_lightning.fast import inductor, native
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
 @functools.cache
 def _compilers() -> ThreadPoolExecutor:
     """Return threads that wait for compilers, while Python goes on with the next graph."""
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compiler")
+    return ThreadPoolExecutor(len(system.cores()), "compiler")
 
 
 def _and_close(build: Callable[[], ctypes.CDLL], stack: contextlib.ExitStack) -> ctypes.CDLL:
@@ -151,7 +151,7 @@ def _one_at_a_time(package: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # no room for it, or a file system that cannot
             file = stack.enter_context(package.with_suffix(".lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            system.lock(file.fileno(), wait=True)
         yield
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ppo1_lightning import system
+
 _log = logging.getLogger(__name__)
 
 
@@ -84,9 +86,7 @@ def cache_folder() -> Path:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(root) / "ppo1_lightning"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
-        is_own = status.st_uid == os.getuid() and not status.st_mode & 0o022
-        if is_own and os.access(folder, os.W_OK):
+        if system.is_own(folder.stat()) and os.access(folder, os.W_OK):
             return folder
         return _own_folder(f"{folder} is not this user's alone")
     except (OSError, RuntimeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ from torch.func import vjp
 from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppo1_lightning import system
 from ppo1_lightning.distributed import world_size
 from ppo1_lightning.fast.graphs import ModuleCall
 from ppo1_lightning.fast.recurrence import as_an_operator
@@ -45,7 +45,7 @@ def learning_together(
 
 def second_core(parts: Sequence[object]) -> ThreadPoolExecutor | None:
     """Return a thread for the second of two parts, None where it would wait for the first."""
-    cores, several_ranks = len(os.sched_getaffinity(0)), world_size() > 1
+    cores, several_ranks = len(system.cores()), world_size() > 1
     if len(parts) < 2 or cores < 2 or several_ranks:
         return None
     if torch.get_num_threads() > 1:  # each part takes all of them

@@ -14,6 +14,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from ppo1_lightning import system
 from ppo1_lightning.distributed import all_max, world_size
 from ppo1_lightning.errors import (
     ConfigurationError,
@@ -175,7 +176,7 @@ class RunCheckpoint(Checkpoint):
 
     def _stop(self, trainer: Trainer, told: int) -> None:
         """End the run on this rank; Lightning's launcher would take a status for a failure."""
-        if told == signal.SIGUSR1 and trainer.is_global_zero:
+        if told == system.REQUEUE and trainer.is_global_zero:
             requeue_slurm_job()
         raise SystemExit(exit_status(told) if trainer.is_global_zero else 0)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
+from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError
 
 log = logging.getLogger("ppo1_lightning")
@@ -27,14 +29,12 @@ def hold(folder: Path) -> None:
     if place in _held or not place.is_dir():
         return
     try:
-        import fcntl
-
         descriptor = os.open(place, os.O_RDONLY)
-    except (ImportError, OSError) as error:  # who writes there will say why not
+    except OSError as error:  # who writes there will say why not
         log.debug("%s cannot be locked: %s", folder, error)
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(descriptor)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
@@ -51,9 +51,7 @@ def release(folder: Path) -> None:
     """Let other processes write the folder."""
     descriptor = _held.pop(folder.resolve(), None)
     if descriptor is not None:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # also of children, which have it as well
+        system.unlock(descriptor)
         os.close(descriptor)
 
 
@@ -63,5 +61,5 @@ def _forget() -> None:
         os.close(_held.popitem()[1])
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forget)

@@ -16,6 +16,8 @@ from typing import Any
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ppo1_lightning import system
+
 log = logging.getLogger("ppo1_lightning")
 
 REPEAT_SECONDS = 1.0
@@ -51,8 +53,8 @@ class StopSignals:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._catch(signal.SIGINT)
         self._catch(signal.SIGTERM)
-        if SLURMEnvironment.detect():
-            self._catch(signal.SIGUSR1)
+        if system.REQUEUE is not None and SLURMEnvironment.detect():
+            self._catch(system.REQUEUE)
 
     def release(self) -> None:
         """Give the signals back."""

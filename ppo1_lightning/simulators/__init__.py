@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import gymnasium
 from gymnasium import Space
 
 from ppo1_lightning.errors import ConfigurationError, nearest
@@ -18,11 +19,17 @@ from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, 
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.vector import VectorSimulator
 
+if TYPE_CHECKING:
+    from ppo1_lightning.simulators.envpool import EnvPoolSimulator
+
 __all__ = [
     "EnvironmentSpec",
     "RawStep",
     "Simulator",
     "Step",
+    "family",
+    "ids",
+    "is_envpool_s",
     "make_adapters",
     "make_simulator",
     "spaces",
@@ -93,14 +100,46 @@ def _candidates(spec: EnvironmentSpec) -> list[type[VectorSimulator]]:
     # import.
     only_gymnasium = bool(spec.wrappers) or ":" in spec.id
     if spec.backend == "envpool" or (spec.backend == "auto" and not only_gymnasium):
-        from ppo1_lightning.simulators.envpool import EnvPoolSimulator
-
-        candidates.append(EnvPoolSimulator)
+        found = _envpool()
+        if found is None and spec.backend == "envpool":
+            raise ConfigurationError(
+                f"environment {spec.id!r} needs EnvPool, which is not installed (it has wheels for "
+                "Linux, macOS on arm64 and Windows), expected env.backend=gymnasium"
+            )
+        candidates += [found] if found else []
     if spec.backend != "envpool":
         from ppo1_lightning.simulators.gymnasium import GymnasiumSimulator
 
         candidates.append(GymnasiumSimulator)
     return candidates
+
+
+def _envpool() -> type[EnvPoolSimulator] | None:
+    """Return EnvPool's simulator, None where EnvPool is not installed."""
+    try:
+        from ppo1_lightning.simulators.envpool import EnvPoolSimulator
+    except ImportError:
+        return None
+    return EnvPoolSimulator
+
+
+def ids() -> list[str]:
+    """Return the ids of EnvPool, then those that only Gymnasium has."""
+    found = _envpool()
+    first = list(found.ids()) if found else []
+    return [*first, *sorted(gymnasium.registry.keys() - set(first))]
+
+
+def is_envpool_s(env_id: str) -> bool:
+    """Whether EnvPool is installed and has an id."""
+    found = _envpool()
+    return found is not None and found.has_id(env_id)
+
+
+def family(env_id: str) -> str | None:
+    """Return the preset for the kind of an environment of EnvPool's, None where there is none."""
+    found = _envpool()
+    return found.family(env_id) if found else None
 
 
 def _nearest_id(env_id: str, known: Sequence[str]) -> str:

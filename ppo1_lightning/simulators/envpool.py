@@ -54,6 +54,7 @@ _POSITIVE = {
     "stack_num",
     "width",
 }
+_FAMILIES = {"envpool.atari": "atari", "envpool.mujoco.gym": "mujoco"}
 _CRASHES = {"Cig-v1", "MultiDuel-v1"}  # they wait for players that never come, and end the process
 _MASK_IN_INFO = "info:legal_action_mask"
 _FIELDS = ("reward", "done", "trunc")
@@ -77,11 +78,11 @@ class EnvPoolSimulator(VectorSimulator):
     def has_id(env_id: str) -> bool:
         return env_id in EnvPoolSimulator.ids()
 
-    @classmethod
-    def family(cls, env_id: str) -> str | None:
-        """Return ``"atari"`` or ``"mujoco"`` for an environment of these, None for others."""
+    @staticmethod
+    def family(env_id: str) -> str | None:
+        """Return the preset for an environment's kind, None where there is none."""
         module, *_ = registry.specs[env_id]
-        return {"envpool.atari": "atari", "envpool.mujoco.gym": "mujoco"}.get(module)
+        return _FAMILIES.get(module)
 
     @classmethod
     def native_spaces(

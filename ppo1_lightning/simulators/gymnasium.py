@@ -20,6 +20,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
+from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import explained
@@ -191,8 +192,7 @@ def _make_in_worker(make: Callable[[], gymnasium.Env], seed: int, run: int) -> g
         return make()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
+    system.leave_group()
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

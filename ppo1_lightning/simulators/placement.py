@@ -10,22 +10,20 @@ cores that taskset, SLURM or another rank has taken from this process.
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from ppo1_lightning import system
 
 _TASKS = Path("/proc/self/task")
 
 
 def own_cores(ranks: int = 1, rank: int = 0) -> list[int]:
     """Return the share of one of several ranks of the cores that they all may use."""
-    if not hasattr(os, "sched_getaffinity"):
-        return list(range((os.cpu_count() or 1) // ranks))
-    cores = sorted(os.sched_getaffinity(0))
+    cores = system.cores()
     count = len(cores) // ranks
     return cores[rank * count : (rank + 1) * count]
 
@@ -41,38 +39,25 @@ def started_threads() -> Iterator[list[int]]:
 def spread(threads: Sequence[int], cores: Sequence[int]) -> None:
     """Keep as many threads as there are cores on a core each."""
     for thread, core in zip(threads, cores, strict=True):
-        _move(thread, {core})
+        system.keep_on(thread, {core})
 
 
 @contextmanager
 def shared_core(worker: int) -> Iterator[None]:
     """Keep this thread and a pool's only worker on the core that this thread is on."""
-    core = _current_core()
+    core = system.current_core()
     # PyTorch's own threads would inherit the place of the one that starts them.
     if core < 0 or torch.get_num_threads() > 1:
         yield
         return
-    before = os.sched_getaffinity(0)
+    before = system.cores()
     for thread in (0, worker):
-        _move(thread, {core})
+        system.keep_on(thread, {core})
     try:
         yield
     finally:
-        _move(0, before)
+        system.keep_on(0, before)
 
 
 def _threads() -> set[int]:
     return {int(task.name) for task in _TASKS.iterdir()} if _TASKS.exists() else set()
-
-
-def _move(thread: int, cores: Collection[int]) -> None:
-    with suppress(OSError):  # not allowed here, or the thread is gone: it stays where it is
-        os.sched_setaffinity(thread, cores)
-
-
-def _current_core() -> int:
-    """Return the core that runs this thread, -1 where that cannot be known."""
-    try:
-        return ctypes.CDLL(None).sched_getcpu()
-    except (AttributeError, OSError):
-        return -1

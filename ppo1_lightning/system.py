@@ -1,0 +1,105 @@
+"""What not every operating system has, and what stands in for it.
+
+All of these are used where they are; training, evaluation, resuming and reports need none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+
+STOPS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a process to end."""
+HANG_UP: signal.Signals | None = None
+"""By which a terminal that is closed says so."""
+REQUEUE: signal.Signals | None = None
+"""By which SLURM announces the end of a job's time."""
+if sys.platform != "win32":
+    STOPS = (*STOPS, signal.SIGHUP, signal.SIGQUIT)
+    HANG_UP, REQUEUE = signal.SIGHUP, signal.SIGUSR1
+
+
+def cores() -> list[int]:
+    """Return the cores that this process may use; all of the machine where that is not known."""
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def keep_on(thread: int, cores: Collection[int]) -> None:
+    """Keep a thread on these cores, where the system can: 0 is this one."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # not allowed here, or the thread is gone: it stays where it is
+            os.sched_setaffinity(thread, cores)
+
+
+def current_core() -> int:
+    """Return the core that runs this thread, -1 where that cannot be known."""
+    try:
+        return ctypes.CDLL(None).sched_getcpu()
+    except (AttributeError, OSError, TypeError):
+        return -1
+
+
+def memory() -> float:
+    """Return the bytes that this process can have, infinity where the system does not say."""
+    if sys.platform == "win32":
+        return math.inf
+    import resource
+
+    try:
+        own, _ = resource.getrlimit(resource.RLIMIT_AS)
+        own = math.inf if own == resource.RLIM_INFINITY else own
+        return min(own, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def lock(descriptor: int, *, wait: bool = False) -> None:
+    """Lock an open file or folder (``flock``); the system lets go of it with the process.
+
+    Windows has nothing of the kind for a folder: there nothing is locked.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+        OSError: the file system has no locks.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def unlock(descriptor: int) -> None:
+    """Let go of what `lock` holds, also in children, which have it as well."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Whether a file is this user's, and nobody else may write to it.
+
+    Windows keeps a user's folders by other means.
+    """
+    if sys.platform == "win32":
+        return True
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def leave_terminal() -> None:
+    """Be no process of the terminal's any more: its Ctrl-C does not come here."""
+    if sys.platform != "win32":
+        os.setsid()
+
+
+def leave_group() -> None:
+    """Be no process of the parent's group any more: a signal to all of it does not come here."""
+    if sys.platform != "win32":
+        os.setpgid(0, 0)
