@@ -33,12 +33,15 @@ ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert"
 ATARI += ["spaceinvaders"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
-CLASSIC = ["envpool", "gymnasium", "cartpole", "acrobot", "mountaincar", "pendulum", "lunarlander"]
-CLASSIC += ["bipedalwalker"]
+CLASSIC = ["cartpole", "acrobot", "mountaincarcontinuous"]
+VECTORS = ["envpool", "gymnasium", "bipedalwalker"]
+TUNED = ["mountaincar", "pendulum", "lunarlander"]
 PRESETS = (
     dict.fromkeys(ATARI, "atari")
     | dict.fromkeys(MUJOCO, "ppo1_mujoco_vectorized")
     | dict.fromkeys(CLASSIC, "classic")
+    | dict.fromkeys(VECTORS, "vectors")
+    | {name: f"tuned/{name}" for name in TUNED}
     | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
 )
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
 from gymnasium import Space
+from gymnasium.envs.registration import registry
 
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.actions import ActionAdapter
@@ -127,7 +127,7 @@ def ids() -> list[str]:
     """Return the ids of EnvPool, then those that only Gymnasium has."""
     found = _envpool()
     first = list(found.ids()) if found else []
-    return [*first, *sorted(gymnasium.registry.keys() - set(first))]
+    return [*first, *sorted(registry.keys() - set(first))]
 
 
 def is_envpool_s(env_id: str) -> bool:

@@ -18,6 +18,7 @@ def composed(*overrides: str) -> DictConfig:
         return hydra.compose("train", [*overrides])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("env_id", "preset"),
     [
