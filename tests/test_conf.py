@@ -35,7 +35,7 @@ MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "re
 MUJOCO += ["inverteddoublependulum", "ant"]
 CLASSIC = ["cartpole", "acrobot", "mountaincarcontinuous"]
 VECTORS = ["envpool", "gymnasium", "bipedalwalker"]
-TUNED = ["mountaincar", "pendulum", "lunarlander"]
+TUNED = ["mountaincar", "pendulum", "lunarlander", "taxi"]
 PRESETS = (
     dict.fromkeys(ATARI, "atari")
     | dict.fromkeys(MUJOCO, "ppo1_mujoco_vectorized")
