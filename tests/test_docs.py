@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ppo1_lightning.__main__ import COMMANDS
 from ppo1_lightning.commands import config as cli
+from ppo1_lightning.commands import ids
 
 pytestmark = pytest.mark.heavy
 
@@ -35,7 +36,7 @@ def commands() -> list[tuple[str, str]]:
             if "everything is in" in match[0] or "error:" in match[0] or "--config-dir" in match[0]:
                 continue  # what a command printed; an example's own configs
             command, words = match[1] or "train", (match[2] or "").strip()
-            if command != "report":  # it reads its arguments itself
+            if command not in ("report", "envs"):  # they read their arguments themselves
                 found.append((CONFIGS.get(command, command), words))
     return sorted(set(found))
 
@@ -70,6 +71,7 @@ def test_command_composes(config: str, words: str) -> None:
     batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     assert "-m" in words or "experiment=" in words or len(batches) == 1
     cli.register_resolvers()
+    ids.register()
     with hydra.initialize_config_dir(str(cli.config_directory()), version_base="1.3"):
         for batch in batches:
             hydra.compose(config, batch, return_hydra_config=True)
