@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ppo1_lightning import simulators
 from ppo1_lightning.commands import ids, sweep_report
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.errors import RunError, nearest
@@ -225,7 +226,9 @@ def explain(error: BaseException, config_name: str = "train") -> str:
 def _nearest(error: BaseException, config_name: str) -> str:
     """Return ``"; did you mean 'NAME'?"`` for an option or a key that does not exist, or ``""``."""
     if isinstance(error, MissingConfigException):
-        return nearest(str(error.missing_cfg_file).rpartition("/")[2], error.options or ())
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        known = simulators.ids() if group == "env" else ()
+        return nearest(name, [*(error.options or ()), *known])
     if not isinstance(error, ConfigCompositionException):
         return ""
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
