@@ -24,6 +24,10 @@ _OF_THE_INTERFACE = {
 """What was expected, by what Python says of it."""
 
 
+class WrongRewardError(ValueError):
+    """Rewards are not one number for each environment."""
+
+
 def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Exception) -> RunError:
     """Return an error of one line for one that came out of a vector environment.
 
@@ -41,7 +45,13 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
             f"environment {env_id!r} returns an observation that is not in its space "
             f"{observation_space} ({said})"
         )
-    if frames[-1].f_code.co_filename.startswith(_GYMNASIUM) and _is_of_the_interface(error):
+    if isinstance(error, EOFError | ConnectionError | BrokenPipeError):
+        return SimulationError(
+            f"of {env_id!r} has lost its process, which was killed or ended itself",
+            environment=_index(frames),
+        )
+    by_gymnasium = frames[-1].f_code.co_filename.startswith(_GYMNASIUM)
+    if isinstance(error, WrongRewardError) or (by_gymnasium and _is_of_the_interface(error)):
         expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in str(error))
         return ConfigurationError(
             f"environment {env_id!r} does not step as Gymnasium's do: its reward, its flags or "

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
-from ppo1_lightning.simulators.failures import explained
+from ppo1_lightning.simulators.failures import WrongRewardError, explained
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 from ppo1_lightning.simulators.wrappers import refuse_running_statistics
 
@@ -127,6 +127,8 @@ class GymnasiumSimulator(VectorSimulator):
     def _receive(self, pool: int) -> tuple[Any, RawStep]:
         with self._errors_told():
             observation, reward, terminated, truncated, _ = self._waits.pop(pool)()
+            if np.ndim(reward) != 1:  # where each has a process of its own, Gymnasium takes arrays
+                raise WrongRewardError(f"rewards of the shape {np.shape(reward)}")
         return observation, (reward, terminated, truncated)
 
     @contextmanager
@@ -135,7 +137,10 @@ class GymnasiumSimulator(VectorSimulator):
         try:
             yield
         except Exception as error:
-            raise explained(self._id, self._opened(0).single_observation_space, error) from error
+            told = explained(self._id, self._pools[0].single_observation_space, error)
+            for pool in self._pools:
+                _end(pool)
+            raise told from error
 
     def _outcome(self, *fields: NDArray[Any]) -> Outcome:
         reward, terminated, truncated = fields
@@ -180,6 +185,14 @@ class GymnasiumSimulator(VectorSimulator):
         except Exception as error:  # such as a package that is not installed
             raise cls.refused(spec, error) from error
         return dict(inspect.signature(creator).parameters)
+
+
+def _end(envs: Any) -> None:
+    """Stop the processes of environments, one of which has failed, whatever they wait for."""
+    if isinstance(envs, AsyncVectorEnv):
+        for process in envs.processes:
+            process.terminate()
+        envs.closed = True
 
 
 def _make_in_worker(make: Callable[[], gymnasium.Env], seed: int, run: int) -> gymnasium.Env:

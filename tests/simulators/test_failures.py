@@ -1,0 +1,88 @@
+"""Environments that fail in their own ways end in one line, in this process and in others."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from ppo1_lightning.errors import ConfigurationError, SimulationError
+from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
+
+ZEROS = np.zeros(2, np.float32)
+
+
+class Failing(gymnasium.Env[Any, Any]):
+    """Does in its second step what it is told."""
+
+    observation_space = Box(-1, 1, (2,))
+    action_space = Discrete(2)
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return ZEROS, {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        returned: dict[str, Any] = {
+            "old step": (ZEROS, 1.0, False, {}),
+            "nothing": None,
+            "several rewards": (ZEROS, np.array([1.0, 2.0]), False, False, {}),
+            "an array": (ZEROS, np.array([1.0]), False, False, {}),
+            "a word": (ZEROS, "one", False, False, {}),
+            "another shape": (np.zeros(3, np.float32), 1.0, False, False, {}),
+        }
+        if self.t == 2 and self._how == "raise":
+            raise RuntimeError("the motor\nis hot")
+        if self.t == 2 and self._how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return returned.get(self._how if self.t == 2 else "", (ZEROS, 1.0, False, False, {}))
+
+
+gymnasium.register("Failing-v0", Failing)  # type: ignore[arg-type]
+
+FAILURES = {
+    "raise": (SimulationError, "raised RuntimeError: the motor (test_failures.py:"),
+    "old step": (ConfigurationError, "expected step to return (observation, reward, terminated,"),
+    "nothing": (ConfigurationError, "expected step to return (observation, reward, terminated,"),
+    "several rewards": (ConfigurationError, "expected a number as the reward"),
+    "an array": (ConfigurationError, "expected a number as the reward"),
+    "a word": (ConfigurationError, "expected a number as the reward"),
+    "another shape": (ConfigurationError, "not in its space Box"),
+    "killed": (SimulationError, "has lost its process"),
+}
+"""In this process; in one of its own two of them are told in other words."""
+
+ELSEWHERE = {
+    "raise": (SimulationError, "raised RuntimeError: the motor ("),
+    "another shape": (SimulationError, "could not broadcast input array"),
+}
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failure_is_one_line(how: str, mode: str) -> None:
+    if how == "killed" and mode == "sync":
+        pytest.skip("this process would be killed")
+    options = {"how": how, "vectorization_mode": mode}
+    simulator: Any = make_simulator(EnvironmentSpec("Failing-v0", options=options), [0, 1])
+    kind, message = FAILURES[how] if mode == "sync" else ELSEWHERE.get(how, FAILURES[how])
+    simulator.reset()
+    simulator.step(np.array([0, 0]))
+    with pytest.raises(kind) as caught:
+        simulator.step(np.array([0, 0]))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    processes: Any = getattr(simulator._pools[0], "processes", ())
+    for process in processes:
+        process.join(5)
+        assert not process.is_alive()
+    simulator.close()
