@@ -49,7 +49,7 @@ class Failing(gymnasium.Env[Any, Any]):
 
 gymnasium.register("Failing-v0", Failing)  # type: ignore[arg-type]
 
-FAILURES = {
+FAILURES: dict[str, tuple[type[Exception], str]] = {
     "raise": (SimulationError, "raised RuntimeError: the motor (test_failures.py:"),
     "old step": (ConfigurationError, "expected step to return (observation, reward, terminated,"),
     "nothing": (ConfigurationError, "expected step to return (observation, reward, terminated,"),
@@ -59,12 +59,14 @@ FAILURES = {
     "another shape": (ConfigurationError, "not in its space Box"),
     "killed": (SimulationError, "has lost its process"),
 }
-"""In this process; in one of its own two of them are told in other words."""
+"""In this process."""
 
-ELSEWHERE = {
+ELSEWHERE: dict[str, tuple[type[Exception], str]] = {
+    **FAILURES,
     "raise": (SimulationError, "raised RuntimeError: the motor ("),
     "another shape": (SimulationError, "could not broadcast input array"),
 }
+"""In one of its own, two of them in other words."""
 
 
 @pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
@@ -74,7 +76,7 @@ def test_a_failure_is_one_line(how: str, mode: str) -> None:
         pytest.skip("this process would be killed")
     options = {"how": how, "vectorization_mode": mode}
     simulator: Any = make_simulator(EnvironmentSpec("Failing-v0", options=options), [0, 1])
-    kind, message = FAILURES[how] if mode == "sync" else ELSEWHERE.get(how, FAILURES[how])
+    kind, message = (FAILURES if mode == "sync" else ELSEWHERE)[how]
     simulator.reset()
     simulator.step(np.array([0, 0]))
     with pytest.raises(kind) as caught:
