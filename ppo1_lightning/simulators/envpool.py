@@ -148,6 +148,8 @@ class EnvPoolSimulator(VectorSimulator):
             name[4:].replace(":", "."): i for name, i in index.items() if name[:4] == "obs:"
         }
         self._observation = index.get("obs")  # None where it is a Dict
+        if self._observation is None and not isinstance(pool.observation_space, Dict):
+            (self._observation,) = self._observed.values()  # EnvPool takes it out of a Dict of one
         if _MASK_IN_INFO in index:
             if self._observation is not None:
                 self._observed["observation"] = self._observation

@@ -117,7 +117,7 @@ def test_dict_observations_are_concatenated_in_the_given_order():
     assert step.observation.shape == (2, 13)
 
 
-FLATTENED = ["FrozenLake-v1", "Taxi-v3", "FetchReach-v4", "Jumanji/Knapsack-v1"]
+FLATTENED = ["FrozenLake-v1", "Taxi-v3", "FetchReach-v4", "Jumanji/Knapsack-v1", "SpotGetup-v1"]
 
 
 @pytest.mark.parametrize("env_id", FLATTENED)
@@ -132,10 +132,10 @@ def test_discrete_and_dict_observations_are_flattened_as_gymnasium_does(env_id):
         if t == 0:
             observation, native = simulator.reset(), pool.reset()[0]
         else:
-            is_box = isinstance(simulator.action_space, Box)
-            action = (
-                rng.normal(size=(2, 4)).astype(np.float32) if is_box else rng.integers(4, size=2)
-            )
+            space = simulator.action_space
+            is_box = isinstance(space, Box)
+            size = (2, *(space.shape or ()))
+            action = rng.normal(size=size).astype(np.float32) if is_box else rng.integers(4, size=2)
             observation, native = simulator.step(action).observation, pool.step(action)[0]
         rows = [
             {k: v[i] for k, v in native.items()} if isinstance(native, dict) else native[i]
