@@ -47,13 +47,13 @@ def own_runs(sweep: Path) -> dict[tuple[str, str], list[Run]]:
     folders = sorted((f.parents[1] for f in sweep.glob("*/csv/metrics.csv")), key=_number)
     for folder in folders:
         with (folder / "csv" / "metrics.csv").open() as file:
-            last = list(csv.DictReader(file))[-1]
+            rows = list(csv.DictReader(file))
         config: Any = OmegaConf.load(folder / ".hydra" / "resolved.yaml")
         words: Any = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
         word = next(str(w).partition("=")[2] for w in words if str(w).startswith("env="))
-        steps = int(float(last["env_steps"]))
-        seconds = steps / float(last["steps_per_second"])
-        run = Run(float(last["episode_return_mean"]), seconds, steps)
+        steps = int(float(rows[-1]["env_steps"]))
+        speed = statistics.harmonic_mean([float(row["steps_per_second"]) for row in rows])
+        run = Run(float(rows[-1]["episode_return_mean"]), steps / speed, steps)
         found[word, config.env.id].append(run)
     return found
 

@@ -33,8 +33,8 @@ ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert"
 ATARI += ["spaceinvaders"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
-CLASSIC = ["cartpole", "acrobot", "mountaincarcontinuous"]
-VECTORS = ["envpool", "gymnasium", "bipedalwalker"]
+CLASSIC = ["cartpole", "mountaincarcontinuous"]
+VECTORS = ["envpool", "gymnasium", "acrobot", "bipedalwalker"]
 TUNED = ["mountaincar", "pendulum", "lunarlander", "taxi"]
 PRESETS = (
     dict.fromkeys(ATARI, "atari")
