@@ -47,12 +47,16 @@ class Row:
     returns: list[float]
     worst: float
     is_discrete: bool
+    was_resumed: bool = False
 
     @property
     def has_improved(self) -> bool:
-        """Whether returns are better than at first, by a tenth of what they were."""
+        """Whether returns are better than at first, by a tenth of what they were.
+
+        Of a run that was resumed, whose beginning is not known, it is taken for granted.
+        """
         first, now = (m.get("episode_return_mean", math.nan) for m in (self.first, self.metrics))
-        return now > first + 0.1 * abs(first)
+        return self.was_resumed or now > first + 0.1 * abs(first)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def _is_at_its_worst(row: Row) -> bool:
 
 
 def _explains_nothing(row: Row) -> bool:
-    return row.metrics.get("explained_variance", 0.0) < 0
+    return row.metrics.get("explained_variance", 0.0) < 0 and not row.has_improved
 
 
 def _does_not_move(row: Row) -> bool:
@@ -95,7 +99,7 @@ SIGNS = {
     "episodes": Sign(
         _never_ends,
         "no episode has ended so far: give the environment a time limit, such as "
-        "env.options.max_episode_steps=1000",
+        "+env.options.max_episode_steps=1000",
     ),
     "returns": Sign(
         _is_at_its_worst,
@@ -124,7 +128,8 @@ class HealthCheck(Callback):
     """Warns of a run that looks dead: which sign, what to try, and where to read on.
 
     A sign is told once, when `ROWS` rows and a share of `SHARE` of the budget in succession show
-    it. Nothing is said of a run that was resumed before it has rows enough of its own.
+    it; that no episode has ended, at once. Of a run that was resumed only what needs no look at
+    its beginning is told.
     """
 
     def __init__(self) -> None:
@@ -134,6 +139,11 @@ class HealthCheck(Callback):
         self._seen = -1.0  # iteration of the last row
         self._since: dict[str, tuple[int, float]] = {}  # rows, and the share at the first
         self._told: set[str] = set()
+        self._was_resumed = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Note whether this is the run's beginning."""
+        self._was_resumed = pl_module.counters.iterations > 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -161,6 +171,7 @@ class HealthCheck(Callback):
             returns=returns,
             worst=self._worst,
             is_discrete=not isinstance(module.distribution, DiagonalGaussian),
+            was_resumed=self._was_resumed,
         )
 
     def _look_for(self, name: str, sign: Sign, row: Row) -> None:

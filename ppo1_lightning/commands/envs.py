@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ppo1_lightning import simulators
 from ppo1_lightning.commands.ids import family_of
-from ppo1_lightning.errors import RunError, check_path, nearest, one_line
+from ppo1_lightning.errors import RunError, nearest, one_line
 from ppo1_lightning.policies.auto import architecture_for
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.runs.untrusted import printable
@@ -76,6 +76,10 @@ def main() -> None:
     parser.add_argument("--output", help="write the table here too, as Markdown")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="checked at once")
     arguments = parser.parse_args()
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None and not output.absolute().parent.is_dir():
+        print(f"error: --output={output} is in no folder that exists", file=sys.stderr)
+        sys.exit(2)
     chosen = matching(arguments.pattern)
     if not chosen:
         hint = nearest(arguments.pattern, simulators.ids()) or ", expected part of one"
@@ -86,8 +90,8 @@ def main() -> None:
     else:
         title, rows = Listed._fields, [listed(env_id) for env_id in chosen]
         _print(rows)
-    if arguments.output:
-        write(check_path("--output", arguments.output), title, rows)
+    if output is not None:
+        write(output, title, rows)
 
 
 def matching(pattern: str) -> list[str]:
@@ -177,7 +181,9 @@ def _print(rows: Sequence[Listed]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
     refused = sum(bool(row.refusal) for row in rows)
-    console.print(f"{len(rows) - refused} of {len(rows)} can be trained: env=ID")
+    unknown = sum(not row.refusal and not row.observations for row in rows)
+    console.print(f"{len(rows) - refused - unknown} of {len(rows)} can be trained: env=ID", end="")
+    console.print(f"; {unknown} of Gymnasium's were not made to look" if unknown else "")
 
 
 def write(file: Path, title: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:

@@ -26,7 +26,8 @@ def auto_policy(
         ConfigurationError: a space or an argument that does not fit.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
-    if not images_of(observation_space):
+    images = images_of(observation_space).values()
+    if not images or any(len(image.space.shape) != 3 for image in images):
         return MlpPolicy(observation_space, action_space, **given)
     if of_vectors := given.keys() & _OF_VECTORS:
         raise ConfigurationError(

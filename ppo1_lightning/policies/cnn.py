@@ -70,7 +70,11 @@ def _pixels(image: Box) -> tuple[int, int, int]:
 
 
 def _is_channels_last(image: Box) -> bool:
-    return image.shape[-1] < image.shape[0]
+    """Tell by the two sides that are equal, if two are, or else by the fewest."""
+    first, second, third = image.shape
+    if (first == second) != (second == third):
+        return first == second
+    return third < first
 
 
 class CnnPolicy(ActorCritic):

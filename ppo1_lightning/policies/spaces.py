@@ -45,6 +45,10 @@ VECTOR, IMAGE, MASK = "vector", "image", "action_mask"
 """Names of an observation's parts; further images are ``image_2``, ``image_3``, ..."""
 
 
+class RescaledBox(Box):
+    """Actions of which -1 and 1 stand for an environment's bounds, unlike those of a plain Box."""
+
+
 class Part(NamedTuple):
     """One part of an observation."""
 
@@ -101,6 +105,9 @@ def name_of(space: Space[Any]) -> str:
 def describe(space: Space[Any]) -> dict[str, Any]:
     """Return the space as plain containers, for a checkpoint."""
     match space:
+        case RescaledBox():
+            plain = Box(space.low, space.high, dtype=np.float32)
+            return {**describe(plain), "rescaled": True}
         case Box():
             # Without the bounds: nothing depends on them, and an image has 28,224.
             return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype)}
@@ -118,6 +125,8 @@ def describe(space: Space[Any]) -> dict[str, Any]:
 def restore(description: dict[str, Any]) -> Space[Any]:
     """Return the space that `describe` wrote down (a Box comes back without its bounds)."""
     match description:
+        case {"type": "Box", "shape": shape, "rescaled": True}:
+            return RescaledBox(-np.inf, np.inf, tuple(shape), np.float32)
         case {"type": "Box", "shape": shape, "dtype": dtype}:
             low, high = (0, 255) if dtype == "uint8" else (-np.inf, np.inf)
             return Box(low, high, tuple(shape), np.dtype(dtype).type)

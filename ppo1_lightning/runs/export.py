@@ -116,10 +116,10 @@ class _Entry(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         numbers = observation.reshape(observation.shape[0], -1)
         if self.values is not None:
-            observation = numbers[:, self.columns] == self.values
+            observation = numbers[:, self.columns].long() == self.values
         elif self.divisors is not None:
             offsets = numbers[:, self.columns].long() - self.firsts
-            observation = torch.div(offsets, self.divisors, rounding_mode="floor") % 2
+            observation = offsets % (2 * self.divisors) >= self.divisors
         return observation.reshape(-1, *self._shape).to(self._dtype)
 
 

@@ -137,7 +137,7 @@ def foreign_calls(config: DictConfig, folder: Path) -> dict[str, str]:
         for key, value in _leaves(content, f"{part}."):
             if key.endswith("_target_") and not _is_known(str(value)):
                 found[key] = str(value)
-    module, colon, _ = str(config.env.get("id", "")).partition(":")
+    module, colon, _ = str(config.env.get("id", "")).rpartition(":")
     if colon and _comes_with(module.partition(".")[0], folder):
         found["env.id"] = f"the module {module} in it"
     return found

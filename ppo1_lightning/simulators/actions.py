@@ -14,11 +14,13 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.policies.spaces import name_of
+from ppo1_lightning.policies.spaces import RescaledBox, name_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
 from ppo1_lightning.simulators.entries import float_box
 
 _MOST_OUTPUTS = 2**17
+_FARTHEST = 1e6
+"""Of bounds that are meant: beyond, they stand for none."""
 
 
 class ActionAdapter:
@@ -121,7 +123,7 @@ class ActionAdapter:
         """Let -1 and 1 stand for the bounds, where there are both."""
         assert isinstance(self.space, Box)
         low, high = (bound.astype(np.float64) for bound in (self.space.low, self.space.high))
-        bounded = np.isfinite(low) & np.isfinite(high)
+        bounded = (np.abs(low) <= _FARTHEST) & (np.abs(high) <= _FARTHEST)
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         if (low == -1).all() and (high == 1).all():
             return
@@ -129,7 +131,7 @@ class ActionAdapter:
         self.offset = ((high + low) / 2).astype(np.float32)
         inner = np.where(bounded, np.float32(-1), self.space.low)
         outer = np.where(bounded, np.float32(1), self.space.high)
-        self.space = Box(inner, outer, dtype=np.float32)
+        self.space = RescaledBox(inner, outer, dtype=np.float32)
 
     def _good(self, action: NDArray[Any]) -> NDArray[np.bool_]:
         if self._counts is None:

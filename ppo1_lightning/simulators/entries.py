@@ -14,7 +14,7 @@ from ppo1_lightning.policies.spaces import IMAGE, MASK, VECTOR, name_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
 
 MOST_COLUMNS = 4096
-"""Of one-hot numbers that a leaf becomes; one with more choices is written in binary digits."""
+"""Of one-hot numbers that a leaf becomes; more choices are written in binary digits."""
 
 MOST_CODES = 32
 """Values of an integer of a Box that is taken for a code, such as what is in a cell of a grid."""
@@ -29,10 +29,10 @@ NUMBERS = Box | Discrete | MultiDiscrete | MultiBinary
 class Entry:
     """An observation, or one leaf of a Dict or Tuple.
 
-    Images stay as they are: bytes of two or three dimensions, floats of three, if they are large
-    enough. All else becomes a vector of float32: Discrete, MultiDiscrete and integers of a Box
-    that have few values one-hot, or in binary digits where those would be too many, MultiBinary 0
-    and 1.
+    Images stay as they are: bytes of three dimensions, and if they are large enough bytes of two
+    and floats of three. All else becomes a vector of float32: integers of a Box that have few
+    values (bytes, too) one-hot, unless those would be too many; Discrete and MultiDiscrete one-hot
+    or else in binary digits, MultiBinary 0 and 1.
 
     Attributes:
         key: name of the leaf, its keys with dots between, ``""`` where there is no Dict.
@@ -42,8 +42,8 @@ class Entry:
         one_hot: two int64 arrays of the converted size, None for numbers that are taken as they
             are: the i-th converted number is whether number ``one_hot[0][i]`` equals
             ``one_hot[1][i]``.
-        digits: four int64 arrays of the converted size, or None: the i-th one is the last binary
-            digit of (number ``digits[0][i]`` - ``digits[1][i]``) // ``digits[2][i]``, which has
+        digits: four int64 arrays of the converted size, or None: the i-th one is the binary digit
+            worth ``digits[2][i]`` of number ``digits[0][i]`` - ``digits[1][i]``, which has
             ``digits[3][i]`` values.
 
     Raises:
@@ -112,7 +112,9 @@ class Entry:
         elif self.digits is not None:
             columns, firsts, divisors, counts = self.digits
             offsets = numbers[:, columns].astype(np.int64) - firsts
-            out[...], good = offsets // divisors % 2, (offsets >= 0) & (offsets < counts)
+            # without a division, of which ONNX makes one of floats
+            digits = offsets % (2 * divisors) >= divisors
+            out[...], good = digits, (offsets >= 0) & (offsets < counts)
         else:
             out[...], good = numbers, (numbers == 0) | (numbers == 1)
         if not good.all():
@@ -131,7 +133,7 @@ def _choices(space: gymnasium.Space[Any]) -> list[tuple[int, int]] | None:
     if isinstance(space, MultiDiscrete):
         return list(zip(space.start.ravel().tolist(), space.nvec.ravel().tolist(), strict=True))
     if isinstance(space, Box) and np.issubdtype(space.dtype, np.integer):
-        low, high = (bound.ravel().astype(np.int64).tolist() for bound in (space.low, space.high))
+        low, high = (bound.ravel().tolist() for bound in (space.low, space.high))
         counts = [last - first + 1 for first, last in zip(low, high, strict=True)]
         if counts and 2 < max(counts) <= MOST_CODES:
             return list(zip(low, counts, strict=True))

@@ -79,9 +79,9 @@ def _line(error: Exception) -> int | None:
 
 def _index(frames: list[FrameType]) -> int:
     """Return the number of the environment, as the loop over them has it."""
-    for frame in frames:
-        if frame.f_code.co_filename.startswith(_GYMNASIUM):
-            for name in ("i", "index"):
-                if isinstance(number := frame.f_locals.get(name), int):
-                    return number
+    own = [frame for frame in frames if frame.f_code.co_filename.startswith(_GYMNASIUM)]
+    for name in ("index", "i"):  # of a process that failed, then of the loop
+        for frame in own:
+            if isinstance(number := frame.f_locals.get(name), int):
+                return number
     return 0

@@ -21,7 +21,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from ppo1_lightning import system
-from ppo1_lightning.errors import ConfigurationError, check_choice
+from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import WrongRewardError, explained
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
@@ -58,6 +58,11 @@ class GymnasiumSimulator(VectorSimulator):
             ConfigurationError: the module before the colon cannot be imported.
         """
         module, _, name = env_id.rpartition(":")
+        if module and not all(part.isidentifier() for part in module.split(".")):
+            raise ConfigurationError(
+                f"environment id {env_id!r} has no module's name before the colon, expected one "
+                "such as 'my_package.envs:MyEnv-v0'"
+            )
         if module:
             try:
                 importlib.import_module(module)
@@ -111,7 +116,7 @@ class GymnasiumSimulator(VectorSimulator):
             )
 
     def _reset(self, pool: int) -> Any:
-        with self._errors_told():
+        with self._errors_told(pool):
             observation, _ = self._opened(pool).reset(seed=self._seeds[pool])
         self._seeds[pool] = None  # later resets go on with each environment's own generator
         return observation
@@ -125,21 +130,23 @@ class GymnasiumSimulator(VectorSimulator):
             self._waits[pool] = partial(envs.step, action)
 
     def _receive(self, pool: int) -> tuple[Any, RawStep]:
-        with self._errors_told():
+        with self._errors_told(pool):
             observation, reward, terminated, truncated, _ = self._waits.pop(pool)()
             if np.ndim(reward) != 1:  # where each has a process of its own, Gymnasium takes arrays
                 raise WrongRewardError(f"rewards of the shape {np.shape(reward)}")
         return observation, (reward, terminated, truncated)
 
     @contextmanager
-    def _errors_told(self) -> Iterator[None]:
+    def _errors_told(self, pool: int) -> Iterator[None]:
         """Tell in one line what an environment did wrong, or what it raised."""
         try:
             yield
         except Exception as error:
             told = explained(self._id, self._pools[0].single_observation_space, error)
-            for pool in self._pools:
-                _end(pool)
+            if isinstance(told, SimulationError):
+                told.environment += self.pools[pool].start
+            for envs in self._pools:
+                _end(envs)
             raise told from error
 
     def _outcome(self, *fields: NDArray[Any]) -> Outcome:

@@ -53,6 +53,8 @@ class ObservationAdapter:
             name = leaf_name(path)
             if name not in chosen:
                 continue
+            if path and isinstance(leaf, Box) and 0 in leaf.shape:
+                continue  # nothing
             if path and not isinstance(leaf, NUMBERS) and spec.observation_keys is None:
                 self.left_out.append(name)
             else:
@@ -112,11 +114,12 @@ def _chosen(spec: EnvironmentSpec, space: gymnasium.Space[Any], names: list[str]
         )
     chosen: list[str] = []
     for key in keys:
-        below = [name for name in names if name == key or name.startswith(f"{key}.")]
+        key = str(key)  # a place in a Tuple is a number on the command line
+        below = [key] if key in names else [n for n in names if n.startswith(f"{key}.")]
         if not below:
             raise ConfigurationError(
                 f"observation_keys has {key!r}, which {spec.id!r} does not observe; expected some "
-                f"of {', '.join(names)}{nearest(str(key), names)}"
+                f"of {', '.join(names)}{nearest(key, names)}"
             )
         chosen += below
     if len(set(chosen)) < len(chosen):

@@ -78,6 +78,16 @@ def test_cells_are_normalised_beside_the_vector() -> None:
     torch.testing.assert_close(image, cells, atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels"),
+    [((7, 7, 20), 20), ((20, 7, 7), 20), ((7, 7, 3), 3), ((3, 7, 8), 3), ((9, 8, 3), 3)],
+)
+def test_channels_are_what_is_no_side(shape: tuple[int, ...], channels: int) -> None:
+    policy = CnnPolicy(picture(*shape), ACTIONS, size="grid")
+    first = next(m for m in policy.trunk.modules() if isinstance(m, nn.Conv2d))
+    assert first.weight.shape[1] == channels
+
+
 def test_each_of_several_images_is_seen() -> None:
     """Networks of their own: the output depends on each, and on its own convolutions."""
     space = Dict(image=picture(3, 24, 24), image_2=picture(30, 26, 1))

@@ -84,7 +84,10 @@ CASES = {
         MlpPolicy,
     ),
     "combined choices": (
-        spec(Dict(action_mask=JOINT, n=Discrete(9000)), MultiDiscrete([2, 3], start=[4, -1])),
+        spec(
+            Dict(action_mask=JOINT, n=Discrete(10**9, start=-5)),
+            MultiDiscrete([2, 3], start=[4, -1]),
+        ),
         MlpPolicy,
     ),
     "rescaled Box": (

@@ -132,9 +132,8 @@ def test_discrete_and_dict_observations_are_flattened_as_gymnasium_does(env_id):
         if t == 0:
             observation, native = simulator.reset(), pool.reset()[0]
         else:
-            space = simulator.action_space
-            is_box = isinstance(space, Box)
-            size = (2, *(space.shape or ()))
+            is_box = isinstance(simulator.action_space, Box)
+            size = (2, *(simulator.action_space.shape or ()))
             action = rng.normal(size=size).astype(np.float32) if is_box else rng.integers(4, size=2)
             observation, native = simulator.step(action).observation, pool.step(action)[0]
         rows = [

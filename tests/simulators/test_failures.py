@@ -47,6 +47,18 @@ class Failing(gymnasium.Env[Any, Any]):
         return returned.get(self._how if self.t == 2 else "", (ZEROS, 1.0, False, False, {}))
 
 
+class Late(Failing):
+    """Raises where its seed is 1."""
+
+    def __init__(self) -> None:
+        super().__init__("raise")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 1 if seed == 1 else -9
+        return ZEROS, {}
+
+
+gymnasium.register("Late-v0", Late)  # type: ignore[arg-type]
 gymnasium.register("Failing-v0", Failing)  # type: ignore[arg-type]
 
 FAILURES: dict[str, tuple[type[Exception], str]] = {
@@ -88,3 +100,18 @@ def test_a_failure_is_one_line(how: str, mode: str) -> None:
         process.join(5)
         assert not process.is_alive()
     simulator.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("options", [{}, {"vectorization_mode": "async"}])
+def test_the_environment_that_failed_is_named(options: dict[str, Any]) -> None:
+    spec = EnvironmentSpec("Late-v0", options=options, num_pools=2)
+    simulator = make_simulator(spec, [0, 0, 0, 1])
+    simulator.reset()
+    with pytest.raises(SimulationError, match=r"^environment 3 of 'Late-v0' raised RuntimeError"):
+        simulator.step(np.zeros(4, np.int64))
+
+
+def test_an_id_s_module_is_a_module_s_name() -> None:
+    with pytest.raises(ConfigurationError, match="has no module's name before the colon"):
+        make_simulator(EnvironmentSpec("json:x:Foo-v0"), [0])

@@ -10,6 +10,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 from ppo1_lightning.errors import SimulationError
+from ppo1_lightning.policies.spaces import describe, restore
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
 
 
@@ -129,6 +130,23 @@ def test_minus_one_and_one_stand_for_the_bounds(clips: bool, received: list[floa
     ]:
         simulator.step(np.array([action], np.float32))
         np.testing.assert_allclose(last_of(simulator), expected, rtol=1e-6)
+
+
+def test_bounds_that_are_hardly_meant_are_none() -> None:
+    space = Box(np.array([-1e10, -3]), np.array([1e10, 3]), dtype=np.float64)
+    simulator = simulator_of("Bounded-v0", action=space, rescale_actions=True)
+    simulator.step(np.array([[2, 1]], np.float32))
+    np.testing.assert_allclose(last_of(simulator), [2, 3])
+
+
+def test_a_rescaled_space_is_told_from_a_plain_one() -> None:
+    """A checkpoint of one must not go on as the other."""
+    described = [
+        describe(spaces(EnvironmentSpec("Pendulum-v1", rescale_actions=rescales))[1])
+        for rescales in (False, True)
+    ]
+    assert described[0] != described[1]
+    assert [describe(restore(entry)) for entry in described] == described
 
 
 def test_bounds_of_one_are_left_alone() -> None:
