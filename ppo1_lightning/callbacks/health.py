@@ -38,6 +38,7 @@ class Row:
         returns: of the last episodes.
         worst: the lowest return of all.
         is_discrete: actions are choices.
+        was_resumed: the run's beginning is not known.
     """
 
     metrics: dict[str, float]

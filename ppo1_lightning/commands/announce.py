@@ -6,11 +6,11 @@ import logging
 import math
 import os
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rich
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from ppo1_lightning.policies.spaces import name_of, parts_of
+from ppo1_lightning.policies.cnn import images_of
+from ppo1_lightning.policies.spaces import name_of
+from ppo1_lightning.rollouts.evaluation import mean_interval
 from ppo1_lightning.runs import resume
 from ppo1_lightning.runs.untrusted import foreign_calls
 from ppo1_lightning.simulators.actions import ActionAdapter
@@ -68,8 +70,8 @@ def interface(
             "what to use",
             ", ".join(observation.left_out),
         )
-    for part in parts_of(observation.space).values():
-        if len(shape := part.space.shape) == 3 and math.prod(shape) // min(shape) > LARGE_PICTURE:
+    for part in images_of(observation.space).values():
+        if math.prod(shape := part.space.shape) // min(shape) > LARGE_PICTURE:
             log.warning(
                 "the policy learns from pictures of %s as they are; most are preprocessed to about "
                 "84 x 84: env=atari does that for Atari, env.wrappers for Gymnasium's",
@@ -95,9 +97,9 @@ def tell_what_next(
         best_score: of ``best.ckpt``; not finite where there is none.
     """
     if len(returns) > 1:
-        mean = statistics.fmean(returns)
-        half = 1.96 * statistics.stdev(returns) / math.sqrt(len(returns))
-        log.info("return %.2f ± %.2f (95 %% interval, %d episodes)", mean, half, len(returns))
+        low, high = mean_interval(np.asarray(returns))
+        told = "return %.2f (95 %% interval %.2f to %.2f) of the last %d episodes"
+        log.info(told, np.mean(returns), low, high, len(returns))
     checkpoints = resume.checkpoint_folder(config, folder)
     if not (checkpoints / "last.ckpt").is_file():
         return

@@ -133,8 +133,9 @@ def _check(context: Any, env_id: str) -> Checked:
         if hangs:
             process.kill()
             process.join()
-        said = Path(folder, "said.txt").read_text(errors="replace").strip().splitlines() or [""]
-    outcome, line = _outcome(process.exitcode or 0, hangs, said)
+        text = Path(folder, "said.txt")  # it may have ended before it wrote a word
+        said = (text.read_text(errors="replace") if text.exists() else "").strip().splitlines()
+    outcome, line = _outcome(process.exitcode or 0, hangs, said or [""])
     return Checked(env_id, outcome, printable(line), round(time.monotonic() - started, 1))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
@@ -14,7 +13,7 @@ from omegaconf import OmegaConf
 
 from ppo1_lightning import simulators
 from ppo1_lightning.errors import RunError
-from ppo1_lightning.policies.spaces import IMAGE, parts_of
+from ppo1_lightning.policies.cnn import images_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
 
 _GROUP = "env/"
@@ -83,7 +82,7 @@ def observes_images(env_id: str) -> bool:
         observation_space, _ = simulators.spaces(EnvironmentSpec(env_id))
     except RunError:  # it may need options, which the run has; if not, the run tells it
         return False
-    return any(name.startswith(IMAGE) for name in parts_of(observation_space))
+    return bool(images_of(observation_space))
 
 
 @cache
@@ -95,5 +94,5 @@ def _own_presets() -> dict[str, str]:
     for file in sorted((config_directory() / "env").glob("*.yaml")):
         env_id = OmegaConf.select(OmegaConf.load(file), "env.id")
         if env_id is not None:
-            presets[env_id] = Path(file).stem
+            presets[env_id] = file.stem
     return presets

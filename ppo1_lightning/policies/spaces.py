@@ -105,12 +105,10 @@ def name_of(space: Space[Any]) -> str:
 def describe(space: Space[Any]) -> dict[str, Any]:
     """Return the space as plain containers, for a checkpoint."""
     match space:
-        case RescaledBox():
-            plain = Box(space.low, space.high, dtype=np.float32)
-            return {**describe(plain), "rescaled": True}
         case Box():
             # Without the bounds: nothing depends on them, and an image has 28,224.
-            return {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype)}
+            entry = {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype)}
+            return entry | ({"rescaled": True} if isinstance(space, RescaledBox) else {})
         case Discrete():
             return {"type": "Discrete", "n": int(space.n)}
         case MultiDiscrete():

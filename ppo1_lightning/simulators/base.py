@@ -142,9 +142,9 @@ class Simulator(ABC):
     Attributes:
         num_envs: N.
         pools: the environments of each pool, those of the first one first.
-        observation_space: of one environment: an image of uint8 or a vector of float32, Discrete
-            ones being one-hot and those of a Dict flattened; or a Dict with more than one of
-            ``vector``, ``image`` and ``action_mask``, see `spaces.parts_of`.
+        observation_space: of one environment: an image or a vector of float32 (see
+            `entries.Entry`); or a Dict with more than one of ``vector``, ``image``, ``image_2``,
+            ... and ``action_mask``, see `spaces.parts_of`.
         action_space: of one environment: Box (float32), Discrete, MultiDiscrete or MultiBinary,
             of one dimension and, where discrete, from 0.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+from gymnasium.spaces import Box, Dict, Discrete
 from torch import nn
 
 from ppo1_lightning import CnnPolicy, ConfigurationError, MlpPolicy
@@ -46,10 +46,11 @@ def test_images_get_the_largest_network_that_fits(space: Any, size: str) -> None
     assert (dist_params.shape, values.shape) == ((2, 3), (2,))
 
 
-@pytest.mark.parametrize("space", [VECTOR, Dict(vector=VECTOR, action_mask=MultiBinary(3))])
+MASKED = Dict(vector=VECTOR, action_mask=Box(0, 1, (3,), np.float32))
+
+
+@pytest.mark.parametrize("space", [VECTOR, MASKED])
 def test_vectors_get_the_normalised_mlp(space: Any) -> None:
-    if isinstance(space, Dict):
-        space = Dict(vector=VECTOR, action_mask=Box(0, 1, (3,), np.float32))
     policy = auto_policy(space, ACTIONS, hidden_size=16, num_layers=None, memory="gru")
     assert isinstance(policy, MlpPolicy)
     assert policy.arguments["hidden_size"] == 16
