@@ -2,8 +2,9 @@
 """Stable-Baselines3 with RL Zoo's values: ``python -m benchmarks.peers.zoo ENV SEED STEPS``.
 
 In the virtual environment of sb3, see `benchmarks.setup_peers`. Sizes and values are those of RL
-Zoo's ``ppo.yml`` (SB3's own where it has none); it prints the mean return of the last 100 training
-episodes.
+Zoo's ``ppo.yml``; where it has none, those of the nearest kind that it has: its MiniGrid's for all
+of MiniGrid, its commonest of MuJoCo for dm_control, its Atari's for Procgen. It prints the mean
+return of the last 100 training episodes.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 
 def linear(start: float) -> Callable[[float], float]:
@@ -94,24 +96,76 @@ VALUES: dict[str, dict[str, Any]] = {
 }
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "MiniGrid": {
+        "normalize": True,
+        "n_envs": 8,
+        "n_steps": 128,
+        "batch_size": 64,
+        "gae_lambda": 0.95,
+        "gamma": 0.99,
+        "n_epochs": 10,
+        "learning_rate": 2.5e-4,
+    },
+    "Procgen": {
+        "policy": "CnnPolicy",
+        "n_envs": 8,
+        "n_steps": 128,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "learning_rate": linear(2.5e-4),
+        "clip_range": linear(0.1),
+        "ent_coef": 0.01,
+    },
+    "dm_control": {
+        "normalize": True,
+        "n_envs": 8,
+        "n_steps": 2048,
+        "batch_size": 64,
+        "gae_lambda": 0.95,
+        "gamma": 0.99,
+        "n_epochs": 10,
+        "learning_rate": 2.5e-4,
+    },
+}
+
+
+def kind_of(env_id: str) -> str:
+    """Return the kind of one of EnvPool's ids."""
+    if env_id.startswith("MiniGrid"):
+        return "MiniGrid"
+    return "Procgen" if env_id.endswith("Easy-v0") else "dm_control"
+
+
+def make_envs(env_id: str, num_envs: int, seed: int) -> VecEnv:
+    """Return Gymnasium's environments where it has them, else EnvPool's."""
+    name = env_id.replace("Continuous-v3", "-v3") if env_id.startswith("Lunar") else env_id
+    if name in gymnasium.registry:
+        continuous = {"continuous": True} if name != env_id else {}
+        return make_vec_env(name, num_envs, env_kwargs=continuous)
+    from benchmarks.peers.sb3_envpool import EnvPoolVecEnv
+
+    return VecMonitor(EnvPoolVecEnv(env_id, num_envs, seed, without=["mission"]))
+
+
 def main() -> None:
     env_id, seed, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    options = {**VALUES.get(env_id, {})}
-    arguments = {"continuous": True} if env_id == "LunarLanderContinuous-v3" else {}
-    name = env_id.replace("Continuous-v3", "-v3")
-    envs: Any = make_vec_env(name, options.pop("n_envs", 1), env_kwargs=arguments)
+    known = VALUES.get(env_id, {}) if env_id in gymnasium.registry else KINDS[kind_of(env_id)]
+    options = {**known}
+    envs: Any = make_envs(env_id, options.pop("n_envs", 1), seed)
     if options.pop("normalize", False):
         envs = VecNormalize(envs, gamma=options.get("gamma", 0.99))
     started = time.monotonic()
-    model = PPO("MlpPolicy", envs, seed=seed, device="cpu", **options)
+    policy = options.pop("policy", "MlpPolicy")
+    model = PPO(policy, envs, seed=seed, device="cpu", **options)
     model.learn(steps)
     returns = [episode["r"] for episode in model.ep_info_buffer or ()]
     row = {
         "env": env_id,
         "seed": seed,
         "steps": steps,
-        "return": round(sum(returns) / len(returns), 2),
+        "return": round(float(sum(returns)) / len(returns), 2),
         "seconds": round(time.monotonic() - started, 1),
     }
     print(json.dumps(row), flush=True)
