@@ -28,21 +28,29 @@ from ppo1_lightning.rollouts.sizes import Sizes
 pytestmark = pytest.mark.heavy
 
 CONF = cli.config_directory()
-ANY_ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4"}
+ANY_ID = {
+    "atari": "Assault-v5",
+    "mujoco": "Pusher-v4",
+    "dm_control": "WalkerWalk-v1",
+    "minigrid": "MiniGrid-DoorKey-5x5-v0",
+    "procgen": "CoinrunEasy-v0",
+    "envpool": "CartPole-v1",
+    "gymnasium": "CartPole-v1",
+}
 ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert", "seaquest"]
 ATARI += ["spaceinvaders"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
 CLASSIC = ["cartpole", "mountaincarcontinuous"]
 VECTORS = ["envpool", "gymnasium", "acrobot", "bipedalwalker"]
-TUNED = ["mountaincar", "pendulum", "lunarlander", "taxi"]
+TUNED = ["mountaincar", "pendulum", "lunarlander", "taxi", "dm_control", "minigrid"]
 PRESETS = (
     dict.fromkeys(ATARI, "atari")
     | dict.fromkeys(MUJOCO, "ppo1_mujoco_vectorized")
     | dict.fromkeys(CLASSIC, "classic")
     | dict.fromkeys(VECTORS, "vectors")
     | {name: f"tuned/{name}" for name in TUNED}
-    | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
+    | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics", "procgen": "images"}
 )
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
 
@@ -54,8 +62,7 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def compose_env(name: str, *overrides: str) -> DictConfig:
-    needs_id = name in ("atari", "mujoco", "envpool", "gymnasium")
-    given = [f"env.id={ANY_ID.get(name, 'CartPole-v1')}"] if needs_id else []
+    given = [f"env.id={ANY_ID[name]}"] if name in ANY_ID else []
     return compose(f"env={name}", *given, *overrides)
 
 

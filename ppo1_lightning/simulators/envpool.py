@@ -54,7 +54,13 @@ _POSITIVE = {
     "stack_num",
     "width",
 }
-_FAMILIES = {"envpool.atari": "atari", "envpool.mujoco.gym": "mujoco"}
+_FAMILIES = {
+    "envpool.atari": "atari",
+    "envpool.minigrid": "minigrid",
+    "envpool.mujoco.dmc": "dm_control",
+    "envpool.mujoco.gym": "mujoco",
+    "envpool.procgen": "procgen",
+}
 _CRASHES = {"Cig-v1", "MultiDuel-v1"}  # they wait for players that never come, and end the process
 _MASK_IN_INFO = "info:legal_action_mask"
 _FIELDS = ("reward", "done", "trunc")
