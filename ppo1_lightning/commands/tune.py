@@ -66,10 +66,10 @@ def tune(config: DictConfig) -> float | None:
             storage=search.storage,
             study_name=search.study_name,
             direction=search.direction,
-            sampler=instantiate(search.sampler, _convert_="all"),
             pruner=instantiate(search.pruner, _convert_="all"),
             load_if_exists=True,
         )
+        study.sampler = _sampler(search, len(study.trials))
         _repeat_interrupted(study)
         study.optimize(
             lambda trial: fmean(_scores(trial, search, folder)),
@@ -78,6 +78,13 @@ def tune(config: DictConfig) -> float | None:
         )
     sweep_report.note(folder)
     return _save_best(study, folder / "best.yaml")
+
+
+def _sampler(search: DictConfig, trials: int) -> optuna.samplers.BaseSampler:
+    """Return the sampler; a seeded one that goes on with a study would repeat its first trials."""
+    seed = search.sampler.get("seed")
+    own = {} if seed is None else {"seed": seed + trials}
+    return instantiate(search.sampler, **own, _convert_="all")
 
 
 @contextlib.contextmanager

@@ -76,8 +76,11 @@ def test_the_training_command_searches_too(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tune, "main", command_line.main)
-    command("hparams_search=mine", "hparams_search.seeds=[1]", "total_iterations=2")
-    assert len(trials()) == 2
+    seeded = ["hparams_search=mine", "hparams_search.seeds=[1]", "+hparams_search.sampler.seed=0"]
+    for count in (1, 2):
+        command(*seeded, f"hparams_search.n_trials={count}", "total_iterations=2")
+    first, second = trials()
+    assert first.params != second.params  # a study goes on with its random numbers too
     assert Path("study/best.yaml").is_file()
 
 
