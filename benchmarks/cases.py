@@ -46,7 +46,11 @@ CASES: dict[str, list[str]] = {
 }
 """Arguments of our command line. MLPs are 2x64 tanh, Atari is Pong with the Nature network."""
 
-SYSTEMS_OF = {"trpo": ("ours", "sb3", "simulator"), "memory": ("ours", "sb3", "simulator")}
+SYSTEMS_OF = {
+    "atari": ("ours", "ours_bf16", "bare", "sb3", "sheeprl", "cleanrl", "simulator", "rollout"),
+    "trpo": ("ours", "sb3", "simulator"),
+    "memory": ("ours", "sb3", "simulator"),
+}
 """By a case's first word: the systems that have its algorithm; where it is not here, all do."""
 
 COMMON = ["trainer.accelerator=cpu", "compile=true", "total_steps=1_000_000_000"]

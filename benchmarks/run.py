@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.cases import CASES, SYSTEMS_OF
 from benchmarks.processes import ROOT, console, machine, measure, median, python, report, write_json
 
-PEERS = ("sb3", "sheeprl", "cleanrl")
+PEERS = ("sb3", "sbx", "rlox", "sheeprl", "cleanrl")
 SYSTEMS = ("ours", "ours_bf16", "bare", *PEERS, "simulator", "rollout")
 CROSS_RATIOS = [
     ("halfcheetah_8x256", "ours", "halfcheetah_1x2048", "sb3"),
