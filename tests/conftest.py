@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import matplotlib
@@ -55,6 +56,17 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.TemporaryDirectory()
         config.add_cleanup(folder.cleanup)
         os.environ["XDG_CACHE_HOME"] = folder.name
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep compiled graphs in a folder of its own, but not the headers that all begin with."""
+    from ppo1_lightning.fast import inductor
+
+    headers = inductor.precompiled_headers()
+    monkeypatch.setattr(inductor, "precompiled_headers", lambda: headers)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ppo1_lightning"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

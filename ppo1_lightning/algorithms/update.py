@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 
 _log = logging.getLogger(__name__)
-
-COMPILE_FROM_STEPS = 20_000
-"""Optimizer steps from which ``compile="auto"`` compiles: fewer do not repay the compilation."""
 
 PATHS = (True, False, "auto", "trace")
 """What ``compile`` can be."""
@@ -193,8 +189,8 @@ def choose_path(
     Args:
         module: that the loss belongs to, see `Objective`.
         compile: True for a compiled graph, ``"trace"`` for a traced one, False for neither;
-            ``"auto"`` takes a compiled one where the run is long enough to repay the compilation,
-            and falls back where a path does not work.
+            ``"auto"`` takes a compiled one where that is ready, or the run long enough to repay
+            the compilation, and falls back where a path does not work.
         optimizer_steps: of the whole run, None where only the run can tell.
         example: a minibatch ``[B, ...]`` to trace for.
         meanwhile: called with a graph's path, "traced" or "compiled", while compilers work.
@@ -206,33 +202,37 @@ def choose_path(
     if compile is False:
         return eager
     fast, why_not = _fast_path(optimizer)
-    if compile == "auto" and fast is None:
+    if fast is None:
+        _refuse_unless_auto(compile, why_not)
         _log.info("update: eager (%s)", why_not)
         return eager
-    for compiled in _graphs_to_try(compile, optimizer_steps):
-        started, update, reason = time.perf_counter(), None, why_not
-        if fast is not None:
-            objective = Objective(module, loss)
-            path = "compiled" if compiled else "traced"
-            update, reason = fast.make_update(
-                objective,
-                optimizer,
-                max_grad_norm,
-                example,
-                functools.partial(meanwhile, path),
-                compiled=compiled,
-            )
-        if update is not None:
-            seconds = time.perf_counter() - started
-            _log.info("update: %s in %.1f s", update.path, seconds)
-            return update
-        if compile != "auto":
-            raise ConfigurationError(
-                f"compile={str(compile).lower()} failed: {reason}; use compile=false"
-            )
-        _log.warning("update: %s failed: %s", "compiling" if compiled else "tracing", reason)
-    _log.info("update: eager")
-    return eager
+    started = time.perf_counter()
+    update, why_not = fast.make_update(Objective(module, loss), optimizer, max_grad_norm, example)
+    if update is None:
+        _refuse_unless_auto(compile, why_not)
+        _log.warning("update: eager, for tracing failed: %s", why_not)
+        return eager
+    device = example.observations.device
+    if compile is True or (
+        compile == "auto" and fast.worth_compiling(update, optimizer_steps, device)
+    ):
+        failed = fast.compile_update(update, example, lambda: meanwhile("compiled"))
+        if failed:
+            _refuse_unless_auto(compile, failed)
+            _log.warning("update: compiling failed: %s", failed)
+    if update.path == "traced":
+        meanwhile("traced")
+    seconds = time.perf_counter() - started
+    per_step = 1000 * update.step_seconds
+    _log.info("update: %s in %.1f s, %.2f ms a step", update.path, seconds, per_step)
+    return update
+
+
+def _refuse_unless_auto(compile: bool | str, reason: str) -> None:
+    if compile != "auto":
+        raise ConfigurationError(
+            f"compile={str(compile).lower()} failed: {reason}; use compile=false"
+        )
 
 
 def make_acting(module: PolicyModule, path: str, rollout: Rollout) -> ActingFactory | None:
@@ -281,11 +281,3 @@ def _fast_path(optimizer: torch.optim.Optimizer) -> tuple[Any, str]:
         return None, "the package's folder `fast` is missing"
     why_not = fast.unsupported(optimizer)
     return (None, f"a graph {why_not}") if why_not else (fast, "")
-
-
-def _graphs_to_try(compile: bool | str, optimizer_steps: int | None) -> list[bool]:
-    """Return whether to compile, for each graph to be tried in turn."""
-    if compile == "auto":
-        long = optimizer_steps is not None and optimizer_steps >= COMPILE_FROM_STEPS
-        return [True, False] if long else [False]
-    return [compile is True]

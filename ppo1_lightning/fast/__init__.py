@@ -1,12 +1,14 @@
-"""Everything that is only speed, behind three functions; without this folder the package works.
+"""Everything that is only speed, behind a few functions; without this folder the package works.
 
 Each returns what it can make, or None and the reason: `make_update` minibatch steps as graphs,
 `make_acting` a policy that acts as graphs, `make_surfaces` what a trust region step asks for.
+`compile_update` makes machine code of the steps, where that is `worth_compiling`.
 `ppo1_lightning.algorithms` asks them and nobody else.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning.distributed import all_max
 from ppo1_lightning.errors import one_line
-from ppo1_lightning.fast import check
+from ppo1_lightning.fast import check, native
 from ppo1_lightning.fast.acting import ActingGraphs
 from ppo1_lightning.fast.check import unsupported
 from ppo1_lightning.fast.surface import SurfaceGraphs
@@ -26,13 +28,18 @@ __all__ = [
     "ActingGraphs",
     "GraphUpdate",
     "SurfaceGraphs",
+    "compile_update",
     "make_acting",
     "make_surfaces",
     "make_update",
     "unsupported",
+    "worth_compiling",
 ]
 
 _Made = TypeVar("_Made")
+
+GAIN = 0.8
+"""Share of a traced step's time that a compiled one saves, see docs/performance.md."""
 
 
 def make_update(
@@ -40,21 +47,42 @@ def make_update(
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float | None,
     example: Sequence[Tensor],
-    meanwhile: Callable[[], None],
-    *,
-    compiled: bool,
 ) -> tuple[GraphUpdate | None, str]:
-    """Return minibatch steps as graphs, see `GraphUpdate`, or None and why not on every rank.
-
-    ``meanwhile`` is called while compilers work.
-    """
+    """Return minibatch steps as graphs, see `GraphUpdate`, or None and why not on every rank."""
 
     def make() -> GraphUpdate:
-        update = GraphUpdate(objective, optimizer, max_grad_norm, compiled=compiled)
-        update.prepare(example, meanwhile)
+        update = GraphUpdate(objective, optimizer, max_grad_norm)
+        update.prepare(example)
         return update
 
     return _on_every_rank(make, example[0].device)
+
+
+def worth_compiling(update: GraphUpdate, steps: int | None, device: torch.device) -> bool:
+    """Whether a run of so many steps (None: unknown) ends sooner compiled, told alike on all ranks.
+
+    A graph that an earlier run has compiled is taken at once. Else what the steps would take as
+    they were traced is held against what compiling took the last time on this machine.
+    """
+    seconds = (steps or 0) * update.step_seconds * GAIN
+    not_worth = seconds < native.seconds_of_compiling() and not update.is_kept()
+    return all_max(float(not_worth), device) == 0
+
+
+def compile_update(
+    update: GraphUpdate, example: Sequence[Tensor], meanwhile: Callable[[], None]
+) -> str:
+    """Compile the steps, on every rank or none; return why not, "" for done.
+
+    ``meanwhile`` is called while compilers work.
+    """
+    started, kept = time.perf_counter(), update.is_kept()
+    reason = _on_every_rank(lambda: update.compile(example, meanwhile), example[0].device)[1]
+    if reason:
+        update.go_on_traced()
+    elif not kept:
+        native.note_seconds_of_compiling(time.perf_counter() - started)
+    return reason
 
 
 def make_surfaces(

@@ -40,7 +40,7 @@ def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGra
     these; what it is compiled to is waited for when it runs."""
     constants = _constants_as_inputs(graph)
     tensors = [*examples, *constants]
-    package = native.cache_folder() / f"{_key(graph, tensors)}.zip"
+    package = _package(graph, tensors)
     library = _load(package)
     with contextlib.ExitStack() as stack:
         if library is None:
@@ -51,6 +51,15 @@ def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGra
         build = _prepare(graph, tensors, package)
         until_built = stack.pop_all()
     return CompiledGraph(_compilers().submit(_and_close, build, until_built).result, constants)
+
+
+def is_kept(graph: GraphModule, examples: Sequence[Tensor]) -> bool:
+    """Whether an earlier run has compiled this graph for tensors like these."""
+    return _package(graph, [*examples, *_constants_as_inputs(graph)]).exists()
+
+
+def _package(graph: GraphModule, tensors: Sequence[Tensor]) -> Path:
+    return native.cache_folder() / f"{_key(graph, tensors)}.zip"
 
 
 def _constants_as_inputs(graph: GraphModule) -> list[Tensor]:
@@ -159,6 +168,7 @@ def _prepare(
     graph: GraphModule, tensors: Sequence[Tensor], package: Path
 ) -> Callable[[], ctypes.CDLL]:
     """Return what compiles a graph and, where the disk has room, keeps it as ``package``."""
+    _compilers().submit(inductor.precompiled_headers)  # while Python writes the graph
     folder = tempfile.TemporaryDirectory(prefix="ppo1_lightning_")
     build = inductor.prepare_build(inductor.write_source(graph, tensors), Path(folder.name))
 
@@ -217,6 +227,6 @@ def _key(graph: GraphModule, tensors: Sequence[Tensor]) -> str:
         native.processor(),
         torch.get_num_threads(),
     )
-    entry = Path(__file__).with_name("steps.h").read_text(encoding="utf-8")
+    entry = inductor.STEPS.read_text(encoding="utf-8")
     content = code, layouts, versions, entry, inductor.options()
     return hashlib.sha256(repr(content).encode()).hexdigest()[:32]

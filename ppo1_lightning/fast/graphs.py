@@ -6,6 +6,7 @@ derivative written out and calls one operator after the other; a compiled one fu
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,11 +19,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
-from ppo1_lightning.fast.compiler import Run, compile_ahead
+from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept
 from ppo1_lightning.fast.native import own_caches
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.winograd import replace_convolutions
+
+_Bind = Callable[[Sequence[Tensor], Sequence[Tensor]], Run]
 
 
 class LayoutError(RuntimeError):
@@ -36,15 +39,17 @@ class Graph:
         function: takes tensors and returns nothing: results are written into its arguments. What
             it does must not depend on the numbers in them.
         module: that the function calls; None where it calls none.
-        compiled: compile the graph, which takes some seconds and, on the CPU, a C++ compiler.
+        compiled: compile the graph too, see `compile`.
     """
 
     def __init__(
         self, function: Callable[..., None], *, module: ModuleCall | None = None, compiled: bool
     ) -> None:
         self._function, self._module, self._compiled = function, module, compiled
-        self._layout: list[tuple[Any, ...]] | None = None
-        self._bind: Callable[[Sequence[Tensor], Sequence[Tensor]], Run] | None = None
+        self._traced: GraphModule | None = None
+        self._layout: list[tuple[Any, ...]] = []
+        self._devices: set[str] = set()
+        self._bind: _Bind | None = None
 
     def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
         """Return the graph as ``run(first, end)``, to be called under `torch.inference_mode`.
@@ -57,7 +62,10 @@ class Graph:
         """
         found = [*layout(*fixed), *((t.shape[1:], t.stride()[1:], t.dtype) for t in rows)]
         if self._bind is None:
-            self._bind, self._layout = self._make(*fixed, *(tensor[0] for tensor in rows)), found
+            self._traced = self._trace(*fixed, *(tensor[0] for tensor in rows))
+            self._layout = found
+            self._devices = {tensor.device.type for tensor in (*fixed, *rows)}
+            self._bind = self._as_machine_code() if self._compiled else self._as_traced()
         if found != self._layout:
             raise LayoutError(
                 "shapes, strides or dtypes of the minibatches, the observations or a buffer have "
@@ -65,7 +73,23 @@ class Graph:
             )
         return self._bind(fixed, rows)
 
-    def _make(self, *tensors: Tensor) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Run]:
+    def compile(self) -> Graph:
+        """Return what was traced as a compiled graph, to be bound anew; as it is before a trace.
+
+        It takes some seconds and, on the CPU, a C++ compiler, which `bind`'s result waits for.
+        """
+        other = copy.copy(self)
+        if self._traced is not None:
+            other._compiled, other._bind = True, self._as_machine_code()
+        return other
+
+    def is_kept(self) -> bool:
+        """Whether an earlier run has left this graph compiled; True before a trace."""
+        if self._traced is None:
+            return True
+        return self._devices == {"cpu"} and is_kept(*self._for_the_compiler())
+
+    def _trace(self, *tensors: Tensor) -> GraphModule:
         with torch.inference_mode(False), torch.no_grad():  # inference mode knows no derivative
             copies = [tensor.clone(memory_format=torch.preserve_format) for tensor in tensors]
             if layout(*copies) != layout(*tensors):
@@ -79,19 +103,36 @@ class Graph:
             graph.recompile()
             if self._module is not None:
                 self._module.check_constants(graph)
-            devices = {tensor.device.type for tensor in tensors}
-            if self._compiled:
-                own_caches()
-            if self._compiled and devices == {"cpu"}:
-                replace_convolutions(graph)
-                replace_products_of_a_row(graph)
-                return compile_ahead(graph, copies).bind
-        function: Callable[..., Any] = graph
-        if self._compiled:
-            function = torch.compile(graph, fullgraph=True, dynamic=False)
-        if devices == {"cuda"} and not graph.state_dict():  # constants are copied from the host
-            return CapturedGraph(function, _written(graph)).bind
-        return functools.partial(_in_python, function)
+        return graph
+
+    def _as_traced(self, function: Callable[..., Any] | None = None) -> _Bind:
+        graph = self._traced
+        assert graph is not None
+        constants = graph.state_dict()  # which are copied from the host
+        if self._devices == {"cuda"} and not constants:
+            return CapturedGraph(function or graph, _written(graph)).bind
+        return functools.partial(_in_python, function or graph)
+
+    def _as_machine_code(self) -> _Bind:
+        own_caches()
+        if self._devices == {"cpu"}:
+            with torch.inference_mode(False), torch.no_grad():
+                return compile_ahead(*self._for_the_compiler()).bind
+        assert self._traced is not None
+        return self._as_traced(torch.compile(self._traced, fullgraph=True, dynamic=False))
+
+    def _for_the_compiler(self) -> tuple[GraphModule, list[Tensor]]:
+        """Return a copy of the graph with our own operators, and tensors like its arguments."""
+        graph = copy.deepcopy(self._traced)
+        assert graph is not None
+        replace_convolutions(graph)
+        replace_products_of_a_row(graph)
+        with torch.inference_mode(False):
+            likewise = [
+                torch.empty_strided(shape, stride, dtype=dtype).zero_()
+                for shape, stride, dtype in self._layout
+            ]
+        return graph, likewise
 
     def _call(self, *tensors: Tensor) -> tuple[()]:
         self._function(*tensors)

@@ -6,9 +6,13 @@ time and which nothing here asks for: of its function only what it calls is kept
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import shlex
 import subprocess
+import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +23,17 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppo1_lightning.fast import recurrence, winograd
+from ppo1_lightning.fast import native, recurrence, winograd
 
 _C_FUNCTIONS = {**winograd.C_FUNCTIONS, **recurrence.C_FUNCTIONS}
 
 _FUNCTION = re.compile(r"^void AOTInductorModel::run_impl\(.*?^}", re.DOTALL | re.MULTILINE)
 _BEFORE_THE_MODEL = re.compile(r'^} // extern "C"$(.*?)^namespace', re.DOTALL | re.MULTILINE)
+
+STEPS = Path(__file__).with_name("steps.h")
+
+_HEADERS = f'#include <torch/csrc/inductor/cpp_prefix.h>\n#include "{STEPS}"\n'
+"""What every graph begins with."""
 
 _NOT_THERE = {
     "constants_->": "a constant of Inductor's",
@@ -74,7 +83,7 @@ def _own_entry(model: str) -> str:
             raise RuntimeError(f"the graph has {what}, which is not compiled; use compile=trace")
     ours = "".join(f"{declaration};\n" for [declaration] in _C_FUNCTIONS.values())
     return (
-        f'#include "{Path(__file__).with_name("steps.h")}"\n{declarations[1]}'
+        f'#include "{STEPS}"\n{declarations[1]}'
         f'extern "C" {{\n{ours}}}\nnamespace torch::aot_inductor {{\n{function[0]}\n}}\n'
     )
 
@@ -84,21 +93,64 @@ def prepare_build(source: str, folder: Path) -> Callable[[], Path]:
 
     What is called raises a RuntimeError where the compiler fails.
     """
-    from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
     file = folder / "graph.cpp"
     file.write_text(source, encoding="utf-8")
-    flags = CppTorchDeviceOptions(vec_isa=pick_vec_isa(), device_type="cpu", aot_mode=True)
-    builder = CppBuilder("graph", [str(file)], BuildOption=flags, output_dir=str(folder))
-    command, library = builder.get_command_line(), Path(builder.get_target_file_path())
+    command, library = _command(file, folder)
 
     def build() -> Path:
-        done = subprocess.run(shlex.split(command), capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            told = next((line for line in lines if "error" in line), lines[-1])
-            raise RuntimeError(f"{command.split()[0]} failed: {told}")
+        headers = precompiled_headers()
+        _run([*command, *(["-include", str(headers)] if headers else [])])
         return library
 
     return build
+
+
+def precompiled_headers() -> Path | None:
+    """Return PyTorch's headers and ours as the compiler has read them; None where that fails.
+
+    Reading them takes it five times as long as a graph does, so that is kept for those to come.
+    """
+    with _reading_headers, contextlib.suppress(OSError, RuntimeError):
+        cache = native.cache_folder()
+        options = _command(cache / "headers.h", cache, precompiling=True)[0]
+        content = (
+            _HEADERS,
+            STEPS.read_text(),
+            options,
+            torch.version.git_version,
+            native.processor(),
+        )
+        own = cache / f"headers-{hashlib.sha256(repr(content).encode()).hexdigest()[:32]}"
+        if not own.exists():
+            with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as name:
+                header = Path(name) / "headers.h"
+                header.write_text(_HEADERS, encoding="utf-8")
+                _run(_command(header, header.parent, precompiling=True)[0])
+                header.parent.rename(own)  # so that another process sees all of it or nothing
+        return own / "headers.h"
+    return None
+
+
+_reading_headers = threading.Lock()
+"""Threads that compile wait for the first one to have done it."""
+
+
+def _command(file: Path, folder: Path, *, precompiling: bool = False) -> tuple[list[str], Path]:
+    """Return Inductor's command for a C++ file, and what it will have made."""
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    flags = CppTorchDeviceOptions(
+        vec_isa=pick_vec_isa(), device_type="cpu", aot_mode=True, precompiling=precompiling
+    )
+    name = file.name if precompiling else file.stem
+    builder = CppBuilder(name, [str(file)], BuildOption=flags, output_dir=str(folder))
+    return shlex.split(builder.get_command_line()), Path(builder.get_target_file_path())
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        told = next((line for line in lines if "error" in line), lines[-1])
+        raise RuntimeError(f"{command[0]} failed: {told}")

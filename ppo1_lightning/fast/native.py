@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -91,6 +92,23 @@ def cache_folder() -> Path:
         return _own_folder(f"{folder} is not this user's alone")
     except (OSError, RuntimeError) as error:
         return _own_folder(str(error))
+
+
+def seconds_of_compiling() -> float:
+    """Return what compiling a run's graphs took the last time on this machine."""
+    try:
+        return float((cache_folder() / _SECONDS).read_text())
+    except (OSError, ValueError):
+        return 20.0  # as where it was measured, docs/performance.md
+
+
+def note_seconds_of_compiling(seconds: float) -> None:
+    """Keep it for the runs to come, where there is room."""
+    with contextlib.suppress(OSError):
+        (cache_folder() / _SECONDS).write_text(f"{seconds:.3f}")
+
+
+_SECONDS = "seconds_of_compiling"
 
 
 @functools.cache

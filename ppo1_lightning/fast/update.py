@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch.func import vjp
 from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.fast import check
+from ppo1_lightning.fast.flat import FlatLayout, FlatState, flat_vector
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import call_at_once, learning_together, second_core
 from ppo1_lightning.fast.reads import Reads
@@ -27,10 +29,10 @@ from ppo1_lightning.fast.steps import step_of
 from ppo1_lightning.optimizers import clip_factor
 
 
-class _FlatState(NamedTuple):
-    flat: Tensor  # all parameters, [P]
-    moments: tuple[Tensor, ...]  # of the optimizer, [P] each, see `steps.Step`
-    gradient: Tensor  # [P], where it is summed over ranks
+class _Graphs(NamedTuple):
+    gradient_steps: list[Graph]  # one a part, on one rank
+    gradients: list[Graph]  # likewise, on several: around the all-reduce
+    optimizer_step: list[Graph]
 
 
 class GraphUpdate:
@@ -46,42 +48,37 @@ class GraphUpdate:
             loss, a scalar.
         optimizer: over some of its parameters, one that `steps` knows.
         max_grad_norm: largest norm of the gradient, None for no clipping.
-        compiled: compile the graphs, see `Graph`.
 
     Attributes:
+        path: "traced", or "compiled" after `compile`.
         parts: names of the parameters that learn together.
         second_core: a thread for the second part, None where the parts take turns.
+        step_seconds: what a step took when it was tried, on this rank.
 
     Raises:
         ConfigurationError: another optimizer, or parameters that are frozen or not float32.
     """
 
     def __init__(
-        self,
-        objective: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        max_grad_norm: float | None,
-        *,
-        compiled: bool,
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None
     ) -> None:
         if why_not := check.unsupported(optimizer):
             raise ConfigurationError(f"a graph {why_not}")
         step = step_of(optimizer)
         assert step is not None
-        self.optimizer, self.compiled, self._step = optimizer, compiled, step
-        self.path = "compiled" if compiled else "traced"
-        self.max_grad_norm = max_grad_norm
+        self.optimizer, self._step, self.max_grad_norm = optimizer, step, max_grad_norm
+        self.path, self.second_core = "traced", None
         self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
         self._compare_again_at: float = self._steps_taken + check.COMPARED_AGAIN_AFTER
         self._reads, self._settings = Reads(), check.traced_settings(optimizer)
 
-    def prepare(self, example: Sequence[Tensor], meanwhile: Callable[[], None]) -> None:
-        """Trace (and compile) for minibatches like this one, whose fields are ``[B, ...]``.
+    def prepare(self, example: Sequence[Tensor]) -> None:
+        """Trace for minibatches like this one, whose fields are ``[B, ...]``.
 
         The first step is taken on copies, which leaves the run as it is, and without a collective:
-        should one rank fail, the others still are where it is. Compilers work ``meanwhile``.
+        should one rank fail, the others still are where it is.
 
         Raises:
             ConfigurationError: the graph's gradient is not the eager one, as for a policy that
@@ -93,19 +90,37 @@ class GraphUpdate:
             # The norm is that of all; a GPU has no cores to take turns.
             together = self.max_grad_norm is not None or example[0].device.type != "cpu"
             self.parts = learning_together(self._objective, example, together=together)
-            self._parameters = [self._objective.learning[n] for part in self.parts for n in part]
+            self._layout = FlatLayout(self._objective.learning, self.parts)
+            self._parameters = [self._objective.learning[name] for name in self._layout.names]
             self._state = self._flatten()
-            self._gradient_steps = self._graphs_of_parts(self._take_gradient_step)
-            self._gradients = self._graphs_of_parts(self._take_gradient)
-            self._optimizer_step = Graph(self._take_step, compiled=self.compiled)
-            self.second_core = second_core(self.parts) if self.compiled else None
-            self._check_gradient(example, meanwhile)
+            self._graphs = _Graphs(
+                self._graphs_of_parts(self._take_gradient_step),
+                self._graphs_of_parts(self._take_gradient),
+                [Graph(self._take_step, compiled=False)],
+            )
+            self.step_seconds = self._check_gradient(example)
 
-    def _flatten(self) -> _FlatState:
+    def compile(self, example: Sequence[Tensor], meanwhile: Callable[[], None]) -> None:
+        """Compile what was traced, and look again; compilers work ``meanwhile``."""
+        self._traced = self._graphs
+        self._graphs = _Graphs(*([graph.compile() for graph in kind] for kind in self._graphs))
+        self.path, self.second_core = "compiled", second_core(self.parts)
+        with check.buffers_unchanged(self._objective):
+            self.step_seconds = self._check_gradient(example, meanwhile)
+
+    def go_on_traced(self) -> None:
+        """Take back `compile`, which has failed here or on another rank."""
+        self._graphs, self.path, self.second_core = self._traced, "traced", None
+
+    def is_kept(self) -> bool:
+        """Whether an earlier run has left these graphs compiled on this machine."""
+        return all(graph.is_kept() for kind in self._graphs for graph in kind)
+
+    def _flatten(self) -> FlatState:
         """Lay parameters and moments out in flat vectors, of which they become views."""
-        flat = _flat(p.detach() for p in self._parameters)
+        flat = flat_vector(p.detach() for p in self._parameters)
         moments = self._first_moments(flat)
-        splits = map(self._split, (flat, *moments))
+        splits = map(self._layout.split, (flat, *moments))
         for parameter, *parts in zip(self._parameters, *splits, strict=True):
             values, *views = (part.view_as(parameter) for part in parts)
             parameter.data = values
@@ -115,24 +130,17 @@ class GraphUpdate:
                     view.copy_(state[name])
                 state[name] = view
             state["step"] = torch.tensor(float(self._steps_taken))
-        return _FlatState(flat, moments, torch.empty_like(flat))
+        return FlatState(flat, moments, torch.empty_like(flat))
 
     def _first_moments(self, flat: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.full_like(flat, start) for start in self._step.moments.values())
 
-    def _split(self, vector: Tensor) -> Sequence[Tensor]:
-        return vector.split([parameter.numel() for parameter in self._parameters])
-
-    def _by_part(self, vector: Tensor) -> Sequence[Tensor]:
-        named = self._objective.learning
-        return vector.split([sum(named[name].numel() for name in part) for part in self.parts])
-
     def _check_gradient(
         self, example: Sequence[Tensor], meanwhile: Callable[[], None] = lambda: None
-    ) -> None:
-        """Compare the gradient that a first step has taken with the eager one."""
+    ) -> float:
+        """Compare a step's gradient with the eager one; return the seconds of another step."""
         flat = self._state.flat
-        copies = _FlatState(flat.clone(), self._first_moments(flat), torch.empty_like(flat))
+        copies = FlatState(flat.clone(), self._first_moments(flat), torch.empty_like(flat))
         self._fixed = [tensor.clone() for tensor in self._objective.others()]
         # A long step: beside it rounding of the parameters is nothing.
         minibatches, scales = [field[None] for field in example], flat.new_tensor([[2.0**20, 1.0]])
@@ -148,10 +156,14 @@ class GraphUpdate:
         group = self.optimizer.param_groups[0]
         taken = self._step.gradient(group, flat - copies.flat, copies.moments, scales[0])
         check.compare_gradients(
-            [name for part in self.parts for name in part],
-            self._split(taken),
-            self._split(self._clipped(_flat(eager))),
+            self._layout.names,
+            self._layout.split(taken),
+            self._layout.split(self._clipped(flat_vector(eager))),
         )
+        started = time.perf_counter()
+        with torch.inference_mode():
+            take()
+        return time.perf_counter() - started
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return the context in which memory is the operator that it is in the graphs."""
@@ -197,37 +209,37 @@ class GraphUpdate:
     def _check_in_place(self) -> None:
         """Raise an error where the module's and the optimizer's tensors are not ours any more."""
         now = dict(self._objective.module.named_parameters())
-        parameters = (now[name] for part in self.parts for name in part)
+        parameters = (now[name] for name in self._layout.names)
         first, *_ = self._step.moments
-        flats, moments = map(self._split, (self._state.flat, self._state.moments[0]))
+        flats, moments = map(self._layout.split, (self._state.flat, self._state.moments[0]))
         check.refuse_replaced(parameters, self.optimizer, flats, first, moments)
 
     def _bound(
         self,
-        state: _FlatState,
+        state: FlatState,
         minibatches: Sequence[Tensor],
         scales: Tensor,
         reduce: Callable[[Tensor], Tensor],
     ) -> Callable[[], None]:
         """Return what takes the steps: one graph each, or two around the all-reduce."""
         count, parts = len(scales), range(len(self.parts))
-        flats = self._by_part(state.flat)
-        moments = list(zip(*map(self._by_part, state.moments), strict=True))
+        flats = self._layout.by_part(state.flat)
+        moments = list(zip(*map(self._layout.by_part, state.moments), strict=True))
         if world_size() == 1:
             rows = (*minibatches, scales)
             steps = [
                 graph.bind((*flats, *moments[i], *self._fixed), rows)
-                for i, graph in enumerate(self._gradient_steps)
+                for i, graph in enumerate(self._graphs.gradient_steps)
             ]
             calls = [functools.partial(step, 0, count) for step in steps]
             return functools.partial(call_at_once, calls, self.second_core)
-        gradient, gradients = state.gradient, self._by_part(state.gradient)
+        gradient, gradients = state.gradient, self._layout.by_part(state.gradient)
         gradient_steps = [
-            self._gradients[i].bind((*flats, gradients[i], *self._fixed), minibatches)
+            self._graphs.gradients[i].bind((*flats, gradients[i], *self._fixed), minibatches)
             for i in parts
         ]
         everything = (state.flat, *state.moments, gradient)
-        optimizer_step = self._optimizer_step.bind(everything, [scales])
+        optimizer_step = self._graphs.optimizer_step[0].bind(everything, [scales])
 
         def take() -> None:
             for k in range(count):
@@ -248,7 +260,7 @@ class GraphUpdate:
 
     def _graphs_of_parts(self, function: Callable[..., None]) -> list[Graph]:
         functions = [functools.partial(function, i) for i in range(len(self.parts))]
-        return [Graph(f, module=self._objective, compiled=self.compiled) for f in functions]
+        return [Graph(f, module=self._objective, compiled=False) for f in functions]
 
     def _take_gradient_step(self, part: int, *tensors: Tensor) -> None:
         count, kept = len(self.parts), len(self._step.moments)
@@ -268,22 +280,12 @@ class GraphUpdate:
         others, minibatch = batch[:count], batch[count:]
 
         def loss_of(flat: Tensor) -> Tensor:
-            views = self._views([*flats[:part], flat, *flats[part + 1 :]])
+            views = self._layout.views([*flats[:part], flat, *flats[part + 1 :]])
             return self._objective(views, others, *minibatch)
 
         # Not `grad`: it starts from the loss, and a part's graph is to be free of the other part.
         pull_back = vjp(loss_of, flats[part])[1]
         return pull_back(flats[part].new_ones(()))[0]
-
-    def _views(self, flats: Sequence[Tensor]) -> list[Tensor]:
-        """Return the parameters, in the module's order, as views of the parts' flat vectors."""
-        shapes, views = self._objective.learning, {}
-        for names, flat in zip(self.parts, flats, strict=True):
-            pieces = flat.split([shapes[name].numel() for name in names])
-            views |= {
-                name: piece.view_as(shapes[name]) for name, piece in zip(names, pieces, strict=True)
-            }
-        return [views[name] for name in shapes]
 
     def _take_step(self, *tensors: Tensor) -> None:
         flat, *moments, gradient, scale = tensors
@@ -294,7 +296,3 @@ class GraphUpdate:
         if self.max_grad_norm is None:
             return gradient
         return gradient * clip_factor([gradient], self.max_grad_norm)
-
-
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([t.flatten() for t in tensors])

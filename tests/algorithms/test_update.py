@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from gymnasium.spaces import Box, Discrete
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
-from ppo1_lightning.algorithms.update import COMPILE_FROM_STEPS, EagerUpdate, choose_path
+from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule, fast
+from ppo1_lightning.algorithms.update import EagerUpdate, choose_path
+from ppo1_lightning.fast import native
 from ppo1_lightning.fast.update import GraphUpdate
 from ppo1_lightning.optimizers import TensorFlowAdam
 from ppo1_lightning.policies import PolicyFactory
@@ -24,7 +26,7 @@ from ppo1_lightning.rollouts.segment import Minibatch
 pytestmark = pytest.mark.heavy
 
 OBSERVATIONS, ACTIONS = Box(-1, 1, (6,)), Discrete(3)
-LONG, SHORT = COMPILE_FROM_STEPS, COMPILE_FROM_STEPS - 1
+LONG, SHORT = 10**9, 1  # days of steps, and less than a second
 
 # Optimizer and max_grad_norm; gradients are longer than 0.05.
 CASES = {"torch": (torch.optim.Adam, None), "tensorflow": (TensorFlowAdam, 0.05)}
@@ -132,7 +134,7 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 def test_graphs_take_the_eager_steps(case: str, path: str):
     eager, graph = Run(case), Run(case)
     assert isinstance(eager.take("eager"), EagerUpdate)
-    assert graph.take(path).compiled == (path == "compiled")
+    assert graph.take(path).path == path
     start = eager.parameters()
     assert torch.equal(graph.parameters(), start)  # making the graph is no step
     ours, theirs = graph.steps(range(20)), eager.steps(range(20))
@@ -366,34 +368,56 @@ def test_max_grad_norm():
 @pytest.fixture
 def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for the compiler where only the choice matters."""
-    monkeypatch.setattr(GraphUpdate, "prepare", lambda *example: None)
+
+    def compile(update: Any, *_: Any) -> None:
+        update.path = "compiled"
+
+    monkeypatch.setattr(GraphUpdate, "compile", compile)
+    monkeypatch.setattr(GraphUpdate, "is_kept", lambda update: False)
+    monkeypatch.setattr(fast.native, "note_seconds_of_compiling", lambda seconds: None)
 
 
 @pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize(
-    ("path", "optimizer_steps", "compiled", "said"),
+    ("path", "optimizer_steps", "taken"),
     [
-        ("auto", SHORT, False, "traced in"),
-        ("auto", LONG, True, "compiled in"),
-        ("auto", None, False, "traced in"),
-        ("traced", LONG, False, "traced in"),
-        ("compiled", 1, True, "compiled in"),
-        ("eager", LONG, None, None),
+        ("auto", SHORT, "traced"),
+        ("auto", LONG, "compiled"),
+        ("auto", None, "traced"),
+        ("traced", LONG, "traced"),
+        ("compiled", SHORT, "compiled"),
+        ("eager", LONG, "eager"),
     ],
 )
 def test_choice(
-    path: str,
-    optimizer_steps: int | None,
-    compiled: bool | None,
-    said: str | None,
-    caplog: pytest.LogCaptureFixture,
+    path: str, optimizer_steps: int | None, taken: str, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.INFO)
-    update = Run("torch").take(path, optimizer_steps)
-    assert getattr(update, "compiled", None) is compiled
+    assert Run("torch").take(path, optimizer_steps).path == taken
     messages = [record.getMessage() for record in caplog.records if "ppo1" in record.name]
-    assert len(messages) == (said is not None)
-    assert all(said is not None and said in message for message in messages)
+    said = rf"update: {taken} in \d+\.\d s, \d+\.\d\d ms a step"
+    assert len(messages) == (taken != "eager")
+    assert all(re.fullmatch(said, message) for message in messages)
+
+
+@pytest.mark.usefixtures("no_compiling")
+def test_the_last_compilation_on_this_machine_decides(monkeypatch: pytest.MonkeyPatch):
+    update = Run("torch").take("traced")
+    update.step_seconds = 0.001  # a compiled one saves 0.8 ms
+    device = torch.device("cpu")
+    for seconds, steps, worth in ((10, 12_000, False), (9, 12_000, True), (9, 11_000, False)):
+        monkeypatch.setattr(fast.native, "seconds_of_compiling", lambda s=seconds: s)
+        assert fast.worth_compiling(update, steps, device) is worth
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_an_earlier_run_has_compiled_is_taken_at_once():
+    assert native.seconds_of_compiling() == 20
+    assert Run("torch").take("auto", SHORT).path == "traced"
+    assert Run("torch").take("compiled").path == "compiled"
+    assert native.seconds_of_compiling() != 20
+    assert Run("torch").take("auto", SHORT).path == "compiled"
+    assert Run("tensorflow").take("auto", SHORT).path == "traced"  # another graph
 
 
 def unsupported_optimizers(policy: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -447,11 +471,9 @@ def test_a_run_that_cannot_be_compiled_is_the_eager_run(caplog: pytest.LogCaptur
     eager, failed = Run("tensorflow", Untraceable), Run("tensorflow", Untraceable)
     eager.take("eager")
     assert isinstance(failed.take("auto"), EagerUpdate)
-    records = warnings_in(caplog)
-    starts = ["update: compiling failed: ", "update: tracing failed: "]
-    for record, start in zip(records, starts, strict=True):
-        assert record.getMessage().startswith(start)
-        assert "\n" not in record.getMessage()
+    (record,) = warnings_in(caplog)
+    assert record.getMessage().startswith("update: eager, for tracing failed: ")
+    assert "\n" not in record.getMessage()
     for steps in (range(5), range(5, 10)):
         assert_same(failed.steps(steps), eager.steps(steps))
         # Saving must not disturb the run either.
@@ -557,8 +579,12 @@ def test_a_parameter_that_is_frozen_later_is_noticed():
 def test_without_a_compiler(caplog: pytest.LogCaptureFixture):
     missing = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
     with inductor.patch(missing):
-        assert not Run("torch", Linear).take("auto").compiled
+        run = Run("torch", Linear)
+        assert run.take("auto").path == "traced"
     (record,) = warnings_in(caplog)
     assert record.getMessage().startswith("update: compiling failed: ")
     assert "C++ compiler" in record.getMessage()
     assert "\n" not in record.getMessage()
+    eager = Run("torch", Linear)
+    eager.take("eager")
+    assert_same(run.steps(range(3)), eager.steps(range(3)))

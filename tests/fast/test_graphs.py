@@ -32,17 +32,13 @@ both_ways = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "ppo1_lightning"
-
-
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return `descend` for three numbers as the compiler makes it, below the name it is kept by."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        headers = inductor.precompiled_headers()
+        patch.setattr(inductor, "precompiled_headers", lambda: headers)
         patch.setenv("XDG_CACHE_HOME", str(folder))
         run_once(Graph(descend, compiled=True), torch.zeros(3), torch.zeros(()), torch.ones(3))
     (made,) = (folder / "ppo1_lightning").glob("*.zip")
@@ -148,6 +144,22 @@ def test_compiled_graphs_are_found_on_disk(
     with pytest.raises(AssertionError, match="compiled again"):  # and so is another function
         run_once(Graph(lambda x: x.add_(1), compiled=True), again)
     assert [file.name for file in own_cache.glob("*.zip")] == [package.name]
+
+
+@pytest.mark.heavy
+@torch.inference_mode()
+def test_headers_that_are_damaged_are_done_without(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    headers = inductor.precompiled_headers()
+    assert headers is not None
+    own_cache.mkdir(mode=0o700)
+    copied = shutil.copy(headers, own_cache)
+    (own_cache / "headers.h.gch").write_bytes(b"gpch?")
+    monkeypatch.setattr(inductor, "precompiled_headers", lambda: copied)
+    x = torch.zeros(2)
+    run_once(Graph(lambda x: x.add_(3), compiled=True), x)
+    assert x.tolist() == [3, 3]
 
 
 @pytest.mark.heavy
