@@ -53,5 +53,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	rm -f $@
-	$(PIP) --editable ".[dev,docs,sweep,video,play,export,report,wandb,mlflow,comet]"
+	$(PIP) --editable ".[dev,docs,sweep,video,play,atari,export,report,wandb,mlflow,comet]"
 	touch $@

@@ -14,7 +14,13 @@ from ppo1_lightning.commands import config as cli
 
 pytestmark = pytest.mark.heavy
 
-ID = {"atari": "Assault-v5", "mujoco": "Pusher-v4", "envpool": "LunarLanderContinuous-v3"}
+ID = {
+    "atari": "Assault-v5",
+    "atari_gymnasium": "ALE/Pong-v5",
+    "mujoco": "Pusher-v4",
+    "envpool": "LunarLanderContinuous-v3",
+    "gymnasium": "CartPole-v1",
+}
 NAMES = sorted(file.stem for file in (cli.config_directory() / "env").glob("*.yaml"))
 TINY = ["debug=default", "total_iterations=2", "num_steps=16", "logger=csv"]
 
@@ -33,8 +39,10 @@ EACH_TIME = ("gymnasium", "halfcheetah", "pong")
 )
 def test_two_iterations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"env={name}", *TINY, f"hydra.run.dir={tmp_path}", "trainer.accelerator=cpu"]
-    if name in ("atari", "mujoco", "envpool", "gymnasium"):
-        words.append(f"env.id={ID.get(name, 'CartPole-v1')}")
+    if name in ID:
+        words.append(f"env.id={ID[name]}")
+    if name == "atari_gymnasium":
+        pytest.importorskip("ale_py")
     monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words])
     command_line.main()
     with (tmp_path / "csv" / "metrics.csv").open() as file:

@@ -74,7 +74,8 @@ def interface(
         if math.prod(shape := part.space.shape) // min(shape) > LARGE_PICTURE:
             log.warning(
                 "the policy learns from pictures of %s as they are; most are preprocessed to about "
-                "84 x 84: env=atari does that for Atari, env.wrappers for Gymnasium's",
+                "84 x 84: env=atari and env=atari_gymnasium do that for Atari, env.wrappers for "
+                "Gymnasium's others",
                 " x ".join(map(str, shape)),
             )
     scaled = "" if action.factor is None else ", -1 and 1 stand for its bounds"

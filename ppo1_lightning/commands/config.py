@@ -227,8 +227,10 @@ def _nearest(error: BaseException, config_name: str) -> str:
     """Return ``"; did you mean 'NAME'?"`` for an option or a key that does not exist, or ``""``."""
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).partition("/")
-        known = simulators.ids() if group == "env" else ()
-        return nearest(name, [*(error.options or ()), *known])
+        presets = error.options or ()
+        if group == "env":
+            return simulators.nearest_id(name, [*presets, *simulators.ids()])
+        return nearest(name, presets)
     if not isinstance(error, ConfigCompositionException):
         return ""
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):

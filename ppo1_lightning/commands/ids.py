@@ -15,6 +15,7 @@ from ppo1_lightning import simulators
 from ppo1_lightning.errors import RunError
 from ppo1_lightning.policies.cnn import images_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
+from ppo1_lightning.simulators.registered import is_atari
 
 _GROUP = "env/"
 
@@ -61,7 +62,9 @@ class IdSource(ConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         env_id = config_path.removeprefix(_GROUP)
-        return config_path.startswith(_GROUP) and (":" in env_id or env_id in simulators.ids())
+        if not config_path.startswith(_GROUP):
+            return False
+        return ":" in env_id or is_atari(env_id) or env_id in simulators.ids()
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return []  # there are too many for Hydra's help
@@ -71,9 +74,8 @@ def family_of(env_id: str) -> str:
     """Return the preset of ``conf/env`` that trains ``env_id``, or its kind."""
     if env_id in (own := _own_presets()):
         return own[env_id]
-    if not simulators.is_envpool_s(env_id):
-        return "gymnasium"
-    return simulators.family(env_id) or "envpool"
+    kind = "envpool" if simulators.is_envpool_s(env_id) else "gymnasium"
+    return simulators.family(env_id) or kind
 
 
 def observes_images(env_id: str) -> bool:

@@ -56,6 +56,8 @@ OURS = {
     "TensorFlowRMSprop",
     "ObserveOnly",
     "ActionMaskFromInfo",
+    "ContinuedGame",
+    "SignReward",
 }
 """Of this package, what a config builds."""
 

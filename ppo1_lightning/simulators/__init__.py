@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gymnasium import Space
-from gymnasium.envs.registration import registry
 
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 from ppo1_lightning.simulators.observations import ObservationAdapter
+from ppo1_lightning.simulators.registered import is_atari, registered
 from ppo1_lightning.simulators.vector import VectorSimulator
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "is_envpool_s",
     "make_adapters",
     "make_simulator",
+    "nearest_id",
     "spaces",
 ]
 
@@ -89,7 +90,7 @@ def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:
             return candidate
     known = [env_id for candidate in candidates for env_id in candidate.ids()]
     libraries = " and ".join(candidate.library for candidate in candidates)
-    hint = _nearest_id(spec.id, known) or ", expected one such as 'CartPole-v1' or 'Pong-v5'"
+    hint = nearest_id(spec.id, known) or ", expected one such as 'CartPole-v1' or 'Pong-v5'"
     raise ConfigurationError(f"environment id {spec.id!r} is unknown to {libraries}{hint}")
 
 
@@ -127,7 +128,7 @@ def ids() -> list[str]:
     """Return the ids of EnvPool, then those that only Gymnasium has."""
     found = _envpool()
     first = list(found.ids()) if found else []
-    return [*first, *sorted(registry.keys() - set(first))]
+    return [*first, *sorted(set(registered()) - set(first))]
 
 
 def is_envpool_s(env_id: str) -> bool:
@@ -137,18 +138,25 @@ def is_envpool_s(env_id: str) -> bool:
 
 
 def family(env_id: str) -> str | None:
-    """Return the preset for the kind of an environment of EnvPool's, None where there is none."""
+    """Return the preset for the kind of an environment, None where there is none."""
+    if is_atari(env_id):
+        return "atari_gymnasium"
     found = _envpool()
-    return found.family(env_id) if found else None
+    return found.family(env_id) if found and found.has_id(env_id) else None
 
 
-def _nearest_id(env_id: str, known: Sequence[str]) -> str:
-    """Return the hint for an unknown id; Gym's older Atari names lead to EnvPool's."""
-    plain = re.sub(r"^ALE/|^.*:|(-ram)?(NoFrameskip|Deterministic)?(?=-v\d+$)", "", env_id)
-    name = _without_version(plain)
-    versions = [choice for choice in known if _without_version(choice) == name]
-    return nearest(plain, versions or known)
+def nearest_id(env_id: str, known: Sequence[str]) -> str:
+    """Return the hint for an unknown id; Gym's older Atari names lead to today's."""
+    name = _game(env_id)
+    if versions := [choice for choice in known if _game(choice) == name]:
+        return nearest(f"{name}-v0", versions)
+    if others := [choice for choice in ids() if _game(choice) == name]:
+        library = "EnvPool" if is_envpool_s(others[0]) else "Gymnasium"
+        return f"; {library} has {others[0]!r}"
+    return nearest(env_id, known)
 
 
-def _without_version(env_id: str) -> str:
-    return re.sub(r"-v\d+$", "", env_id).lower()
+def _game(env_id: str) -> str:
+    """Return an id's name, without module, version, and what Atari's had before and behind it."""
+    pattern = r"^(.*:)?(ALE/)?|(-ram)?(NoFrameskip|Deterministic)?-v\d+$"
+    return re.sub(pattern, "", env_id).lower()

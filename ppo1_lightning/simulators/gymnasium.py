@@ -24,8 +24,13 @@ from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import WrongRewardError, explained
+from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
-from ppo1_lightning.simulators.wrappers import refuse_running_statistics
+from ppo1_lightning.simulators.wrappers import (
+    GAME_OVER,
+    RAW_REWARD,
+    refuse_running_statistics,
+)
 
 _VECTOR_ENVS: dict[str, Callable[..., Any]] = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
 _MAKE_ARGUMENTS = {"disable_env_checker", "max_episode_steps", "render_mode"}
@@ -48,14 +53,14 @@ class GymnasiumSimulator(VectorSimulator):
 
     @staticmethod
     def ids() -> Collection[str]:
-        return gymnasium.registry.keys()
+        return registered()
 
     @staticmethod
     def has_id(env_id: str) -> bool:
         """Tell whether ``env_id`` is registered, after importing the module it may begin with.
 
         Raises:
-            ConfigurationError: the module before the colon cannot be imported.
+            ConfigurationError: that module, or ``ale_py`` for one of its ids, cannot be imported.
         """
         module, _, name = env_id.rpartition(":")
         if module and not all(part.isidentifier() for part in module.split(".")):
@@ -71,7 +76,8 @@ class GymnasiumSimulator(VectorSimulator):
                     f"module {module!r} of the environment id {env_id!r} cannot be imported "
                     f"({error}), expected one on Python's path that registers its environments"
                 ) from error
-        return name in gymnasium.registry
+            return name in gymnasium.registry
+        return is_registered(name)
 
     @classmethod
     def native_spaces(
@@ -131,10 +137,11 @@ class GymnasiumSimulator(VectorSimulator):
 
     def _receive(self, pool: int) -> tuple[Any, RawStep]:
         with self._errors_told(pool):
-            observation, reward, terminated, truncated, _ = self._waits.pop(pool)()
+            observation, reward, terminated, truncated, info = self._waits.pop(pool)()
             if np.ndim(reward) != 1:  # where each has a process of its own, Gymnasium takes arrays
                 raise WrongRewardError(f"rewards of the shape {np.shape(reward)}")
-        return observation, (reward, terminated, truncated)
+        raw_reward, game_over = info.get(RAW_REWARD, reward), info.get(GAME_OVER, terminated)
+        return observation, (reward, raw_reward, terminated, truncated, game_over)
 
     @contextmanager
     def _errors_told(self, pool: int) -> Iterator[None]:
@@ -150,8 +157,7 @@ class GymnasiumSimulator(VectorSimulator):
             raise told from error
 
     def _outcome(self, *fields: NDArray[Any]) -> Outcome:
-        reward, terminated, truncated = fields
-        return Outcome(reward, reward, terminated, truncated, terminated)
+        return Outcome(*fields)
 
     def _opened(self, pool: int) -> Any:
         if self._pools[pool].closed:

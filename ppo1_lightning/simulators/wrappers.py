@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError
+
+RAW_REWARD = "ppo1_lightning.raw_reward"
+"""In an environment's info: the reward that returns are reported of, where it is another."""
+
+GAME_OVER = "ppo1_lightning.game_over"
+"""In an environment's info: whether an episode that ends is the last of its game."""
 
 
 def refuse_running_statistics(env: gymnasium.Env[Any, Any]) -> None:
@@ -54,6 +61,15 @@ class ObserveOnly(gymnasium.ObservationWrapper[NDArray[Any], Any, NDArray[Any]])
 
     def observation(self, observation: NDArray[Any]) -> NDArray[Any]:
         return observation[self.columns]
+
+
+class SignReward(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Learn from the sign of rewards; returns are reported of the rewards as they are."""
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        info = {RAW_REWARD: reward, **info}  # of several of these the innermost
+        return observation, float(np.sign(float(reward))), terminated, truncated, info
 
 
 class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):

@@ -34,6 +34,8 @@ def composed(*overrides: str) -> DictConfig:
         ("phys2d/CartPole-v0", ["env=envpool"]),
         ("Jumanji/Maze-v0", ["env=envpool"]),
         ("scripted_env:Scripted-v0", ["env=gymnasium"]),
+        ("ALE/Pong-v5", ["env=atari_gymnasium"]),
+        ("ale_py:ALE/Pong-v5", ["env=atari_gymnasium"]),
     ],
 )
 def test_an_id_composes_to_what_its_preset_does(env_id: str, preset: list[str]) -> None:

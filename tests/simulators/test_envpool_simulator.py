@@ -302,10 +302,12 @@ def test_bad_actions_never_reach_the_simulator(env_id, action, message):
 
 
 UNKNOWN_IDS = [
-    ("ALE/Pong-v5", "auto", "did you mean 'Pong-v5'?"),
-    ("PongNoFrameskip-v4", "auto", "did you mean 'Pong-v5'?"),
-    ("BreakoutDeterministic-v4", "envpool", "did you mean 'Breakout-v5'?"),
-    ("SpaceInvaders-ramNoFrameskip-v4", "envpool", "did you mean 'SpaceInvaders-v5'?"),
+    ("ALE/Pong-v5", "envpool", "did you mean 'Pong-v5'"),
+    ("PongNoFrameskip-v4", "auto", "did you mean 'Pong-v5'"),
+    ("PongNoFrameskip-v4", "gymnasium", "Pong-v5'"),
+    ("Pong-ram-v0", "auto", "did you mean 'Pong-v5'"),
+    ("BreakoutDeterministic-v4", "envpool", "did you mean 'Breakout-v5'"),
+    ("SpaceInvaders-ramNoFrameskip-v4", "envpool", "did you mean 'SpaceInvaders-v5'"),
     ("CartPole-v7", "auto", "'CartPole-v1'"),
     ("cartpole-v1", "envpool", "'CartPole-v1'"),
     ("HalfCheeta-v4", "envpool", "'HalfCheetah-v4'"),
