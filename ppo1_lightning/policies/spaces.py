@@ -46,7 +46,7 @@ VECTOR, IMAGE, MASK = "vector", "image", "action_mask"
 
 
 class RescaledBox(Box):
-    """Actions of which -1 and 1 stand for an environment's bounds, unlike those of a plain Box."""
+    """Numbers of which -1 (of pictures 0) and 1 stand for an environment's bounds."""
 
 
 class Part(NamedTuple):

@@ -103,13 +103,23 @@ class _Entry(nn.Module):
     values: Tensor | None
     firsts: Tensor
     divisors: Tensor | None
+    lowest: Tensor | None
+    factor: Tensor
 
     def __init__(self, entry: Entry) -> None:
         super().__init__()
         self._shape, self._dtype = entry.space.shape, _torch_dtype(entry.space)
         columns, values = entry.one_hot or (None, None)
         columns, firsts, divisors, _ = entry.digits or (columns, None, None, None)
-        tables = {"columns": columns, "values": values, "firsts": firsts, "divisors": divisors}
+        lowest, factor = entry.scaling or (None, None)
+        tables = {
+            "columns": columns,
+            "values": values,
+            "firsts": firsts,
+            "divisors": divisors,
+            "lowest": lowest,
+            "factor": factor,
+        }
         for name, table in tables.items():
             self.register_buffer(name, None if table is None else torch.from_numpy(table))
 
@@ -120,6 +130,8 @@ class _Entry(nn.Module):
         elif self.divisors is not None:
             offsets = numbers[:, self.columns].long() - self.firsts
             observation = offsets % (2 * self.divisors) >= self.divisors
+        elif self.lowest is not None:
+            observation = (observation - self.lowest) * self.factor
         return observation.reshape(-1, *self._shape).to(self._dtype)
 
 

@@ -57,7 +57,7 @@ def make_adapters(spec: EnvironmentSpec) -> tuple[ObservationAdapter, ActionAdap
     """
     observation_space, action_space = _backend(spec).native_spaces(spec)
     observation = ObservationAdapter(spec, observation_space)
-    return observation, ActionAdapter(spec, action_space, 1, observation.mask_size)
+    return observation, ActionAdapter(spec, action_space, 1, observation.mask_shape)
 
 
 def make_simulator(

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies.spaces import RescaledBox, name_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
-from ppo1_lightning.simulators.entries import float_box
+from ppo1_lightning.simulators.entries import FARTHEST, float_box
 
 _MOST_OUTPUTS = 2**17
-_FARTHEST = 1e6
-"""Of bounds that are meant: beyond, they stand for none."""
 
 
 class ActionAdapter:
@@ -48,7 +46,7 @@ class ActionAdapter:
         spec: EnvironmentSpec,
         space: gymnasium.Space[Any],
         num_envs: int,
-        mask_size: int | None = None,
+        mask_shape: tuple[int, ...] | None = None,
     ) -> None:
         self.native = space
         self.offset: NDArray[Any] | None = None
@@ -78,7 +76,8 @@ class ActionAdapter:
                 f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
                 "Discrete, MultiDiscrete or MultiBinary"
             )
-        if isinstance(self.space, MultiDiscrete) and _is_joint(self.space, mask_size):
+        masks = isinstance(self.space, MultiDiscrete) and mask_shape is not None
+        if masks and _is_joint(spec, self.space, mask_shape):
             counts = self.space.nvec.astype(np.int64)
             self.combined = np.prod(counts) // np.cumprod(counts), counts
             self.space = Discrete(int(np.prod(counts)))
@@ -123,7 +122,7 @@ class ActionAdapter:
         """Let -1 and 1 stand for the bounds, where there are both."""
         assert isinstance(self.space, Box)
         low, high = (bound.astype(np.float64) for bound in (self.space.low, self.space.high))
-        bounded = (np.abs(low) <= _FARTHEST) & (np.abs(high) <= _FARTHEST)
+        bounded = (np.abs(low) <= FARTHEST) & (np.abs(high) <= FARTHEST)
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         if (low == -1).all() and (high == 1).all():
             return
@@ -159,10 +158,25 @@ class ActionAdapter:
         )
 
 
-def _is_joint(space: MultiDiscrete, mask_size: int | None) -> bool:
-    """Whether a mask is of combinations, not of each number's values behind one another."""
-    counts = [int(count) for count in space.nvec]
-    return mask_size is not None and math.prod(counts) == mask_size != sum(counts)
+def _is_joint(spec: EnvironmentSpec, space: MultiDiscrete, shape: tuple[int, ...]) -> bool:
+    """Whether a mask is of combinations, not of each number's values behind one another.
+
+    Its size tells, or else its shape, which is that of the counts for combinations; one of a single
+    dimension is of each number's values.
+
+    Raises:
+        ConfigurationError: neither tells: 2 x 2 is a row for each of two numbers as well.
+    """
+    counts, size = tuple(space.nvec.tolist()), math.prod(shape)
+    if not math.prod(counts) == size == sum(counts):
+        return math.prod(counts) == size
+    if shape == counts == (2, 2):
+        raise ConfigurationError(
+            f"environment {spec.id!r} has an action_mask of the shape (2, 2) for {space}, which "
+            "may be of combinations or of each number's values; expected the shape (4,) for "
+            "values, or Discrete(4) actions for combinations"
+        )
+    return shape == counts
 
 
 def masked_choices(

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError
-from ppo1_lightning.policies.spaces import IMAGE, MASK, VECTOR, name_of
+from ppo1_lightning.policies.spaces import IMAGE, MASK, VECTOR, RescaledBox, name_of
 from ppo1_lightning.simulators.base import EnvironmentSpec
 
 MOST_COLUMNS = 4096
@@ -22,6 +22,9 @@ MOST_CODES = 32
 SMALLEST_PICTURE = 20
 """Sides from which on a matrix of bytes, or a block of floats, is taken for a picture."""
 
+FARTHEST = 1e6
+"""Of bounds that are meant: beyond, they stand for none."""
+
 NUMBERS = Box | Discrete | MultiDiscrete | MultiBinary
 """Spaces whose values are numbers."""
 
@@ -30,9 +33,10 @@ class Entry:
     """An observation, or one leaf of a Dict or Tuple.
 
     Images stay as they are: bytes of three dimensions, and if they are large enough bytes of two
-    and floats of three. All else becomes a vector of float32: integers of a Box that have few
-    values (bytes, too) one-hot, unless those would be too many; Discrete and MultiDiscrete one-hot
-    or else in binary digits, MultiBinary 0 and 1.
+    and floats of three, which are brought between 0 and 1 by their bounds. All else becomes a
+    vector of float32: integers of a Box that have few values (bytes, too) one-hot, unless those
+    would be too many; Discrete and MultiDiscrete one-hot or else in binary digits, MultiBinary 0
+    and 1.
 
     Attributes:
         key: name of the leaf, its keys with dots between, ``""`` where there is no Dict.
@@ -45,6 +49,8 @@ class Entry:
         digits: four int64 arrays of the converted size, or None: the i-th one is the binary digit
             worth ``digits[2][i]`` of number ``digits[0][i]`` - ``digits[1][i]``, which has
             ``digits[3][i]`` values.
+        scaling: two float32 arrays of the shape of a picture of floats, what is subtracted and what
+            it is then multiplied by; None where nothing is.
 
     Raises:
         ConfigurationError: an unsupported space.
@@ -54,6 +60,7 @@ class Entry:
         self.key, self.native, self._id = key, native, spec.id
         self.one_hot: tuple[NDArray[np.int64], ...] | None = None
         self.digits: tuple[NDArray[np.int64], ...] | None = None
+        self.scaling: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
         if not isinstance(native, NUMBERS):
             raise ConfigurationError(
                 f"environment {spec.id!r} observes {' '.join(str(native).split())}"
@@ -81,6 +88,20 @@ class Entry:
             picture = None if self.part == MASK else _picture(spec, native)
             self.part = self.part if picture is None else IMAGE
             self.space = picture or float_box(native, (int(np.prod(native.shape)),))
+            if picture is not None and picture.dtype != np.uint8:
+                self._scale(picture)
+
+    def _scale(self, picture: Box) -> None:
+        """Let a picture of floats lie between 0 and 1, as bytes do, where it has bounds beyond."""
+        low, high = (bound.astype(np.float64) for bound in (picture.low, picture.high))
+        bounded = (np.abs(low) <= FARTHEST) & (np.abs(high) <= FARTHEST) & (low < high)
+        if np.abs([low[bounded], high[bounded]]).max(initial=0) <= 1:
+            return
+        first = np.where(bounded, low, 0).astype(np.float32)
+        factor = np.divide(1, high - low, out=np.ones_like(low), where=bounded)
+        self.scaling = first, factor.astype(np.float32)
+        low, high = np.where(bounded, 0, low), np.where(bounded, 1, high)
+        self.space = RescaledBox(*(bound.astype(np.float32) for bound in (low, high)))
 
     @property
     def rank(self) -> int:
@@ -102,7 +123,12 @@ class Entry:
         """
         if self.one_hot is None and self.digits is None and isinstance(self.native, Box):
             same = observation.shape == out.shape
-            out[...] = observation if same else np.reshape(observation, out.shape)
+            numbers = observation if same else np.reshape(observation, out.shape)
+            if self.scaling is None:
+                out[...] = numbers
+            else:
+                first, factor = (part.reshape(out.shape[1:]) for part in self.scaling)
+                np.multiply(np.subtract(numbers, first, out=out), factor, out=out)
             return
         numbers = np.reshape(observation, (len(out), -1))
         if self.one_hot is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +30,32 @@ class WrongRewardError(ValueError):
     """Rewards are not one number for each environment."""
 
 
+class OwnError(Exception):
+    """What an environment raised itself in a process of its own, in words: frames stay there."""
+
+
+class OwnErrors(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Raises an `OwnError` for what an environment raises in a process of its own."""
+
+    def reset(self, **arguments: Any) -> Any:
+        with _own_errors():
+            return self.env.reset(**arguments)
+
+    def step(self, action: Any) -> Any:
+        with _own_errors():
+            return self.env.step(action)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if _is_of_the_interface(error):
+            raise
+        raise OwnError(_said(error)) from None  # it may be one that cannot be pickled
+
+
 def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Exception) -> RunError:
     """Return an error of one line for one that came out of a vector environment.
 
@@ -38,7 +66,9 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
     """
     if isinstance(error, RunError):
         return error
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = _frames(error)
+    if isinstance(error, OwnError):
+        return SimulationError(f"of {env_id!r} raised {error}", environment=_index(frames))
     said = f"{type(error).__name__}: {one_line(error)}"
     if any(frame.f_code.co_filename == space_utils.__file__ for frame in frames):
         return ConfigurationError(
@@ -50,27 +80,34 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
             f"of {env_id!r} has lost its process, which was killed or ended itself",
             environment=_index(frames),
         )
-    by_gymnasium = frames[-1].f_code.co_filename.startswith(_GYMNASIUM)
-    if isinstance(error, WrongRewardError) or (by_gymnasium and _is_of_the_interface(error)):
+    if isinstance(error, WrongRewardError) or _is_of_the_interface(error):
         expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in str(error))
         return ConfigurationError(
             f"environment {env_id!r} does not step as Gymnasium's do: its reward, its flags or "
             f"their number ({said}), expected {expected}"
         )
-    where = f"{Path(frames[-1].f_code.co_filename).name}:{_line(error)}"
-    return SimulationError(
-        f"of {env_id!r} raised {said} ({where}; HYDRA_FULL_ERROR=1 shows how it came to it)",
-        environment=_index(frames),
+    return SimulationError(f"of {env_id!r} raised {_said(error)}", environment=_index(frames))
+
+
+def _said(error: Exception) -> str:
+    """Return what was raised and where, in one line."""
+    where = Path(_frames(error)[-1].f_code.co_filename).name
+    return (
+        f"{type(error).__name__}: {one_line(error)} ({where}:{_line(error)}; HYDRA_FULL_ERROR=1 "
+        "shows how it came to it)"
     )
 
 
-def _is_of_the_interface(error: Exception) -> bool:
-    """Whether it is Gymnasium that could not take what an environment returned.
+def _frames(error: Exception) -> list[FrameType]:
+    return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
-    An error of another process has lost its frames; then its words tell.
-    """
+
+def _is_of_the_interface(error: Exception) -> bool:
+    """Whether it is Gymnasium that could not take what an environment returned."""
     words = ("unpack", "sequence", "scalar", "truth value", "float", "must be real number")
-    return isinstance(error, TypeError | ValueError) and any(w in str(error) for w in words)
+    by_gymnasium = _frames(error)[-1].f_code.co_filename.startswith(_GYMNASIUM)
+    is_about_it = any(word in str(error) for word in words)
+    return by_gymnasium and isinstance(error, TypeError | ValueError) and is_about_it
 
 
 def _line(error: Exception) -> int | None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
-from ppo1_lightning.simulators.failures import WrongRewardError, explained
+from ppo1_lightning.simulators.failures import OwnErrors, WrongRewardError, explained
 from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 from ppo1_lightning.simulators.wrappers import (
@@ -97,13 +97,16 @@ class GymnasiumSimulator(VectorSimulator):
             self._check_drawn(spec)
             spec = replace(spec, options={**spec.options, "render_mode": "rgb_array"})
         make, make_vector = self._makers(spec)
+        arguments: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        if make_vector is AsyncVectorEnv:  # which has no memory to share for texts
+            arguments["shared_memory"] = self._observations.all_numbers
         self._seeds: list[list[int] | None] = [*seeds]
         self._pools = [
             make_vector(
                 [partial(_make_in_worker, make, seed, os.getpid()) for seed in its_seeds]
                 if make_vector is AsyncVectorEnv
                 else [make] * len(its_seeds),
-                autoreset_mode=AutoresetMode.NEXT_STEP,
+                **arguments,
             )
             for its_seeds in seeds
         ]
@@ -222,7 +225,7 @@ def _make_in_worker(make: Callable[[], gymnasium.Env], seed: int, run: int) -> g
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return make()
+    return OwnErrors(make())
 
 
 def _make(

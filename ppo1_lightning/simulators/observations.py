@@ -38,7 +38,8 @@ class ObservationAdapter:
         space: what one converted observation is: a Box, or a Dict where there is more than one
             of ``vector``, images and ``action_mask`` (see `spaces.parts_of`).
         mask: the columns of a row ``[D]`` that are the mask, None where there is none.
-        mask_size: how many they are.
+        mask_shape: of the mask as the environment has it, None where there is none.
+        all_numbers: whether all leaves are numbers, also those that are not used.
 
     Raises:
         ConfigurationError: an unsupported space, or an unknown entry in ``observation_keys``.
@@ -67,9 +68,12 @@ class ObservationAdapter:
         ends = np.cumsum(sizes).tolist()
         slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
         self._parts = list(zip(paths, self.entries, slices, strict=True))
-        masks = [part for _, entry, part in self._parts if entry.part == MASK]
-        self.mask = masks[0] if masks else None
-        self.mask_size = self.mask and self.mask.stop - self.mask.start
+        self.mask: slice | None = None
+        self.mask_shape: tuple[int, ...] | None = None
+        for _, entry, columns in self._parts:
+            if entry.part == MASK:  # the only one
+                self.mask, self.mask_shape = columns, entry.native.shape
+        self.all_numbers = all(isinstance(leaf, NUMBERS) for leaf in found.values())
 
     def __call__(self, observation: Any, out: NDArray[Any]) -> None:
         """Write a batch to ``out``: an array [N, ...], or a Dict's or Tuple's of such leaves."""

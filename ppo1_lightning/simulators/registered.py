@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from contextlib import suppress
 
-from gymnasium.envs.registration import registry
+import gymnasium
 
 from ppo1_lightning.errors import ConfigurationError
 
@@ -22,7 +22,7 @@ def registered() -> list[str]:
     """Return every id that Gymnasium can make, ``ale_py``'s where that is installed."""
     with suppress(ImportError):
         importlib.import_module("ale_py")
-    return [env_id for env_id in registry if not _is_old(env_id)]
+    return [env_id for env_id in gymnasium.registry if not _is_old(env_id)]
 
 
 def is_registered(env_id: str) -> bool:
@@ -40,10 +40,10 @@ def is_registered(env_id: str) -> bool:
                 "`atari`: pip install 'ppo1-lightning[atari]', or EnvPool's "
                 f"{env_id.removeprefix(ATARI)!r}"
             ) from error
-    return env_id in registry and not _is_old(env_id)
+    return env_id in gymnasium.registry and not _is_old(env_id)
 
 
 def _is_old(env_id: str) -> bool:
     """Whether ``ale_py`` has an id for old code only, such as Pong-v4."""
-    is_ale_s = str(registry[env_id].entry_point).startswith("ale_py")
+    is_ale_s = str(gymnasium.registry[env_id].entry_point).startswith("ale_py")
     return is_ale_s and not env_id.startswith(ATARI)

@@ -63,7 +63,7 @@ class VectorSimulator(Simulator):
         self.num_envs = len(checked)
         self.pools = _pools(self.num_envs, spec.num_pools)
         size = self.pools[0].stop
-        self._actions = ActionAdapter(spec, action_space, size, self._observations.mask_size)
+        self._actions = ActionAdapter(spec, action_space, size, self._observations.mask_shape)
         self._choices = masked_choices(self._observations.mask, self._actions.space)
         self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
         self.observation_space = self._observations.space

@@ -29,6 +29,7 @@ from gymnasium.spaces import (
 from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, TimeLimit
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError
+from ppo1_lightning.policies.spaces import RescaledBox
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
 
 UNIT = Box(-1, 1, (2,), np.float64)
@@ -230,6 +231,11 @@ OBSERVATION_SPACES = [
     (Box(0, 255, (24, 30), np.uint8), None, Box(0, 255, (1, 24, 30), np.uint8)),
     (Box(0, 255, (9, 9), np.uint8), None, Box(0, 255, (81,), np.float32)),
     (Box(0, 1, (3, 24, 30), np.float64), None, Box(0, 1, (3, 24, 30), np.float32)),
+    (Box(-1, 1, (24, 30, 3)), None, Box(-1, 1, (24, 30, 3), np.float32)),
+    (Box(0, 255, (24, 30, 3), np.float64), None, RescaledBox(0, 1, (24, 30, 3), np.float32)),
+    (Box(-9, 3, (1, 24, 30)), None, RescaledBox(0, 1, (1, 24, 30), np.float32)),
+    (Box(0, np.inf, (3, 24, 30)), None, Box(0, np.inf, (3, 24, 30), np.float32)),
+    (Box(0, 255, (19, 30, 3)), None, Box(0, 255, (19 * 30 * 3,), np.float32)),
     (Discrete(10_000_000), None, Box(0, 1, (24,), np.float32)),
     (Tuple((UNIT, Dict(c=UNIT))), None, Box(-1, 1, (4,), np.float32)),
     (Box(0, 255, (4,), np.uint8), None, Box(0, 255, (4,), np.float32)),
@@ -262,6 +268,23 @@ def test_observations_become_one_array(native, keys, ours):
         assert observation.dtype == ours.dtype
         assert observation.shape == (2, *ours.shape)
         assert all(ours.contains(row) for row in observation)
+
+
+def test_pictures_of_floats_lie_between_0_and_1_by_their_bounds():
+    """Each of two, a depth without an upper bound left as it is, as a policy's images."""
+    colours = Box(0, 255, (24, 24, 3), np.float64)
+    depth = np.full((2, 22, 22), 50, np.float32)
+    depth[1] = np.inf
+    native = Dict(a=colours, b=Box(np.full_like(depth, -50), depth))
+    simulator = echo(observation=native)
+    references = [deepcopy(native) for _ in range(2)]
+    for seed, reference in enumerate(references):
+        reference.seed(seed)
+    for row, reference in zip(simulator.reset(), references, strict=True):
+        shown, parts = reference.sample(), unflatten(simulator.observation_space, row)
+        np.testing.assert_allclose(parts["image"], shown["a"] / 255, rtol=1e-5, atol=1e-6)
+        depth = np.stack([shown["b"][0] / 100 + 0.5, shown["b"][1]])
+        np.testing.assert_allclose(parts["image_2"], depth, rtol=1e-5, atol=1e-6)
 
 
 FLAT = [
@@ -547,3 +570,14 @@ def test_wrappers_choose_gymnasium():
     simulator.reset()
     flags = [bool(simulator.step(np.zeros(1, np.int64)).truncated[0]) for _ in range(6)]
     assert flags == [False, True, False, False, True, False]
+
+
+@pytest.mark.heavy
+def test_what_is_no_number_may_be_left_out_of_processes_of_their_own():
+    """Gymnasium has no memory to share for it."""
+    native = Dict(b=UNIT, things=Sequence(UNIT), text=Text(4))
+    simulator = echo(observation=native, vectorization_mode="async")
+    reference = deepcopy(native)
+    reference.seed(0)
+    np.testing.assert_allclose(simulator.reset()[0], reference.sample()["b"], rtol=1e-6)
+    simulator.close()

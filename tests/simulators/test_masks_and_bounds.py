@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
-from ppo1_lightning.errors import SimulationError
+from ppo1_lightning.errors import ConfigurationError, SimulationError
 from ppo1_lightning.policies.spaces import describe, restore
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
 
@@ -83,6 +83,28 @@ def test_a_mask_of_combinations_makes_them_one_choice() -> None:
 def test_a_mask_of_each_number_s_values_leaves_the_space() -> None:
     simulator = simulator_of("Masked-v0", action=MultiDiscrete([2, 3]), masks=[np.ones(5)])
     assert simulator.action_space == MultiDiscrete([2, 3])
+
+
+@pytest.mark.parametrize(
+    ("counts", "shape", "ours"),
+    [
+        ([2, 2], (4,), MultiDiscrete([2, 2])),
+        ([1, 2, 3], (6,), MultiDiscrete([1, 2, 3])),
+        ([1, 2, 3], (1, 2, 3), Discrete(6)),
+        ([3, 3], (3, 3), Discrete(9)),
+        ([3, 3], (2, 3), MultiDiscrete([3, 3])),
+    ],
+)
+def test_where_combinations_are_as_many_as_values_the_shape_tells(
+    counts: list[int], shape: tuple[int, ...], ours: Any
+) -> None:
+    simulator = simulator_of("Masked-v0", action=MultiDiscrete(counts), masks=[np.ones(shape)])
+    assert simulator.action_space == ours
+
+
+def test_where_neither_tells_it_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"may be of combinations or of .*Discrete\(4\)"):
+        simulator_of("Masked-v0", action=MultiDiscrete([2, 2]), masks=[np.ones((2, 2))])
 
 
 @pytest.mark.parametrize(
