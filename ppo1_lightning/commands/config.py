@@ -60,7 +60,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     register_resolvers()
     ids.register()
     logging.setLogRecordFactory(_without_control_characters)
-    sys.argv = [sys.argv[0], *map(_quoted, sys.argv[1:])]
+    sys.argv = [sys.argv[0], *map(_quoted, ids.joined(sys.argv[1:]))]
     main = hydra.main(str(config_directory()), config_name, version_base="1.3")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main(task)()

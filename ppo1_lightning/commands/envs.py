@@ -26,6 +26,7 @@ from ppo1_lightning import simulators
 from ppo1_lightning.commands.ids import family_of
 from ppo1_lightning.errors import RunError, nearest, one_line
 from ppo1_lightning.policies.auto import architecture_for
+from ppo1_lightning.policies.cnn import images_of
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.runs.untrusted import printable
 from ppo1_lightning.simulators.base import EnvironmentSpec
@@ -110,6 +111,8 @@ def listed(env_id: str) -> Listed:
         policy = architecture_for(observation.space)
     except RunError as error:
         return Listed(env_id, preset=preset, refusal=one_line(error))
+    if preset == "envpool" and images_of(observation.space):
+        preset = "envpool, algo=images"
     return Listed(env_id, name_of(observation.space), name_of(action.native), policy, preset)
 
 

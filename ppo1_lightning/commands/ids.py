@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import cache
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -19,11 +21,28 @@ from ppo1_lightning.simulators.registered import is_atari
 
 _GROUP = "env/"
 
+_LIBRARIES = ("envpool", "gymnasium")
+"""Presets of all that has no preset of its kind."""
+
 
 def register() -> None:
     """Let Hydra find ids where it finds presets, behind these."""
     Plugins.instance().register(IdSource)
     Plugins.instance().register(IdSearchPath)
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """Return a command line with ``env=gymnasium env.id=X`` as one word, ``env=gymnasium/X``.
+
+    So that there, too, `IdSource` chooses what is trained with, unless ``algo=`` is given.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    library, env_ids = given.get("env"), given.get("env.id", "").split(",")
+    is_plain = all(re.fullmatch(r"[\w:/.-]+", env_id) for env_id in env_ids)
+    if library not in _LIBRARIES or not is_plain or "algo" in given:
+        return [*words]
+    others = [word for word in words if word.partition("=")[0] not in ("env", "env.id")]
+    return [f"env={','.join(f'{library}/{env_id}' for env_id in env_ids)}", *others]
 
 
 class IdSearchPath(SearchPathPlugin):
@@ -34,17 +53,21 @@ class IdSearchPath(SearchPathPlugin):
 
 
 class IdSource(ConfigSource):
-    """Presets that are made when they are asked for: ``env=MiniGrid-Empty-5x5-v0``."""
+    """Presets that are made when they are asked for: ``env=MiniGrid-Empty-5x5-v0``.
+
+    ``env=gymnasium/CartPole-v1`` says which library's it is.
+    """
 
     @staticmethod
     def scheme() -> str:
         return "ids"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        env_id = config_path.removeprefix(_GROUP)
-        family = family_of(env_id)
+        word = config_path.removeprefix(_GROUP)
+        library, _, rest = word.partition("/")
+        family, env_id = (library, rest) if library in _LIBRARIES else (family_of(word), word)
         defaults: list[object] = [f"/env/{family}"]
-        if family in ("envpool", "gymnasium") and observes_images(env_id):
+        if family in _LIBRARIES and observes_images(EnvironmentSpec(env_id, family)):
             defaults.append({"override /algo": "images"})
         config = {"defaults": [*defaults, "_self_"], "env": {"id": env_id}}
         return ConfigResult(
@@ -64,7 +87,9 @@ class IdSource(ConfigSource):
         env_id = config_path.removeprefix(_GROUP)
         if not config_path.startswith(_GROUP):
             return False
-        return ":" in env_id or is_atari(env_id) or env_id in simulators.ids()
+        if env_id.partition("/")[0] in _LIBRARIES or ":" in env_id or is_atari(env_id):
+            return True  # whether there is one shows when it is made
+        return env_id in simulators.ids()
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return []  # there are too many for Hydra's help
@@ -78,10 +103,10 @@ def family_of(env_id: str) -> str:
     return simulators.family(env_id) or kind
 
 
-def observes_images(env_id: str) -> bool:
+def observes_images(spec: EnvironmentSpec) -> bool:
     """Whether there is an image among what a policy would see."""
     try:
-        observation_space, _ = simulators.spaces(EnvironmentSpec(env_id))
+        observation_space, _ = simulators.spaces(spec)
     except RunError:  # it may need options, which the run has; if not, the run tells it
         return False
     return bool(images_of(observation_space))

@@ -76,8 +76,7 @@ class ActionAdapter:
                 f"environment {spec.id!r} has the action space {name_of(space)}, expected a Box, "
                 "Discrete, MultiDiscrete or MultiBinary"
             )
-        masks = isinstance(self.space, MultiDiscrete) and mask_shape is not None
-        if masks and _is_joint(spec, self.space, mask_shape):
+        if isinstance(self.space, MultiDiscrete) and _is_joint(spec, self.space, mask_shape):
             counts = self.space.nvec.astype(np.int64)
             self.combined = np.prod(counts) // np.cumprod(counts), counts
             self.space = Discrete(int(np.prod(counts)))
@@ -158,7 +157,7 @@ class ActionAdapter:
         )
 
 
-def _is_joint(spec: EnvironmentSpec, space: MultiDiscrete, shape: tuple[int, ...]) -> bool:
+def _is_joint(spec: EnvironmentSpec, space: MultiDiscrete, shape: tuple[int, ...] | None) -> bool:
     """Whether a mask is of combinations, not of each number's values behind one another.
 
     Its size tells, or else its shape, which is that of the counts for combinations; one of a single
@@ -167,6 +166,8 @@ def _is_joint(spec: EnvironmentSpec, space: MultiDiscrete, shape: tuple[int, ...
     Raises:
         ConfigurationError: neither tells: 2 x 2 is a row for each of two numbers as well.
     """
+    if shape is None:
+        return False
     counts, size = tuple(space.nvec.tolist()), math.prod(shape)
     if not math.prod(counts) == size == sum(counts):
         return math.prod(counts) == size
