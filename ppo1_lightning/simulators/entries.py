@@ -101,7 +101,7 @@ class Entry:
         factor = np.divide(1, high - low, out=np.ones_like(low), where=bounded)
         self.scaling = first, factor.astype(np.float32)
         low, high = np.where(bounded, 0, low), np.where(bounded, 1, high)
-        self.space = RescaledBox(low.astype(np.float32), high.astype(np.float32))
+        self.space = RescaledBox(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
     @property
     def rank(self) -> int:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice
+from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import OwnErrors, WrongRewardError, explained
 from ppo1_lightning.simulators.registered import is_registered, registered
@@ -29,6 +30,7 @@ from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 from ppo1_lightning.simulators.wrappers import (
     GAME_OVER,
     RAW_REWARD,
+    observing_mask,
     refuse_running_statistics,
 )
 
@@ -185,7 +187,9 @@ class GymnasiumSimulator(VectorSimulator):
             cls.check_names(spec, options, parameters.keys() | _MAKE_ARGUMENTS)
         # Gymnasium's checker looks at every step; what matters is checked here for all at once.
         arguments = {"disable_env_checker": True, **options}
-        return partial(_make, spec.id, spec.wrappers, **arguments), _VECTOR_ENVS[mode]
+        wants_mask = MASK in (spec.observation_keys or ())
+        wrappers = [*spec.wrappers, *([observing_mask] if wants_mask else [])]
+        return partial(_make, spec.id, wrappers, **arguments), _VECTOR_ENVS[mode]
 
     @classmethod
     def _parameters(cls, spec: EnvironmentSpec) -> dict[str, inspect.Parameter]:

@@ -11,6 +11,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.policies.spaces import MASK
 
 RAW_REWARD = "ppo1_lightning.raw_reward"
 """In an environment's info: the reward that returns are reported of, where it is another."""
@@ -95,4 +96,16 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
         return self._with_mask(observation, info), reward, terminated, truncated, info
 
     def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        if "action_mask" not in info:
+            raise ConfigurationError(
+                f"{self.env} gives no action_mask in its info, expected one, or no action_mask in "
+                "env.observation_keys and no such wrapper"
+            )
         return {"observation": observation, "action_mask": info["action_mask"]}
+
+
+def observing_mask(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Return an environment that observes an ``action_mask``, that of its info if it has to."""
+    space = env.observation_space
+    observes_one = isinstance(space, Dict) and MASK in space.spaces
+    return env if observes_one else ActionMaskFromInfo(env)

@@ -7,14 +7,15 @@ from gymnasium.spaces import Dict
 
 from ppo1_lightning import ConfigurationError
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
-from ppo1_lightning.simulators.wrappers import ActionMaskFromInfo
+from ppo1_lightning.simulators.wrappers import ActionMaskFromInfo, SignReward
+
+KEYS = {"observation_keys": ["observation", "action_mask"]}
 
 
 @pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
-def test_taxi_s_mask_is_observed(mode):
-    spec = EnvironmentSpec(
-        "Taxi-v4", options={"vectorization_mode": mode}, wrappers=[ActionMaskFromInfo]
-    )
+@pytest.mark.parametrize("asked", [{"wrappers": [ActionMaskFromInfo]}, KEYS])
+def test_taxi_s_mask_is_observed(mode, asked):
+    spec = EnvironmentSpec("Taxi-v4", "gymnasium", options={"vectorization_mode": mode}, **asked)
     simulator = make_simulator(spec, [3, 4])
     assert isinstance(simulator.observation_space, Dict)
     taxi = gymnasium.make("Taxi-v4").unwrapped
@@ -48,3 +49,25 @@ def test_actions_that_have_no_mask_are_refused():
     spec = EnvironmentSpec("Pendulum-v1", wrappers=[ActionMaskFromInfo])
     with pytest.raises(ConfigurationError, match="expected Discrete actions to mask, found Box"):
         spaces(spec)
+
+
+def test_a_mask_that_is_not_asked_for_is_not_looked_at():
+    space, _ = spaces(EnvironmentSpec("Taxi-v4", "gymnasium"))
+    assert space.shape == (500,)
+
+
+def test_a_mask_that_is_not_there_ends_in_one_line():
+    simulator = make_simulator(EnvironmentSpec("FrozenLake-v1", "gymnasium", **KEYS), [0])
+    with pytest.raises(ConfigurationError, match=r"FrozenLake.* gives no action_mask in its info"):
+        simulator.reset()
+
+
+def test_rewards_are_reported_as_they_are_and_learned_from_by_their_sign():
+    simulator = make_simulator(EnvironmentSpec("Pendulum-v1", wrappers=[SignReward]), [0, 1])
+    plain = make_simulator(EnvironmentSpec("Pendulum-v1", "gymnasium"), [0, 1])
+    for each in (simulator, plain):
+        each.reset()
+    for _ in range(3):
+        ours, theirs = (each.step(np.ones((2, 1), np.float32)) for each in (simulator, plain))
+        np.testing.assert_array_equal(ours.raw_reward, theirs.raw_reward)
+        np.testing.assert_array_equal(ours.reward, np.sign(theirs.reward))
