@@ -1,5 +1,7 @@
 """Masks that an environment gives in its info are those of the policy's observations."""
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from ppo1_lightning import ConfigurationError
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
 from ppo1_lightning.simulators.wrappers import ActionMaskFromInfo, SignReward
 
-KEYS = {"observation_keys": ["observation", "action_mask"]}
+KEYS: dict[str, Any] = {"observation_keys": ["observation", "action_mask"]}
 
 
 @pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
