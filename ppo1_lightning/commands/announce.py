@@ -22,7 +22,7 @@ from ppo1_lightning.policies.cnn import images_of
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.rollouts.evaluation import mean_interval
 from ppo1_lightning.runs import resume
-from ppo1_lightning.runs.untrusted import foreign_calls
+from ppo1_lightning.runs.untrusted import foreign_calls, printable
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.observations import ObservationAdapter
 
@@ -41,7 +41,7 @@ def announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None:
     _grow(tree, resolved)
     table = Table("plan", "", show_edge=False, box=None)
     for name, value in plan.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     for content, file in ((tree, "config_tree.txt"), (table, "plan.txt")):
         rich.print(content)
         with (folder / file).open("w", encoding="utf-8") as stream:
@@ -51,9 +51,10 @@ def announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None:
 def _grow(tree: Tree, value: Any) -> None:
     for key, child in value.items():
         if isinstance(child, dict) and child:
-            _grow(tree.add(Text(key, style="bold")), child)
+            _grow(tree.add(Text(printable(str(key)), style="bold")), child)
         else:
-            tree.add(Text(f"{key}: {_YAML.get(str(child), child)}", no_wrap=True, overflow="fold"))
+            line = printable(f"{key}: {_YAML.get(str(child), child)}")
+            tree.add(Text(line, no_wrap=True, overflow="fold"))
 
 
 LARGE_PICTURE = 128 * 128

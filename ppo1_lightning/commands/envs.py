@@ -16,11 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ppo1_lightning import simulators
 from ppo1_lightning.commands.ids import family_of
@@ -181,7 +183,7 @@ def _print(rows: Sequence[Listed]) -> None:
     table = Table(*Listed._fields[:-1], box=None)
     for row in rows:
         cells = [row.env_id, row.refusal] if row.refusal else row[:-1]
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))  # no markup
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
     refused = sum(bool(row.refusal) for row in rows)
@@ -193,5 +195,10 @@ def _print(rows: Sequence[Listed]) -> None:
 def write(file: Path, title: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:
     """Write a table in Markdown."""
     lines = [title, ["---"] * len(title), *rows]
-    cells = ([str(cell).replace("|", "\\|") for cell in line] for line in lines)
+    cells = ([_cell(str(cell)) for cell in line] for line in lines)
     file.write_text("".join(f"| {' | '.join(line)} |\n" for line in cells), encoding="utf-8")
+
+
+def _cell(text: str) -> str:
+    """Return text as a cell of a Markdown table: one line, no HTML, no other cell."""
+    return escape(" ".join(printable(text).split()), quote=False).replace("|", "\\|")

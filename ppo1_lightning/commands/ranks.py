@@ -38,6 +38,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ppo1_lightning import system
+from ppo1_lightning.commands.process import outlive_readers
 from ppo1_lightning.errors import ConfigurationError
 
 _TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -183,7 +184,8 @@ def _run_rank(task: Callable[[DictConfig], Any], config: Any, logs: tuple[Any, A
     if logs is not None:
         configure_log(DictConfig(logs[0]), logs[1])
     try:
-        return task(DictConfig(config))
+        with outlive_readers():
+            return task(DictConfig(config))
     except SystemExit as end:  # PyTorch would take status 0 for a result, and wait for the others
         sys.exit(end.code or 128 + signal.SIGTERM)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.runs.report import make_report
+from ppo1_lightning.runs.untrusted import printable
 
 USAGE = """\
 python -m ppo1_lightning report FOLDER [FOLDER ...] [format=html|png|svg|pdf] [output=FILE]
@@ -21,16 +22,16 @@ output is report.html (.png, ...) in the folder, or in the folder that all of th
 def main() -> None:
     """Run the command line."""
     words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
+    if {"-h", "--help"} & set(words):
         print(USAGE, end="")
-        sys.exit(0 if words else 2)
+        return
     try:
         folders, options = parse(words)
         path = make_report(folders, **options)
     except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
-    print(path)
+    print(printable(str(path)))
 
 
 def parse(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]:

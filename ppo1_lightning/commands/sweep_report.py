@@ -10,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.runs.untrusted import printable
 
 _folder: Path | None = None  # of the sweep that this process runs
 
@@ -40,9 +41,10 @@ def write() -> None:
     from ppo1_lightning.runs.report import make_report
 
     try:
-        print(f"report of the sweep: {make_report([folder])}", flush=True)
+        said = f"report of the sweep: {make_report([folder])}"
     except ConfigurationError as error:
         near = Path.cwd() in folder.absolute().parents
         command = f"python -m ppo1_lightning report {os.path.relpath(folder) if near else folder}"
         then = f", then {command}" if isinstance(error.__cause__, ImportError) else ""
-        print(f"no report of the sweep: {error}{then}", flush=True)
+        said = f"no report of the sweep: {error}{then}"
+    print(printable(said), flush=True)

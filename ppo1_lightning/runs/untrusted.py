@@ -86,7 +86,7 @@ def open_inside(path: Path, folder: Path, limit: int) -> IO[bytes]:
 
 
 def read_yaml(path: Path, folder: Path) -> Any:
-    """Return the plain content of a YAML file; interpolations in it stay text.
+    """Return the plain content of a YAML file: interpolations stay text, see also `printable`.
 
     Raises:
         OSError: see `open_inside`.
@@ -98,7 +98,9 @@ def read_yaml(path: Path, folder: Path) -> Any:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise ValueError("it has YAML aliases")
         content = OmegaConf.create(text)
-        return OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
+        return _printable(
+            OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
+        )
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
         raise ValueError(one_line(error)) from error
 
@@ -188,12 +190,24 @@ def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.rstrip("."), content
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def printable(text: str) -> str:
     """Return text in which control characters, such as a terminal's escape codes, are written out.
 
-    Line breaks and tabs stay.
+    So are characters that turn or hide others, and bytes of a file's name that are no text. Line
+    breaks and tabs stay.
     """
     return _CONTROL.sub(lambda m: m[0] if m[0] in "\n\t" else repr(m[0])[1:-1], text)
+
+
+def _printable(content: Any) -> Any:
+    """Return YAML's content with every text in it `printable`: whatever shows it need not care."""
+    if isinstance(content, dict):
+        return {_printable(key): _printable(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_printable(value) for value in content]
+    return printable(content) if isinstance(content, str) else content

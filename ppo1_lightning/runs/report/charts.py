@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ def _chart(
     }
     if labels:
         layout["annotations"] = _end_labels(lines, low, high, height - 52)
-        length = max((len(label["text"]) for label in layout["annotations"]), default=0)
+        length = max((len(_end_label(g)) for g, _ in lines if g.colour is not None), default=0)
         layout["margin"]["r"] = 24 + round(6.6 * length)
     data = [trace for group, curve in lines for trace in _traces(group, curve, unit, opacity)]
     return Chart(title, subtitle, {"data": data, "layout": layout})
@@ -179,8 +180,8 @@ def _traces(group: Group, curve: Curve, unit: float, opacity: str) -> list[dict[
             }
         )
     dash = "dash" if group.dashed else "solid"
-    name = group.label.replace("<", "&lt;")
-    common = {"name": group.label, "hovertemplate": f"%{{y:.4~g}}<extra>{name}</extra>"}
+    name = plotly_text(group.label)
+    common = {"name": name, "hovertemplate": f"%{{y:.4~g}}<extra>{name}</extra>"}
     partly = ~curve.complete
     joined = partly | np.r_[partly[1:], False] | np.r_[False, partly[:-1]]  # to the solid parts
     for where, style in ((curve.complete, dash), (joined & partly.any(), "dot")):
@@ -226,12 +227,17 @@ def _end_labels(
             "xanchor": "left",
             "xshift": 8,
             "y": float(place),
-            "text": _end_label(group).replace("<", "&lt;"),
+            "text": plotly_text(_end_label(group)),
             "showarrow": False,
             "font": {"color": f"@c{group.colour}", "size": 12},
         }
         for place, (_, group) in zip(places, ends, strict=True)
     ]
+
+
+def plotly_text(text: str) -> str:
+    """Return text that Plotly shows as it is: neither its HTML, nor a figure's value or colour."""
+    return escape(text, quote=False).translate({ord("%"): "&#37;", ord("@"): "&#64;"})
 
 
 def _end_label(group: Group) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from ppo1_lightning.runs.report.groups import (
 )
 from ppo1_lightning.runs.report.runs import Run
 from ppo1_lightning.runs.report.scores import caveats, score_tables
+from ppo1_lightning.runs.untrusted import printable
 
 VIDEO_BYTES = 40 * 2**20
 """Videos beyond these are linked, not embedded."""
@@ -42,6 +44,11 @@ class Video:
     run: Run
     file: Path
     source: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return printable(self.file.stem)
 
     @property
     def embedded(self) -> bool:
@@ -162,7 +169,7 @@ def _videos(runs: Sequence[Run], folder: Path) -> list[Video]:
     videos = []
     for _, run, file in sorted(newest_first, key=lambda video: video[0]):
         size = file.stat().st_size
-        source = Path(os.path.relpath(file, folder)).as_posix()
+        source = quote(os.fsencode(Path(os.path.relpath(file, folder)).as_posix()))
         if size <= left:
             left -= size
             kind = "video/mp4" if file.suffix == ".mp4" else "image/gif"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.runs.untrusted import open_inside, read_yaml
+from ppo1_lightning.runs.untrusted import open_inside, printable, read_yaml
 
 SCORE = "episode_return_mean"
 """The column that runs are compared by: mean return of the last 100 training episodes."""
@@ -185,7 +185,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     choices = choices if isinstance(choices, dict) else {}
     return Run(
         folder=folder,
-        name=name or folder.name,
+        name=printable(name or folder.name),
         config=_yaml(hydra / "resolved.yaml", dict) or _yaml(hydra / "config.yaml", dict),
         choices={str(k): str(v) for k, v in choices.items() if v is not None},
         overrides={key: value for key, _, value in overrides},
