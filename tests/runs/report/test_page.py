@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -194,6 +196,54 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     assert len(page.charts) == 9
 
 
+NAMES = ("<b>a</b>&lt;i&gt;%{x}", "@c0", "$x_", "\x1b[31mred\u202e")
+"""Of presets: Plotly's HTML and values, a colour of the page, mathematics, escape codes."""
+
+SHOWN = (*NAMES[:3], "\\x1b[31mred\\u202e")
+
+
+def write_named(folder: Path) -> Path:
+    for job, name in enumerate(NAMES):
+        run = write_run(folder / str(job), seed=job)
+        choices = {"hydra": {"runtime": {"choices": {"policy": name}}}}
+        (run / ".hydra/hydra.yaml").write_text(json.dumps(choices))
+        (run / ".hydra/overrides.yaml").write_text(json.dumps([f"policy=p{job}"]))
+    return folder
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    page = _Content(make(write_named(tmp_path)))
+    for name in SHOWN:
+        assert name in page.text
+    labels = [label["text"] for label in page.charts[0]["layout"]["annotations"]]
+    assert sorted(html.unescape(label) for label in labels) == sorted(SHOWN)
+    texts = [*labels, *(t["hovertemplate"] for t in page.charts[0]["data"] if "name" in t)]
+    assert not any(re.search(r"<[bi]>|&lt;i|%{x}|^@", text) for text in texts)
+
+
+def test_names_in_a_picture_are_shown_as_they_are(tmp_path: Path) -> None:
+    text = make(write_named(tmp_path), format="svg").read_text()
+    assert all(html.escape(name, quote=False) in text for name in SHOWN)
+
+
+def test_a_link_to_a_video_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path / "javascript:alert(1)")
+    (run / "videos").mkdir()
+    (run / "videos" / "5%.mp4").write_bytes(bytes(100))
+    monkeypatch.setattr("ppo1_lightning.runs.report.page.VIDEO_BYTES", 99)
+    assert "javascript%3Aalert%281%29/videos/5%25.mp4" in _Content(make(tmp_path)).sources
+
+
+@pytest.mark.parametrize("format", ["html", "png"])
+def test_a_folder_whose_name_is_no_text(
+    tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / os.fsdecode(b"\xff\x1b"))
+    monkeypatch.setattr(sys, "argv", ["report", str(next(tmp_path.iterdir())), f"format={format}"])
+    report.main()
+    assert f"\\udcff\\x1b/report.{format}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("format", ["png", "svg"])
 def test_picture_for_a_paper(tmp_path: Path, format: str) -> None:
     write_sweep(tmp_path / "a")
@@ -307,6 +357,14 @@ def test_browser_draws_curves_and_tables(browser: Browser, sweep: Path) -> None:
     expect(label.first).to_be_visible()
     row = page.locator("table.scores tr", has_text="clip_coef 0.2")
     expect(row).to_contain_text("41 to 43")
+
+
+@pytest.mark.heavy
+@pytest.mark.slow
+def test_browser_shows_names_as_they_are(browser: Browser, tmp_path: Path) -> None:
+    page = opened(browser, make(write_named(tmp_path)), "light")
+    texts = page.locator(".plot .annotation-text").all_text_contents()
+    assert set(texts) == set(SHOWN)
 
 
 @pytest.mark.heavy
