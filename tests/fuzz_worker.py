@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-MEMORY = 16 * 2**30
+MEMORY = 6 * 2**30
 """Address space of a copy in bytes: what does not fit must end in a line, not in the swap."""
 
 TINY = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cached_property
 from typing import Any, cast
@@ -10,7 +11,8 @@ from gymnasium import Space
 from lightning import LightningDataModule
 
 from ppo1_lightning import distributed, simulators
-from ppo1_lightning.errors import ConfigurationError, check_integer
+from ppo1_lightning.errors import ConfigurationError, check_integer, check_memory
+from ppo1_lightning.policies.spaces import row_space
 from ppo1_lightning.rollouts.budget import Budget
 from ppo1_lightning.rollouts.collector import Actor
 from ppo1_lightning.rollouts.dataset import RolloutDataset
@@ -95,9 +97,19 @@ class RolloutDataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> RolloutDataset:
-        """Return this rank's rollouts; needs the Trainer that this module is attached to."""
+        """Return this rank's rollouts; needs the Trainer that this module is attached to.
+
+        Raises:
+            ConfigurationError: there is none, or no memory holds a rollout's observations.
+        """
         if self.trainer is None:
             raise ConfigurationError("train_dataloader() needs a Trainer: use Trainer.fit")
+        rows = len(distributed.own_environments(self.num_envs)) * (self.num_steps + 1)
+        row = row_space(self.spaces[0])
+        check_memory(
+            f"the observations of num_envs={self.num_envs:,} over num_steps={self.num_steps:,}",
+            rows * math.prod(row.shape) * row.dtype.itemsize,
+        )
         self._close()
         self._dataset = RolloutDataset(
             self._make_simulator,

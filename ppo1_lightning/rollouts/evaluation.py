@@ -13,17 +13,21 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ppo1_lightning import distributed, simulators
-from ppo1_lightning.errors import check_flag, check_integer
+from ppo1_lightning.errors import check_flag, check_integer, check_memory
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import ActionOutputs
 from ppo1_lightning.rollouts.acting import ModuleActing
 from ppo1_lightning.rollouts.collector import Collector
 from ppo1_lightning.rollouts.seeding import environment_seeds, generator
+from ppo1_lightning.rollouts.sizes import ROW_BYTES
 from ppo1_lightning.simulators.base import EnvironmentSpec
 from ppo1_lightning.simulators.placement import own_cores
 
 BLOCK = 64
 """Steps between two looks at which episodes have ended."""
+
+EPISODE_BYTES = 64
+"""Of an episode that was played: its return and length, and again where they are put together."""
 
 RESAMPLES = 10_000
 """Of the bootstrap."""
@@ -42,7 +46,7 @@ class Evaluation:
         deterministic: take the most likely action instead of sampling one.
 
     Raises:
-        ConfigurationError: a number that is not positive, or no flag.
+        ConfigurationError: a number that is not positive or larger than memory, or no flag.
     """
 
     episodes: int = 100
@@ -50,9 +54,13 @@ class Evaluation:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        check_integer("episodes", self.episodes, at_least=1)
-        check_integer("num_envs", self.num_envs, at_least=1)
+        episodes = check_integer("episodes", self.episodes, at_least=1)
+        envs = min(episodes, check_integer("num_envs", self.num_envs, at_least=1))
         check_flag("deterministic", self.deterministic)
+        check_memory(
+            f"an evaluation of {episodes:,} episodes in {envs:,} environments",
+            episodes * EPISODE_BYTES + envs * BLOCK * ROW_BYTES,
+        )
 
     def shares(self) -> list[int]:
         """Return how many episodes each environment plays; none plays none."""

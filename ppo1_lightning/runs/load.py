@@ -16,7 +16,7 @@ from ppo1_lightning.algorithms.entry import (
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.algorithms.plain import read_checkpoint
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, check_path
 from ppo1_lightning.runs import resume
 from ppo1_lightning.runs.instantiation import make
 from ppo1_lightning.runs.untrusted import foreign_calls, read_config, refuse_foreign_calls
@@ -61,7 +61,7 @@ class TrainedRun:
         if output is None:
             _check_inside(self.folder / folder, self.folder, "output=FILE")
             return self.folder / folder / name
-        stem = Path(output)
+        stem = check_path("output", output)
         if stem.is_dir():
             raise ConfigurationError(
                 f"output={output} is a folder, expected the name of files: output={stem / name}"
@@ -86,6 +86,7 @@ def load_run(
         ConfigurationError: neither is given, there is no such run or checkpoint, or they do not
             fit together.
     """
+    ckpt_path = None if ckpt_path is None else check_path("ckpt_path", ckpt_path)
     folder = _folder_of_run(run, ckpt_path)
     config = read_config(folder / CONFIG, folder)
     if trust:
@@ -93,7 +94,7 @@ def load_run(
             log.info("trusting %s: %s calls %s", folder, key, name)
     else:
         refuse_foreign_calls(config, folder)
-    path = Path(ckpt_path) if ckpt_path is not None else _last_checkpoint(folder, config, trust)
+    path = ckpt_path or _last_checkpoint(folder, config, trust)
     content = read_checkpoint(path)
     environment: EnvironmentSpec = make(config, "env", EnvironmentSpec)
     spaces = simulators.spaces(environment)
@@ -111,7 +112,7 @@ def load_run(
     return TrainedRun(folder, config, module.eval(), environment, path)
 
 
-def _folder_of_run(run: str | Path | None, ckpt_path: str | Path | None) -> Path:
+def _folder_of_run(run: str | Path | None, ckpt_path: Path | None) -> Path:
     if run is not None:
         folder = Path(str(run))
         if not folder.is_dir():
@@ -122,7 +123,7 @@ def _folder_of_run(run: str | Path | None, ckpt_path: str | Path | None) -> Path
     if ckpt_path is None:
         raise ConfigurationError("no run is given, expected run=FOLDER or ckpt_path=FILE")
     # Its own folder's, of no other that it happens to lie below.
-    for folder in list(Path(ckpt_path).absolute().parents)[:2]:
+    for folder in list(ckpt_path.absolute().parents)[:2]:
         if (folder / CONFIG).is_file():
             return folder
     raise ConfigurationError(

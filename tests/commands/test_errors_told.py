@@ -185,6 +185,11 @@ BAD_INPUT = {
     "memory": (["policy=mlp_lstm", "policy.memory_size=300000"], "policy.memory_size=300000"),
     "large number": (["algo.value_clip=1e300"], "value_clip=1e+300"),
     "large rate": (["algo.learning_rate=1e38"], "learning_rate=1e+38"),
+    "evaluation": (
+        ["evaluation.every_steps=64", "evaluation.episodes=1e12"],
+        "1,000,000,000,000 ep",
+    ),
+    "pictures": (["env=pong", "num_envs=100", "num_steps=1e6"], "num_envs=100 over num_steps"),
     "many threads": (["env.num_threads=1000000"], "env.num_threads=1000000"),
     # paths that are none
     "number for a folder": (["callbacks.checkpoint.dirpath=7"], "dirpath=7"),
