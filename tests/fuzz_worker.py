@@ -142,7 +142,7 @@ def main_of(words: list[str]) -> int:
     """Run a command line in this process; return its exit status."""
     from ppo1_lightning import __main__ as command_line
 
-    sys.argv = ["ppo1-lightning", *words]
+    sys.argv = [command_line.__file__, *words]  # Lightning starts it again for each rank
     try:
         command_line.main()
     except SystemExit as end:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -80,21 +80,27 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="checked at once")
     arguments = parser.parse_args()
     output = None if arguments.output is None else Path(arguments.output)
-    if output is not None and not output.absolute().parent.is_dir():
-        print(f"error: --output={output} is in no folder that exists", file=sys.stderr)
-        sys.exit(2)
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        _refuse(f"--output={arguments.output} is not the name of a file in a folder that exists")
     chosen = matching(arguments.pattern)
     if not chosen:
         hint = nearest(arguments.pattern, simulators.ids()) or ", expected part of one"
-        print(f"error: no environment's id has {arguments.pattern!r} in it{hint}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"no environment's id has {arguments.pattern!r} in it{hint}")
     if arguments.check:
         title, rows = Checked._fields, _told(check(chosen, arguments.workers), len(chosen))
     else:
         title, rows = Listed._fields, [listed(env_id) for env_id in chosen]
         _print(rows)
     if output is not None:
-        write(output, title, rows)
+        try:
+            write(output, title, rows)
+        except OSError as error:
+            _refuse(f"--output={output} cannot be written ({error.strerror or error})")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {printable(message)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def matching(pattern: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 
 from ppo1_lightning.commands import config as cli
+from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands.train import few_threads
 from ppo1_lightning.errors import StorageError, check_flag
 from ppo1_lightning.rollouts.datamodule import EvaluationDataModule
@@ -43,16 +45,21 @@ def evaluate(config: DictConfig) -> float:
         StorageError: the result cannot be written.
     """
     evaluation = Evaluation(config.episodes, config.num_envs, config.deterministic)
+    trainer: Trainer = make(config, "trainer", Trainer, callbacks=[EndAtOnce()])
+    if launch.is_needed(trainer):
+        task = functools.partial(cli.told, evaluate)
+        return launch.run_ranks(task, config, trainer.num_devices)
+    launch.check_size(trainer)
     trained = load_run(config.run, config.ckpt_path, trust=check_flag("trust", config.trust))
     seed = trained.module.seed if config.seed is None else config.seed
     data = EvaluationDataModule(trained.environment, evaluation, seed=seed)
-    trainer: Trainer = make(config, "trainer", Trainer, callbacks=[EndAtOnce()])
     with few_threads(trained.module.policy, speak=False):
         trainer.test(trained.module, data, verbose=False)
     assert trained.module.evaluated is not None
     result = _result(trained, evaluation, seed, trained.module.evaluated)
-    _tell(result)
-    log.info("%s", _save(result, trained.checkpoint_path, evaluation))
+    if trainer.is_global_zero:
+        _tell(result)
+        log.info("%s", _save(result, trained.checkpoint_path, evaluation))
     return result["return_mean"]
 
 

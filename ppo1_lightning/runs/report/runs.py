@@ -158,8 +158,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigurationError(f"{folder} is not a folder, expected that of a run or a sweep")
-        markers = [*folder.rglob("csv/metrics.csv"), *folder.rglob(".hydra/resolved.yaml")]
-        for place in sorted({marker.parent.parent for marker in markers}, key=_in_order):
+        for place in sorted(_places(folder), key=_in_order):
             places.setdefault(place.resolve(), place)
     names = ", ".join(map(str, folders))
     if not places:
@@ -174,6 +173,13 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
             "csv/metrics.csv (logger=csv writes it)"
         )
     return runs
+
+
+def _places(folder: Path) -> set[Path]:
+    """Return the folders of runs in a folder; what cannot be looked into is passed over."""
+    markers = {"csv": "metrics.csv", ".hydra": "resolved.yaml"}
+    inside = ((Path(place), files) for place, _, files in os.walk(folder))
+    return {p.parent for p, files in inside if p != folder and markers.get(p.name) in files}
 
 
 def read_run(folder: Path, name: str = "") -> Run:
