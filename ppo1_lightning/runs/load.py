@@ -61,7 +61,7 @@ class TrainedRun:
         if output is None:
             _check_inside(self.folder / folder, self.folder, "output=FILE")
             return self.folder / folder / name
-        stem = check_path("output", output)
+        stem = check_path("output", "." if output == "" else output)
         if stem.is_dir():
             raise ConfigurationError(
                 f"output={output} is a folder, expected the name of files: output={stem / name}"

@@ -88,3 +88,31 @@ command_line.main()
     kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, text=True, env=kept | chosen).strip() == spins
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_nobody_reads_what_is_printed(closed: bool) -> None:
+    """Neither a pipe's end nor a stream that is closed ends what runs, or makes a traceback."""
+    code = """
+import logging, sys
+from ppo1_lightning.commands.process import outlive_readers
+
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+with outlive_readers():
+    logging.getLogger().handlers[0].stream = sys.stdout
+    for line in range(3):
+        print(line, flush=True)
+        logging.info("%d", line)
+    print("reached", file=sys.stderr)
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=None if closed else writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: os.close(1)) if closed else None,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "reached\n")

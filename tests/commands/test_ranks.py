@@ -71,6 +71,20 @@ def test_sweep_over_devices_and_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_evaluation_on_two_devices_is_that_on_one(tmp_path: Path) -> None:
+    assert finish(start(tmp_path, "env=cartpole", "hydra.run.dir=run"))[0] == 0
+    results = []
+    for devices in (1, 2):
+        words = ["run=run", "episodes=4", "num_envs=2", f"trainer.devices={devices}"]
+        command = [sys.executable, "-m", "ppo1_lightning", "evaluate", *words]
+        subprocess.run([*command, "trainer.accelerator=cpu"], check=True, cwd=tmp_path)
+        result = tmp_path / "run/checkpoints/last.evaluation.json"
+        results.append(result.read_text())
+        result.unlink()
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "words"),
     [

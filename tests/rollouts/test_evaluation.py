@@ -326,3 +326,6 @@ def test_settings_out_of_range_are_refused() -> None:
         Evaluation(num_envs=0)
     with pytest.raises(ConfigurationError, match="deterministic='yes'"):
         Evaluation(deterministic="yes")  # type: ignore[arg-type]
+    for episodes, num_envs in ((10**12, 1), (10**9, 10**9)):
+        with pytest.raises(ConfigurationError, match=r"an evaluation of .* GB of memory"):
+            Evaluation(episodes, num_envs)

@@ -59,6 +59,9 @@ def test_outputs_are_files_of_the_run_or_as_the_user_names_them(run: Path, tmp_p
     for output in ("", ".", str(tmp_path)):
         with pytest.raises(ConfigurationError, match=r"is a folder.* output=.*last_192$"):
             trained.output_stem(output, "videos", endings)
+    for output in (7, ["a"], "a\0"):
+        with pytest.raises(ConfigurationError, match=r"output=.* is not the path of"):
+            trained.output_stem(output, "videos", endings)  # type: ignore[arg-type]
 
 
 def test_what_is_no_run_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
@@ -68,6 +71,8 @@ def test_what_is_no_run_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
         load_run(tmp_path / "none")
     with pytest.raises(ConfigurationError, match="is not the folder of a run"):
         load_run(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"ckpt_path=\[1\] is not the path"):
+        load_run(ckpt_path=[1])  # type: ignore[arg-type]
     copy = tmp_path / "copy"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.ckpt"))
     with pytest.raises(ConfigurationError, match=r"holds no checkpoint, expected .*last\.ckpt"):

@@ -265,3 +265,12 @@ def test_tensors_that_are_not_all_there(tmp_path: Path, tensor: torch.Tensor) ->
 
 def test_control_characters_are_written_out() -> None:
     assert printable("a\x1b[2Jb\x07\u202ec\n\td") == "a\\x1b[2Jb\\x07\\u202ec\n\td"
+    assert printable("a\udcff\u200b\ufeff") == r"a\udcff\u200b\ufeff"
+
+
+def test_control_characters_of_a_config_are_written_out(run: Path) -> None:
+    config = run / ".hydra" / "resolved.yaml"
+    config.write_text(config.read_text() + 'tags: ["a\\e[2Jb"]\n"k\\a": 1\n')
+    content = read_config(config, run)
+    assert content.tags == [r"a\x1b[2Jb"]
+    assert content[r"k\x07"] == 1

@@ -98,6 +98,9 @@ def test_runs_are_found_once_and_in_order(tmp_path: Path) -> None:
 def test_folders_without_runs_are_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not a folder"):
         find_runs([tmp_path / "nothing"])
+    # in /proc there are folders that not even root can look into
+    with pytest.raises(ConfigurationError, match="no run in"):
+        find_runs([Path("/proc/self")])
     with pytest.raises(ConfigurationError, match=r"no run in .*, expected folders with csv"):
         find_runs([tmp_path])
     write_run(tmp_path / "begun", rows=0)
