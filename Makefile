@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --constraint constraints.txt
 # A file's tests stay together: they share what is expensive to make. The order is conftest.py's.
 WORKERS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: train test-fast test test-all lint docs bench bench-check clean
+.PHONY: train test-fast test test-all lint docs audit bench bench-check clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m ppo1_lightning $(ARGS)
@@ -31,6 +31,10 @@ lint: $(VENV)/.installed-dev
 # site/index.html; a broken link is an error
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Known vulnerabilities of the pinned packages; fails, too, where PyPI's advisories cannot be had
+audit:
+	pipx run pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 # Side by side with Stable-Baselines3 and SheepRL; one case: make bench ARGS=cartpole
 bench: ARGS =

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from fuzz_worker import TINY, TRAINED, UNREAD, Worker
 from hydra import compose, initialize_config_dir
-from hypothesis import HealthCheck, Phase, example, given, seed, settings
-from hypothesis import strategies as st
-from hypothesis.strategies import SearchStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from ppo1_lightning.commands import config as cli
@@ -64,197 +62,173 @@ def hydra_keys() -> list[str]:
         return list(leaves(compose("train", return_hydra_config=True).hydra, "hydra."))
 
 
-KEYS = keys_of("train", ["env=cartpole"], ["env=pong"], ["env=halfcheetah"])
+NUMBERS = [
+    *(-1, 0, 1, 2, 3, 7, 16, 32, 64, 65, 2**31 - 1, 2**31, 2**63, 10**12, 10**30),
+    *("0.5", "1.0", "-0.0", "1e-9", "1e6", "1e300", "1e400", "nan", "inf", "-inf"),
+]
 
-NUMBERS = st.one_of(
-    st.sampled_from([-1, 0, 1, 2, 3, 7, 16, 32, 64, 65, 2**31 - 1, 2**31, 2**63, 10**30]),
-    st.sampled_from(["0.5", "1.0", "-0.0", "1e-9", "1e6", "1e300", "1e400", "nan", "inf", "-inf"]),
-    st.integers(-100, 100),
-    st.floats(-10, 10),
-).map(str)
+WORDS = [
+    *("true", "false", "null", "auto", "none", "True", "???", "''", '"7"', "'0.5'"),
+    *("[]", "[1,2]", "[a,b]", "{}", "{a:1}", "{a:{b:[c]}}", "[null]", "[[]]"),
+    *("${seed}", "${nothing}", "${oc.env:HOME}", "${now:%Y}", "a=b", "x" * 300, "$a_b$", "<b>"),
+    *("linear", "worker", "minibatch", "torch", "trace", "cpu", "gpu", "ddp", "fsdp"),
+    *("bf16-mixed", "16-mixed", "64-true", "envpool", "gymnasium", "CartPole-v1"),
+    *("Pendulum-v1", "Ant-v4", "Pong-v5", "episode_return_mean", "simple", "warn"),
+    *("ppo1_lightning.PPO", "lightning.Trainer", "builtins.dict", "builtins.len"),
+    *("ppo1_lightning.policies.MlpPolicy", "torch.nn.Linear", "collections.Counter"),
+]
 
-WORDS = st.one_of(
-    st.sampled_from(
-        [
-            *("true", "false", "null", "auto", "none", "True", "???", "''", '"7"', "'0.5'"),
-            *("[]", "[1,2]", "[a,b]", "{}", "{a:1}", "{a:{b:[c]}}", "[null]", "[[]]"),
-            *("${seed}", "${nothing}", "${oc.env:HOME}", "${now:%Y}", "a=b", "x" * 300),
-            *("linear", "worker", "minibatch", "torch", "trace", "cpu", "gpu", "ddp", "fsdp"),
-            *("bf16-mixed", "16-mixed", "64-true", "envpool", "gymnasium", "CartPole-v1"),
-            *("Pendulum-v1", "Ant-v4", "Pong-v5", "episode_return_mean", "simple", "warn"),
-            *("ppo1_lightning.PPO", "lightning.Trainer", "builtins.dict", "builtins.len"),
-            *("ppo1_lightning.policies.MlpPolicy", "torch.nn.Linear", "collections.Counter"),
-        ]
-    ),
-    # no slash and no dot: the paths of a run stay within its folder
-    st.text("ab1-_ ${}[]:,'\"=?~+*é\n\\\x1b<&|", max_size=12),
-)
+PATHS = [
+    *(TRAINED, f"{TRAINED}/checkpoints/last.ckpt", f"{TRAINED}/csv/metrics.csv", "missing"),
+    *(f"{TRAINED}/checkpoints", ".", f"{TRAINED}/..", "/dev/null", "/proc/self/mem", "/dev/zero"),
+]
 
-PATHS = st.sampled_from(
-    [
-        *(TRAINED, f"{TRAINED}/checkpoints/last.ckpt", f"{TRAINED}/csv/metrics.csv", "missing"),
-        *(f"{TRAINED}/checkpoints", ".", "..", "/dev/null", "/proc/self/mem", "/dev/zero"),
-    ]
-)
+# no slash and no dot: the paths of a run stay within its folder
+LETTERS = "ab1-_ ${}[]:,'\"=?~+*é\n\\\x1b<&|"
 
-VALUES = st.one_of(NUMBERS, NUMBERS, WORDS, WORDS, PATHS)
+FLAGS = [
+    *("--cfg=job", "--cfg=x", "--info=config", "--help", "--hydra-help", "--package=a"),
+    *("--config-name=nothing", "--config-path=nothing", "--config-dir=nothing", "--resolve"),
+    *("-m", "--multirun", "--nothing", "-", "--", "=", "=1", "+", "~", "++a", "@", ""),
+]
 
-FLAGS = st.sampled_from(
-    [
-        *("--cfg=job", "--cfg=x", "--info=config", "--help", "--hydra-help", "--package=a"),
-        *("--config-name=nothing", "--config-path=nothing", "--config-dir=nothing", "--resolve"),
-        *("-m", "--multirun", "--nothing", "-", "--", "=", "=1", "+", "~", "++a", "@", ""),
-    ]
-)
+CHOICES = [
+    f"{group}={name}"
+    for group, names in GROUPS.items()
+    for name in [*names, "null", "nothing", "[]"]
+    if group not in ("env", "experiment", "hparams_search") and (group, name) != ("trainer", "ddp")
+]
 
-
-def overrides(keys: list[str]) -> SearchStrategy[str]:
-    """Return strategies for one word of the command line."""
-    override = st.builds("{}={}".format, st.sampled_from(keys), VALUES)
-    signed = st.builds("{}{}".format, st.sampled_from(["+", "++", "~"]), override)
-    nested = st.builds(
-        "{}{}.{}={}".format,
-        st.sampled_from(["", "+", "++"]),
-        st.sampled_from(keys),
-        st.sampled_from(["a", "_target_", "seed", "0", "_partial_", "_args_"]),
-        VALUES,
-    )
-    removed = st.sampled_from(keys).map("~{}".format)
-    several = st.builds("{},{}".format, override, VALUES)
-    return st.one_of(override, override, override, override, signed, nested, removed, several)
-
-
-CHOICES = st.sampled_from(
-    [
-        f"{group}={name}"
-        for group, names in GROUPS.items()
-        for name in [*names, "null", "nothing", "[]"]
-        if group not in ("env", "experiment", "hparams_search")
-        and (group, name) != ("trainer", "ddp")
-    ]
-)
-
-DEVICES = st.builds(
-    "trainer.devices={}".format, st.sampled_from(["0", "-1", "auto", "[]", "1.5", "x", "[0]"])
-)
-
-ANY = st.one_of(*[overrides(KEYS)] * 5, CHOICES, DEVICES)
-
-HYDRA = st.one_of(overrides(hydra_keys()), FLAGS)
-
-
-def lines(base: list[str], words: SearchStrategy[str]) -> SearchStrategy[list[str]]:
-    """Return a strategy for command lines: ``base`` and one to three words more."""
-    return st.lists(words, min_size=1, max_size=3).map(lambda more: [*base, *more])
-
-
-TRAIN = st.sampled_from(ENVIRONMENTS).flatmap(lambda env: lines([*TINY, f"env={env}"], ANY))
+DEVICES = [f"trainer.devices={number}" for number in ("0", "-1", "auto", "[]", "1.5", "x", "[0]")]
 
 CARTPOLE = [*TINY, "env=cartpole"]
 
-TOOL = st.sampled_from(list(TOOLS)).flatmap(
-    lambda tool: lines([tool, f"run={TRAINED}", *TOOLS[tool]], overrides(keys_of(tool, [])))
-)
+TUNE = [
+    *("tune", *CARTPOLE, "hparams_search=optuna", "hparams_search.n_trials=1"),
+    *("hparams_search.seeds=[0]", "hparams_search.search_space={gamma: 0.9}"),
+]
 
-TUNE = lines(
-    [
-        *("tune", *CARTPOLE, "hparams_search=optuna", "hparams_search.n_trials=1"),
-        *("hparams_search.seeds=[0]", "hparams_search.search_space={gamma: 0.9}"),
-    ],
-    overrides(keys_of("train", ["hparams_search=optuna"])),
-)
+KEYS = {
+    "train": keys_of("train", ["env=cartpole"], ["env=pong"], ["env=halfcheetah"]),
+    "tune": keys_of("train", ["hparams_search=optuna"]),
+    "hydra": hydra_keys(),
+    **{tool: keys_of(tool, []) for tool in TOOLS},
+}
 
-REPORT = st.lists(
-    st.one_of(
-        PATHS,
-        st.sampled_from([TRAINED, "format=png", "format=", "output=a.html", "output=a/b.svg"]),
-        VALUES,
-        VALUES.map("output={}".format),
-        VALUES.map("format={}".format),
-    ),
-    max_size=3,
-).map(lambda words: ["report", *words])
 
-ENVS = st.lists(
-    st.one_of(
-        st.sampled_from(["CartPole", "cart*", "[", "Pong-v5", "--output=a.md", "--workers=1"]),
-        VALUES,
-        VALUES.map("--output={}".format),
-        VALUES.map("--workers={}".format),
-    ),
-    max_size=3,
-).map(lambda words: ["envs", *words])
+class Draw(random.Random):
+    """Draws command lines."""
 
-MULTIRUN = lines([*CARTPOLE, "-m", "hydra.sweep.dir=sweep", "seed=0,1"], ANY)
+    def value(self) -> str:
+        kinds = [
+            lambda: str(self.choice(NUMBERS)),
+            lambda: str(self.choice([self.randint(-100, 100), self.uniform(-10, 10)])),
+            lambda: self.choice(WORDS),
+            lambda: self.choice(PATHS),
+            lambda: "".join(self.choices(LETTERS, k=self.randint(0, 12))),
+        ]
+        return self.choice(kinds)()
 
-RANKS = lines([*CARTPOLE, "trainer.devices=2", "num_envs=2"], ANY)
+    def override(self, command: str) -> str:
+        """Return one word of the command line."""
+        key, kind = self.choice(KEYS[command]), self.randint(0, 9)
+        word = f"{key}={self.value()}"
+        if kind < 5:
+            return word
+        if kind == 5:
+            return f"~{key}"
+        if kind == 6:
+            return f"{word},{self.value()}"
+        if kind == 7:
+            inner = self.choice(["a", "_target_", "seed", "0", "_partial_", "_args_"])
+            return f"{self.choice(['', '+', '++'])}{key}.{inner}={self.value()}"
+        return f"{self.choice(['+', '++', '~'])}{word}"
 
-CASES = st.tuples(
-    st.integers(0, 99).flatmap(
-        lambda share: (
-            TRAIN
-            if share < 45
-            else TOOL
-            if share < 65
-            else REPORT
-            if share < 75
-            else ENVS
-            if share < 80
-            else lines(CARTPOLE, HYDRA)
-            if share < 90
-            else MULTIRUN
-            if share < 95
-            else TUNE
-            if share < 99
-            else RANKS
+    def any(self, command: str) -> str:
+        return self.choice(
+            [*[self.override(command)] * 5, self.choice(CHOICES), self.choice(DEVICES)]
         )
-    ),
-    st.sampled_from([[]] * 19 + [[UNREAD]]),
-).map(lambda case: [*case[0], *case[1]])
+
+    def some(self, word: Callable[[], str], least: int = 1) -> list[str]:
+        return [word() for _ in range(self.randint(least, 3))]
+
+    def report(self) -> str:
+        key = self.choice(["", "", "output=", "format="])
+        return key + self.choice([TRAINED, "png", "a.html", "a/b.svg", self.value()])
+
+    def command_line(self) -> list[str]:
+        share = self.randrange(100)
+        if share < 45:
+            env = f"env={self.choice(ENVIRONMENTS)}"
+            words = [*TINY, env, *self.some(lambda: self.any("train"))]
+        elif share < 65:
+            tool = self.choice(list(TOOLS))
+            base = [tool, f"run={TRAINED}", *TOOLS[tool]]
+            words = [*base, *self.some(lambda: self.override(tool))]
+        elif share < 75:
+            words = ["report", *self.some(self.report, least=0)]
+        elif share < 80:
+            options = self.some(lambda: self.choice(["--output=", "--workers="]) + self.value(), 0)
+            words = ["envs", self.choice(["cart*", "[", "Pong-v5", self.value()]), *options]
+        elif share < 90:
+            flag = [self.choice(FLAGS)] if share < 83 else []
+            words = [*CARTPOLE, *flag, *self.some(lambda: self.override("hydra"))]
+        elif share < 95:
+            sweep = ["-m", "hydra.sweep.dir=sweep", "seed=0,1"]
+            words = [*CARTPOLE, *self.some(lambda: self.any("train")), *sweep]
+        elif share < 99:
+            words = [*TUNE, *self.some(lambda: self.override("tune"))]
+        else:
+            ranks = ["trainer.devices=2", "num_envs=2"]
+            words = [*CARTPOLE, *ranks, *self.some(lambda: self.any("train"))]
+        return [*words, UNREAD] if self.random() < 0.05 else words
 
 
-def find_problems(worker: Worker, max_examples: int, number: int) -> dict[str, list[str]]:
+WRITTEN = [
+    CARTPOLE,
+    [*CARTPOLE, "num_envs=1", "trainer.devices=2"],
+    [*CARTPOLE, "trainer.devices=2", "algo.clip_coef=x"],
+    [*CARTPOLE, "trainer.devices=7"],
+    [*CARTPOLE, "run=64"],
+    [*CARTPOLE, "evaluation=7"],
+    [*CARTPOLE, "+evaluation.nothing=7", "evaluation.every_steps=64"],
+    [*CARTPOLE, "total_iterations=10000000000000000000000"],
+    [*CARTPOLE, "hydra.verbose=x"],
+    [*CARTPOLE, "hydra.job.chdir=7"],
+    [*CARTPOLE, "hydra.run.dir=null"],
+    [*CARTPOLE, "hydra.run.dir=[]"],
+    [*CARTPOLE, "hydra.mode=x"],
+    [*CARTPOLE, "hydra.output_subdir=null"],
+    [*CARTPOLE, "hydra/job_logging=disabled"],
+    [*CARTPOLE, "hydra/launcher=nothing"],
+    [*CARTPOLE, "hydra.callbacks=null"],
+    [*CARTPOLE, "~hydra.run.dir"],
+    [*CARTPOLE, UNREAD],
+    ["evaluate", f"run={TRAINED}", "episodes=2", UNREAD],
+    ["record", f"run={TRAINED}", "max_steps=2", "output=[]"],
+    ["report", TRAINED, UNREAD],
+    ["report"],
+]
+"""Of what was found once, and what is not drawn often."""
+
+
+def find_problems(worker: Worker, lines: Iterable[list[str]]) -> dict[str, list[str]]:
     """Return, for each kind of problem, the first command line that shows it."""
     problems: dict[str, list[str]] = {}
-
-    @seed(number)
-    @settings(
-        max_examples=max_examples,
-        deadline=None,
-        database=None,
-        phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(CASES)
-    @example(CARTPOLE)
-    @example([*CARTPOLE, "num_envs=1", "trainer.devices=2"])
-    @example([*CARTPOLE, "trainer.devices=2", "algo.clip_coef=x"])
-    @example([*CARTPOLE, "trainer.devices=7"])
-    @example([*CARTPOLE, "run=64"])
-    @example([*CARTPOLE, "hydra.verbose=x"])
-    @example([*CARTPOLE, "hydra.job.chdir=7"])
-    @example([*CARTPOLE, "hydra.run.dir=null"])
-    @example([*CARTPOLE, "hydra.run.dir=[]"])
-    @example([*CARTPOLE, "hydra.mode=x"])
-    @example([*CARTPOLE, "hydra.output_subdir=null"])
-    @example([*CARTPOLE, "hydra/job_logging=disabled"])
-    @example([*CARTPOLE, "hydra/launcher=nothing"])
-    @example([*CARTPOLE, "hydra.callbacks=null"])
-    @example([*CARTPOLE, "~hydra.run.dir"])
-    @example([*CARTPOLE, UNREAD])
-    @example(["evaluate", f"run={TRAINED}", "episodes=2", UNREAD])
-    @example(["report", TRAINED, UNREAD])
-    def look(words: list[str]) -> None:
+    for words in lines:
         problem = worker.problem(words)
         if problem is not None and problem not in problems:
             problems[problem] = words
             print(problem, words, file=sys.stderr, flush=True)
-
-    look()
     return problems
 
 
-@pytest.fixture
+def drawn(count: int, seed: int) -> list[list[str]]:
+    draw = Draw(seed)
+    return [draw.command_line() for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
     worker = Worker(timeout=60)
     yield worker
@@ -262,15 +236,20 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(24 * 3600)
-def test_thousands_of_command_lines(worker: Worker) -> None:
-    """FUZZ_EXAMPLES says how many, FUZZ_SEED which."""
-    examples, number = (int(os.environ.get(f"FUZZ_{k}", v)) for k, v in DRAWN.items())
-    assert not find_problems(worker, examples, number)
+def test_what_was_found_once(worker: Worker) -> None:
+    assert not find_problems(worker, WRITTEN)
 
 
 @pytest.mark.slow
-def test_a_crash_is_seen(tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(24 * 3600)
+def test_any_command_line_runs_or_ends_in_one_line(worker: Worker) -> None:
+    """FUZZ_EXAMPLES says how many, FUZZ_SEED which."""
+    count, seed = (int(os.environ.get(f"FUZZ_{k}", v)) for k, v in DRAWN.items())
+    assert not find_problems(worker, drawn(count, seed))
+
+
+@pytest.mark.slow
+def test_a_crash_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next case is judged as ever."""
     (tmp_path / "crash.py").write_text("import os\nos.abort()\n")
     paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]

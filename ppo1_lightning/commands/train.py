@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +28,7 @@ from ppo1_lightning.commands import keep_runs
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands.announce import announce, interface, tell_what_next
 from ppo1_lightning.commands.arithmetic import few_threads, matmul_precision
+from ppo1_lightning.commands.doubts import UnknownMetrics, without_effect
 from ppo1_lightning.commands.process import keep_freed_memory
 from ppo1_lightning.errors import (
     ConfigurationError,
@@ -86,6 +89,9 @@ def _train(config: DictConfig, folder: Path) -> float | None:
         resume.refuse_finished_run(folder, config)
         config, checkpoint = resume.settle(config, folder)
         parts = build(config)
+        if HydraConfig.initialized():
+            for line in without_effect(HydraConfig.get().overrides.task, config):
+                log.warning(line)
         if checkpoint is not None:
             check_same_run(entry_of(checkpoint), _identity(parts.module, parts.data))
     except RunError:  # nothing was trained by this config
@@ -155,9 +161,15 @@ def _best_score(trainer: Trainer) -> float:
 
 def _evaluation(config: DictConfig) -> Evaluation | None:
     """Return how to evaluate while training, None where that is off."""
-    if config.evaluation is None or config.evaluation.every_steps is None:
+    known = ("every_steps", *(field.name for field in dataclasses.fields(Evaluation)))
+    given = config.evaluation
+    if not isinstance(given, DictConfig | None):
+        raise ConfigurationError(f"evaluation={given} is not a config of {', '.join(known)}")
+    for name in given or ():
+        check_choice("a key of evaluation", name, known)
+    if given is None or given.get("every_steps") is None:
         return None
-    return Evaluation(**{k: v for k, v in config.evaluation.items() if k != "every_steps"})  # type: ignore[arg-type]
+    return Evaluation(**{k: v for k, v in given.items() if k != "every_steps"})  # type: ignore[arg-type]
 
 
 def _validation(config: DictConfig) -> dict[str, Any]:
@@ -203,6 +215,12 @@ def _initial_weights(
 
 def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
     callbacks = initial + [make(config, key, Callback) for key in _keys(config, "callbacks")]
+    callbacks.append(UnknownMetrics(_named_metrics(config)))
+    validation = _validation(config)
+    for name in ("callbacks", "logger", *validation):
+        if config.trainer.get(name) is not None:
+            place = "evaluation.every_steps" if name in validation else f"{name}.NAME"
+            raise ConfigurationError(f"trainer.{name} is set by {place}, expected that instead")
     # Lightning has both a switch and an object for each, and refuses a switch without its object
     if not config.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
@@ -214,8 +232,15 @@ def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
         Trainer,
         callbacks=callbacks,
         logger=False,  # they come with the run
-        **_validation(config),
+        **validation,
     )
+
+
+def _named_metrics(config: DictConfig) -> dict[str, object]:
+    """Return the metrics that a config names, by its keys."""
+    keys = ("optimized_metric", "callbacks.checkpoint.monitor")
+    named = {key: OmegaConf.select(config, key) for key in keys}
+    return {key: name for key, name in named.items() if name is not None}
 
 
 def _keys(config: DictConfig, group: str) -> list[str]:

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, fields
 
 from ppo1_lightning.errors import ConfigurationError, check_integer, check_number
 
+ENDLESS = sys.maxsize // 2
+"""Iterations that no run comes to, and still a length to Python."""
+
 
 @dataclass
 class Counters:
@@ -136,14 +139,14 @@ class Budget:
         return self.total_iterations
 
     def iterations_left(self, counters: Counters, rows_per_iteration: int) -> int:
-        """Return the number of iterations still to run, `sys.maxsize` // 2 where unknown."""
+        """Return the number of iterations still to run, at most `ENDLESS`, also where unknown."""
         if self.fraction_spent(counters) >= 1:
             return 0
         if self.total_steps is not None:
-            return -(-(self.total_steps - counters.env_steps) // rows_per_iteration)
+            return min(-(-(self.total_steps - counters.env_steps) // rows_per_iteration), ENDLESS)
         if self.total_iterations is not None:
-            return self.total_iterations - counters.iterations
-        return sys.maxsize // 2
+            return min(self.total_iterations - counters.iterations, ENDLESS)
+        return ENDLESS
 
     def __str__(self) -> str:
         ((name, value),) = ((k, v) for k, v in asdict(self).items() if v is not None)
