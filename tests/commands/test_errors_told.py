@@ -207,6 +207,9 @@ BAD_INPUT = {
     "no budget": (["total_iterations=null"], "exactly one"),
     "negative budget": (["total_iterations=-3"], "total_iterations=-3"),
     "zero seconds": (["total_iterations=null", "total_seconds=0"], "total_seconds=0"),
+    "evaluation as a number": (["evaluation=7"], "evaluation=7 is not a config"),
+    "key of the evaluation": (["+evaluation.episods=7"], "'episodes'"),
+    "callbacks of the Trainer": (["+trainer.callbacks=[]"], "callbacks.NAME"),
     # hyperparameters
     "negative clip": (["algo.clip_coef=-0.1"], "clip_coef=-0.1"),
     "discount": (["algo.gamma=1.5"], "gamma=1.5"),
