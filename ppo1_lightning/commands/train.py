@@ -42,7 +42,7 @@ from ppo1_lightning.rollouts.datamodule import RolloutDataModule
 from ppo1_lightning.rollouts.evaluation import Evaluation
 from ppo1_lightning.rollouts.sizes import Sizes
 from ppo1_lightning.runs import lock, resume, trackers
-from ppo1_lightning.runs.instantiation import make
+from ppo1_lightning.runs.instantiation import check_scalars, make
 from ppo1_lightning.runs.signals import exit_status_of_signals
 from ppo1_lightning.simulators import EnvironmentSpec
 
@@ -76,6 +76,12 @@ def train(config: DictConfig) -> float | None:
     if config.get("hparams_search") is not None:
         raise ConfigurationError("hparams_search=... is for python -m ppo1_lightning")
     folder = check_path("trainer.default_root_dir", config.trainer.default_root_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"trainer.default_root_dir={folder} cannot be a folder ({error.strerror})"
+        ) from error
     if cli.process_rank() == 0:
         lock.hold(folder)
     try:
@@ -216,6 +222,7 @@ def _initial_weights(
 def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
     callbacks = initial + [make(config, key, Callback) for key in _keys(config, "callbacks")]
     callbacks.append(UnknownMetrics(_named_metrics(config)))
+    check_scalars(config, "trainer", Trainer)
     validation = _validation(config)
     for name in ("callbacks", "logger", *validation):
         if config.trainer.get(name) is not None:

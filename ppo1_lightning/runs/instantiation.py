@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -44,6 +45,33 @@ def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
             f"expected a {kind.__name__}"
         )
     return made
+
+
+_SCALARS = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
+
+
+def check_scalars(config: DictConfig, key: str, called: type) -> None:
+    """Check the arguments of a node that can only be numbers or flags, as a class annotates them.
+
+    For a class of another library's that does not look at them itself.
+
+    Raises:
+        ConfigurationError: one is something else.
+    """
+    node, hints = OmegaConf.select(config, key), get_type_hints(called.__init__)
+    for name, value in node.items() if isinstance(node, DictConfig) else ():
+        taken = get_args(hints.get(name)) or (hints.get(name, Any),)
+        if set(taken) <= set(_SCALARS) and not any(_is_a(value, kind) for kind in taken):
+            expected = " or ".join(_SCALARS[kind] for kind in taken)
+            raise ConfigurationError(f"{key}.{name}={value!r} is not {expected}")
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """Tell whether a value is a scalar of a kind; 1e6 is a whole number."""
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and (kind is float or value == value // 1)
 
 
 def _arguments(target: str) -> set[str]:

@@ -194,6 +194,7 @@ BAD_INPUT = {
     # paths that are none
     "number for a folder": (["callbacks.checkpoint.dirpath=7"], "dirpath=7"),
     "config for a folder": (["trainer.default_root_dir={a:1}"], "trainer.default_root_dir"),
+    "device for a folder": (["trainer.default_root_dir=/dev/null"], "/dev/null cannot be a folder"),
     # memory
     "kind of memory": (["policy=mlp_gru", "policy.memory=grru"], "'gru'"),
     "sequences": (["policy=mlp_gru", "algo.sequence_length=7"], "does not divide num_steps"),
@@ -226,6 +227,8 @@ BAD_INPUT = {
     "precision": (["trainer.precision=7"], "7"),
     "strategy": (["trainer.strategy=ddpp"], "ddpp"),
     "argument of the Trainer": (["+trainer.max_step=3"], "max_step"),
+    "number of the Trainer": (["trainer.max_epochs=x"], "trainer.max_epochs='x' is not a whole"),
+    "flag of the Trainer": (["trainer.enable_checkpointing=x"], "is not true or false"),
     "gradient clipping by Lightning": (["+trainer.gradient_clip_val=1"], "gradient"),
     "checkpoints too often": (["callbacks.checkpoint.every_n_iterations=0"], "every_n_iterations"),
 }
