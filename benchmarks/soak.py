@@ -136,7 +136,7 @@ def rows(folder: Path) -> list[int]:
         return [int(float(r["iteration"])) for r in csv.DictReader(stream) if r.get("iteration")]
 
 
-def wait_for_rows(folder: Path, process: subprocess.Popen[bytes], seconds: float = 300) -> bool:
+def wait_for_rows(folder: Path, process: subprocess.Popen[bytes], seconds: float = 1200) -> bool:
     """Wait until the run has written a row and a checkpoint; tell whether it has."""
     before, deadline = rows(folder)[-1:], time.monotonic() + seconds
     checkpoint = folder / "run" / "checkpoints" / "last.ckpt"
