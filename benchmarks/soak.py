@@ -159,7 +159,7 @@ class Case:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
-        self.stops = dict.fromkeys(FAULTS, 0)
+        self.stops: dict[str, int] = dict.fromkeys(FAULTS, 0)
         self.slowest = 0.0
         self.seen: list[dict[str, float]] = []
         self.problems: list[str] = []

@@ -58,7 +58,9 @@ class UnknownMetrics(Callback):
     def __init__(self, names: Mapping[str, object]) -> None:
         self._names = dict(names)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """Look at the first row."""
         known = {*pl_module.metrics, *trainer.callback_metrics}
         if "env_steps" not in known:

@@ -60,7 +60,8 @@ def check_scalars(config: DictConfig, key: str, called: type) -> None:
     """
     node, hints = OmegaConf.select(config, key), get_type_hints(called.__init__)
     for name, value in node.items() if isinstance(node, DictConfig) else ():
-        taken = get_args(hints.get(name)) or (hints.get(name, Any),)
+        hint = hints.get(str(name), Any)
+        taken = get_args(hint) or (hint,)
         if set(taken) <= set(_SCALARS) and not any(_is_a(value, kind) for kind in taken):
             expected = " or ".join(_SCALARS[kind] for kind in taken)
             raise ConfigurationError(f"{key}.{name}={value!r} is not {expected}")
@@ -70,8 +71,9 @@ def _is_a(value: object, kind: type) -> bool:
     """Tell whether a value is a scalar of a kind; 1e6 is a whole number."""
     if kind not in (int, float):
         return isinstance(value, kind)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and (kind is float or value == value // 1)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return kind is float or value == value // 1
 
 
 def _arguments(target: str) -> set[str]:
