@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -100,6 +100,14 @@ def fail_together(work: Callable[[], T], device: torch.device) -> T:
     assert error is not None
     error.on_all_ranks = True
     raise error
+
+
+def gather_objects(own: T) -> list[T]:
+    """Return the objects of all ranks, in their order."""
+    everyone: list[Any] = [own] * world_size()
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, own)
+    return everyone
 
 
 def all_gather(tensor: Tensor, dim: int) -> Tensor:

@@ -68,6 +68,15 @@ def normalizes_nothing(policy: nn.Module) -> None:
         )
 
 
+def acts_in_rollouts(cls: Any, base: Any) -> None:
+    """Refuse an `act` of the user's that would act in evaluations and not in rollouts."""
+    if cls.act is not base.act and cls.act_as_shown is base.act_as_shown:
+        raise ConfigurationError(
+            f"{cls.__name__} overrides act, and with algo.normalize_observations=true rollouts "
+            "call act_as_shown, with normalised observations; expected an override of both"
+        )
+
+
 def maker(key: str, value: Any, makes: str) -> Any:
     """Return what makes something, such as a class."""
     if not callable(value):
@@ -86,11 +95,7 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
     if trainer.state.fn != TrainerFn.FITTING:
         return
     strategy = trainer.strategy
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        raise ConfigurationError(
-            f"strategy={strategy.launcher._start_method!r} leaves the trained policy in other "
-            "processes, expected one device or strategy='ddp'"
-        )
+    launcher(strategy.launcher)
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         raise ConfigurationError(
             f"strategy {type(strategy).__name__} is not supported, "
@@ -124,6 +129,17 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
     for name, is_given, instead in refused:
         if is_given:
             raise ConfigurationError(f"trainer.{name} has no meaning here, expected {instead}")
+
+
+def launcher(launcher: Any) -> None:
+    """Refuse what trains in processes that end with the fit."""
+    if isinstance(launcher, _MultiProcessingLauncher):
+        method = launcher._start_method
+        name = {"fork": "'ddp_fork' or 'ddp_notebook'"}.get(method, f"'ddp_{method}'")
+        raise ConfigurationError(
+            f"strategy {name} leaves the trained policy in other "
+            "processes, expected one device or strategy='ddp'"
+        )
 
 
 _NORM = "the module's max_grad_norm"

@@ -15,11 +15,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ppo1_lightning.algorithms import loop
+from ppo1_lightning.algorithms.as_made import is_as_made
 from ppo1_lightning.algorithms.plain import plain, plain_settings
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies import BUILT_IN
-from ppo1_lightning.policies.base import PolicyFactory, ask
-from ppo1_lightning.policies.spaces import describe, example_rows, restore
+from ppo1_lightning.policies.base import PolicyFactory
+from ppo1_lightning.policies.spaces import describe, restore
 from ppo1_lightning.rollouts.budget import Counters
 
 if TYPE_CHECKING:
@@ -32,24 +33,8 @@ KEY = "ppo1_lightning"
 def policy_entry(policy: nn.Module, spaces: tuple[Space[Any], Space[Any]]) -> dict[str, Any]:
     """Describe a policy by name and arguments; where these do not make it again, by its name."""
     name = type(policy).__name__
-    built_in = BUILT_IN.get(name) is type(policy) and _is_as_made(policy, spaces)
+    built_in = BUILT_IN.get(name) is type(policy) and is_as_made(policy, spaces)
     return {"name": name, "arguments": plain(policy.arguments) if built_in else None}
-
-
-@torch.no_grad()
-def _is_as_made(policy: nn.Module, spaces: tuple[Space[Any], Space[Any]]) -> bool:
-    """Whether a built-in policy is what its arguments make: it may have been changed since."""
-    with torch.random.fork_rng(devices=[]):
-        again = type(policy)(*spaces, **policy.arguments).eval()  # type: ignore[operator]
-        rows = example_rows(spaces[0], 8)
-        rows = rows.random_() if rows.dtype == torch.uint8 else rows.normal_()
-    weights, same_weights = policy.state_dict(), again.state_dict()
-    if str(again) != str(policy) or weights.keys() != same_weights.keys():
-        return False
-    again.load_state_dict(weights)
-    device = next(policy.parameters()).device
-    ours, made = (ask(p, rows.to(device), None, None)[:2] for p in (policy, again.to(device)))
-    return all(map(torch.equal, ours, made))
 
 
 def spaces_entry(observation_space: Space[Any], action_space: Space[Any]) -> dict[str, Any]:
@@ -142,6 +127,8 @@ def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
         for name, kind in expected.items()
         if not isinstance(entry, dict) or not isinstance(entry.get(name), kind)
     ]
+    if not damaged and not isinstance(entry.get("wrapper_states", []), list):
+        damaged = ["wrapper_states"]
     counters = {field.name for field in fields(Counters)}
     if not damaged and (
         entry["counters"].keys() != counters or not all(map(_is_count, entry["counters"].values()))
@@ -227,11 +214,13 @@ def check_same_run(entry: dict[str, Any], current: dict[str, Any]) -> None:
 
 def write(checkpoint: dict[str, Any], module: PolicyModule) -> None:
     """Add our entry to a checkpoint that Lightning has made of a module."""
+    module.ask_wrappers()
     checkpoint[KEY] = {
         **module.identity(),
         "counters": module.counters.state_dict(),
         "episodes": module.episodes.state_dict(),
         "owes_evaluation": loop.evaluation_is_due(module),
+        "wrapper_states": module.wrapper_states,
     }
     for states in ("optimizer_states", "lr_schedulers"):
         if states in checkpoint:
@@ -259,4 +248,5 @@ def restore_run(checkpoint: dict[str, Any], module: PolicyModule) -> None:
         )
     module.counters = Counters(**saved["counters"])
     module.episodes.load_state_dict(saved["episodes"])
+    module.wrapper_states = saved.get("wrapper_states", [])
     module.owes_evaluation = saved.get("owes_evaluation", False)

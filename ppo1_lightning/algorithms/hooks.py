@@ -1,10 +1,12 @@
-"""Lightning's hooks that this package fills: overridden without ``super()``, they still run."""
+"""Methods that subclasses override: hooks that still run without ``super()``, and final ones."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from typing import Any
+
+from ppo1_lightning.errors import ConfigurationError
 
 Hook = Callable[..., Any]
 
@@ -30,6 +32,32 @@ def complete_overrides(cls: type) -> None:
         if not _is_own(hook) and not hasattr(hook, "is_complete"):
             marked = next(vars(base)[name] for base in cls.__mro__ if _is_own(vars(base).get(name)))
             setattr(cls, name, _completed(hook, marked))
+
+
+def final(instead: str) -> Callable[[Hook], Hook]:
+    """Mark a method that a subclass cannot override, for some of the paths do without it."""
+
+    def marked(method: Hook) -> Hook:
+        method.instead = instead  # type: ignore[attr-defined]
+        return method
+
+    return marked
+
+
+def refuse_overrides(cls: type) -> None:
+    """Refuse a class that overrides a `final` method.
+
+    Raises:
+        ConfigurationError: it names the method, and what does the same on all paths.
+    """
+    for base in cls.__mro__:
+        for name, method in vars(base).items():
+            instead = getattr(method, "instead", None)
+            if instead is not None and getattr(cls, name) is not method:
+                raise ConfigurationError(
+                    f"{cls.__name__} overrides {name}, which only the loss would see, "
+                    f"expected {instead}"
+                )
 
 
 def _is_own(hook: Any) -> bool:

@@ -145,8 +145,7 @@ class OnPolicyModule(PolicyModule):
         normalizer = getattr(self.policy, "observation_normalizer", None)
         if normalizer is not None:
             normalizer.update(rollout.observations[rollout.valid])
-        num_steps = len(rollout.rewards)
-        sizes = self.sizes(rollout.rows // num_steps, num_steps)
+        sizes = self.sizes(rollout.rows // len(rollout.rewards), len(rollout.rewards))
         segment = lay_out(
             rollout,
             *self.estimate_advantages(rollout),
@@ -188,6 +187,7 @@ class OnPolicyModule(PolicyModule):
             metrics.log_row(self, measured)
         loop.count_iteration(self)
 
+    @hooks.final("a policy of your own (policy=...), which acts and is measured like that too")
     def outputs(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
         """Return distribution parameters ``[B, P]`` and values ``[B]`` in float32."""
         dist_params, values, _ = ask(self.policy, batch.observations, batch.state, batch.starts)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
 from typing import Any, Self, cast
 
 import torch
 from gymnasium import Space
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from ppo1_lightning.algorithms import checks, entry, hooks, metrics, plain, policy_checks
+from ppo1_lightning.algorithms.strict import StrictModule
 from ppo1_lightning.errors import ConfigurationError, check_flag
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import (
@@ -34,7 +31,7 @@ from ppo1_lightning.rollouts.evaluation import Episodes
 from ppo1_lightning.rollouts.seeding import chosen_seed, derive_seed
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(StrictModule):
     """What an algorithm's module is before it learns; see `OnPolicyModule` for the arguments.
 
     Attributes:
@@ -56,7 +53,6 @@ class PolicyModule(LightningModule):
         normalize_observations: bool = False,
     ) -> None:
         super().__init__()
-        self.hooks_run: Counter[str] = Counter()  # see `hooks.own`
         self.normalize_observations = check_flag("normalize_observations", normalize_observations)
         self.observation_normalizer: StepNormalizer | None = None  # before the policy
         self.policy_factory = checks.policy_factory(policy)
@@ -67,15 +63,12 @@ class PolicyModule(LightningModule):
         self.evaluated: Episodes | None = None
         self.evaluated_in = 0  # the iteration of the last evaluation while training
         self.owes_evaluation = False  # the run was stopped before one that was due
+        self.wrapper_states: list[dict[str, Any]] = []  # of the environments, as last asked for
         # None: the policy acts as the module it is
         self._acting: ActingFactory | None = None
         self.pools: Sequence[slice] = WHOLE  # that the policy acts in, as of the last rollout
         if self.knows_spaces and self.policy_factory:
             self.build_policy(*self.spaces)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        hooks.complete_overrides(cls)
 
     @hooks.own
     def configure_callbacks(self) -> list[Any]:
@@ -91,24 +84,6 @@ class PolicyModule(LightningModule):
         """Build the policy, where the spaces could not be asked for before."""
         if self._trainer is not None:
             self._build_if_missing()
-
-    def save_hyperparameters(  # type: ignore[override]
-        self, *args: Any, ignore: Any = None, frame: FrameType | None = None, logger: bool = True
-    ) -> None:
-        """Keep the arguments as Lightning does, as plain data and without policy and spaces.
-
-        Raises:
-            ConfigurationError: one is an object that a checkpoint cannot hold.
-        """
-        ignored = [ignore] if isinstance(ignore, str) else list(ignore or ())
-        caller = inspect.currentframe()
-        super().save_hyperparameters(
-            *args,
-            ignore=[*ignored, "policy", "optimizer", "observation_space", "action_space"],
-            frame=frame or (caller and caller.f_back),
-            logger=logger,
-        )
-        self.hparams.update(plain.hyperparameters({**self.hparams, "seed": self.seed}))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all but the policy: it acts and learns in evaluation mode.
@@ -145,6 +120,7 @@ class PolicyModule(LightningModule):
         self.policy = policy.eval()
         if self.normalize_observations:
             checks.normalizes_nothing(self.policy)
+            checks.acts_in_rollouts(type(self), PolicyModule)
             self.observation_normalizer = StepNormalizer(observation_space)
 
     @property
@@ -168,6 +144,11 @@ class PolicyModule(LightningModule):
     @property
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None) if self._trainer else None
+
+    def ask_wrappers(self) -> None:
+        """Let `wrapper_states` be what the environments' wrappers have counted by now."""
+        if hasattr(self._datamodule, "keep_wrapper_states"):
+            self._datamodule.keep_wrapper_states()
 
     def stop_when_spent(self) -> None:
         """Stop when the budget is spent; every rank's counters say so at the same time."""
@@ -241,7 +222,8 @@ class PolicyModule(LightningModule):
 
     @hooks.own
     def on_validation_start(self) -> None:
-        """Stop the clock: evaluation is not training."""
+        """Stop the clock: evaluation is not training, but goes on with what its wrappers know."""
+        self.ask_wrappers()
         self.clock.pause()
 
     @hooks.own

@@ -57,6 +57,7 @@ class Actor(Protocol):
     distribution: Distribution
     counters: Counters
     observation_normalizer: StepNormalizer | None  # before the policy, step by step
+    wrapper_states: list[dict[str, Any]]  # of all environments, see `Simulator.wrapper_states`
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, Simulator
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.placement import own_cores
+from ppo1_lightning.simulators.wrapper_state import own_wrapper_states
 
 
 class RolloutDataModule(LightningDataModule):
@@ -130,6 +131,11 @@ class RolloutDataModule(LightningDataModule):
         if self._dataset is not None:
             self._dataset.close()
 
+    def keep_wrapper_states(self) -> None:
+        """Let the Trainer's module know what the environments' wrappers have counted by now."""
+        if self._dataset is not None:
+            self._dataset.keep_wrapper_states()
+
     def teardown(self, stage: str) -> None:
         """Free the simulator."""
         self._close()
@@ -139,9 +145,13 @@ class RolloutDataModule(LightningDataModule):
         module = cast(Actor, self.trainer.lightning_module)
         iteration = module.counters.iterations
         seeds = environment_seeds(self.seed, self.num_envs, iteration=iteration)
-        own_seeds = [seeds[i] for i in distributed.own_environments(self.num_envs)]
+        own = distributed.own_environments(self.num_envs)
+        own_seeds = [seeds[i] for i in own]
         cores = own_cores(*distributed.local_ranks())
-        simulator = simulators.make_simulator(self.env, own_seeds, cores=cores)
+        states = own_wrapper_states(module.wrapper_states, own)
+        simulator = simulators.make_simulator(
+            self.env, own_seeds, cores=cores, wrapper_states=states
+        )
         if module.observation_normalizer is None:
             return simulator
         return NormalizedSimulator(

@@ -117,6 +117,17 @@ class RolloutDataset(IterableDataset[Rollout]):
             return noise
         return noise[:, distributed.own_environments(self._num_envs)]
 
+    def keep_wrapper_states(self) -> None:
+        """Let the actor know what the wrappers of all ranks' environments have counted by now."""
+        if self._collector is None:
+            return
+        own = self._collector.simulator.wrapper_states()
+        everyone = [own] if own == [] else distributed.gather_objects(own)
+        if None not in everyone:
+            found = [state for states in everyone for state in states or ()]
+            # copies of other ranks' come last
+            self._actor.wrapper_states = found[: self._num_envs] if any(found) else []
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the simulator, which belongs to one process, so that a copy can be made."""
         return {**vars(self), "_collector": None}
@@ -124,5 +135,6 @@ class RolloutDataset(IterableDataset[Rollout]):
     def close(self) -> None:
         """Free the simulator."""
         if self._collector is not None:
+            self.keep_wrapper_states()
             self._collector.simulator.close()
             self._collector = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ppo1_lightning.rollouts.seeding import environment_seeds, generator
 from ppo1_lightning.rollouts.sizes import ROW_BYTES
 from ppo1_lightning.simulators.base import EnvironmentSpec
 from ppo1_lightning.simulators.placement import own_cores
+from ppo1_lightning.simulators.wrapper_state import own_wrapper_states
 
 BLOCK = 64
 """Steps between two looks at which episodes have ended."""
@@ -102,6 +103,7 @@ class Player(Protocol):
     """What an evaluation asks of the algorithm; `PPO` is one."""
 
     distribution: Distribution
+    wrapper_states: list[dict[str, Any]]  # of training, see `Simulator.wrapper_states`
 
     @property
     def device(self) -> torch.device:
@@ -165,7 +167,8 @@ class EvaluationDataset(IterableDataset[Episodes]):
         env = replace(self._env, num_pools=1)  # its number of environments is another
         own_seeds = [seeds[i] for i in own.tolist()]
         cores = own_cores(*distributed.local_ranks())
-        simulator = simulators.make_simulator(env, own_seeds, cores=cores)
+        states = own_wrapper_states(self._player.wrapper_states, own.tolist())
+        simulator = simulators.make_simulator(env, own_seeds, cores=cores, wrapper_states=states)
         deterministic = self._evaluation.deterministic
         act = self._player.act_greedily if deterministic else self._player.act
         device = self._player.device

@@ -90,6 +90,9 @@ class NormalizedSimulator(Simulator):
         with self._answering(self._num_steps), self._simulator.stepping():
             yield
 
+    def wrapper_states(self) -> list[dict[str, Any]] | None:
+        return self._simulator.wrapper_states()
+
     def render(self) -> NDArray[np.uint8]:
         return self._simulator.render()
 

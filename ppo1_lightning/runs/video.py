@@ -58,7 +58,9 @@ def play(
         SimulationError: a reward or an observation is not finite.
     """
     seeds = environment_seeds(seed, 1, purpose="evaluation")
-    simulator = simulators.make_simulator(replace(env, num_pools=1), seeds, render=True)
+    simulator = simulators.make_simulator(
+        replace(env, num_pools=1), seeds, render=True, wrapper_states=player.wrapper_states[:1]
+    )
     act = player.act_greedily if deterministic else player.act
     try:
         observation = simulator.reset()

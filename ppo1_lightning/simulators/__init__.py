@@ -66,6 +66,7 @@ def make_simulator(
     *,
     render: bool = False,
     cores: Sequence[int] | None = None,
+    wrapper_states: Sequence[dict[str, Any]] = (),
 ) -> Simulator:
     """Return a simulator of ``len(seeds)`` environments, each with its own int32 seed.
 
@@ -75,11 +76,13 @@ def make_simulator(
         render: whether `Simulator.render` will be called.
         cores: those that EnvPool's threads may use, None: all of this process; with several ranks
             on a machine each has a share, see `placement.own_cores`.
+        wrapper_states: what the wrappers of each environment go on with, see
+            `Simulator.wrapper_states`; nothing for none.
 
     Raises:
         ConfigurationError: an unknown id or option, a space that is not supported, a bad seed.
     """
-    return _backend(spec)(spec, seeds, render=render, cores=cores)
+    return _backend(spec)(spec, seeds, render=render, cores=cores, wrapper_states=wrapper_states)
 
 
 def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:

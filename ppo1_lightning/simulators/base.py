@@ -233,6 +233,14 @@ class Simulator(ABC):
         """Return a context for loops that step often, in which that may be faster."""
         return nullcontext()
 
+    def wrapper_states(self) -> list[dict[str, Any]] | None:
+        """Return what each environment's wrappers have counted, see `wrapper_state`.
+
+        None where they cannot be asked: in the middle of a step, or at an end. Nothing where the
+        library has no wrappers.
+        """
+        return []
+
     def render(self) -> NDArray[np.uint8]:
         """Return a picture ``[H, W, 3]`` of the first environment as it is after the last step.
 

@@ -27,6 +27,7 @@ from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import OwnErrors, WrongRewardError, explained
 from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
+from ppo1_lightning.simulators.wrapper_state import watched
 from ppo1_lightning.simulators.wrappers import (
     GAME_OVER,
     RAW_REWARD,
@@ -103,15 +104,14 @@ class GymnasiumSimulator(VectorSimulator):
         if make_vector is AsyncVectorEnv:  # which has no memory to share for texts
             arguments["shared_memory"] = self._observations.all_numbers
         self._seeds: list[list[int] | None] = [*seeds]
-        self._pools = [
-            make_vector(
-                [partial(_make_in_worker, make, seed, os.getpid()) for seed in its_seeds]
-                if make_vector is AsyncVectorEnv
-                else [make] * len(its_seeds),
-                **arguments,
-            )
-            for its_seeds in seeds
-        ]
+        states = iter(self._wrapper_states or [None] * self.num_envs)
+        makers = [[partial(watched, make, next(states)) for _ in its_seeds] for its_seeds in seeds]
+        if make_vector is AsyncVectorEnv:
+            makers = [
+                [partial(_make_in_worker, *own, os.getpid()) for own in zip(its, s, strict=True)]
+                for its, s in zip(makers, seeds, strict=True)
+            ]
+        self._pools = [make_vector(its, **arguments) for its in makers]
         self._waits: dict[int, Callable[[], tuple[Any, ...]]] = {}  # for a step under way, by pool
 
     @classmethod
@@ -168,6 +168,11 @@ class GymnasiumSimulator(VectorSimulator):
         if self._pools[pool].closed:
             raise RuntimeError("the simulator is closed")
         return self._pools[pool]
+
+    def wrapper_states(self) -> list[dict[str, Any]] | None:
+        if self._waits or any(pool.closed for pool in self._pools):
+            return None
+        return [state for pool in self._pools for state in pool.call("wrapper_state")]
 
     def _picture(self) -> Any:
         return self._opened(0).render()[0]

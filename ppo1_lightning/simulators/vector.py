@@ -38,6 +38,7 @@ class VectorSimulator(Simulator):
         seeds: one int32 seed per environment; their number is N.
         render: whether `render` will be called.
         cores: those that the environments' threads may use, None: all of this process.
+        wrapper_states: one for each environment, or none.
 
     Raises:
         ConfigurationError: an option, a space or a seed that cannot work.
@@ -53,11 +54,13 @@ class VectorSimulator(Simulator):
         *,
         render: bool = False,
         cores: Sequence[int] | None = None,
+        wrapper_states: Sequence[dict[str, Any]] = (),
     ) -> None:
         checked = _check_seeds(seeds)
         observation_space, action_space = self.native_spaces(spec)
         self._id = spec.id
         self._cores = own_cores() if cores is None else cores
+        self._wrapper_states = wrapper_states
         self._reward_scale = np.float32(spec.reward_scale)
         self._observations = ObservationAdapter(spec, observation_space)
         self.num_envs = len(checked)

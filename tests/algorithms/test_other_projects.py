@@ -316,6 +316,55 @@ def test_a_changed_policy_is_asked_for(factory: Any, tmp_path: Path) -> None:
     assert torch.equal(again(rows)[0], module(rows)[0])
 
 
+def test_whether_a_policy_was_changed_is_asked_again_where_it_may_have_been(
+    monkeypatch: Any,
+) -> None:
+    made: list[Any] = []
+    build = MlpPolicy.__init__
+    monkeypatch.setattr(MlpPolicy, "__init__", lambda *a, **o: made.append(1) or build(*a, **o))
+    module = ppo(**SPACES)
+    once = len(made) + 1
+    for _ in range(3):
+        assert module.identity()["policy"]["arguments"] is not None
+        with torch.no_grad():
+            weights(module).add_(1)
+    assert len(made) == once
+    policy: Any = module.policy
+    policy.trunk[1] = Squashed()
+    assert module.identity()["policy"]["arguments"] is None
+    policy.trunk[1] = nn.Tanh()
+    assert module.identity()["policy"]["arguments"] is not None
+    policy.trunk[1].register_forward_hook(lambda _, __, out: 2 * out)
+    assert module.identity()["policy"]["arguments"] is None
+
+
+def test_outputs_that_only_the_loss_would_see_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Mine overrides outputs, .* expected a policy"):
+
+        class Mine(PPO):
+            def outputs(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
+                return super().outputs(batch)
+
+
+class Greedy(PPO):
+    def act(self, observations: Tensor, noise: Tensor, *memory: Tensor) -> Any:
+        return super().act(observations, torch.zeros_like(noise), *memory)
+
+
+def test_an_act_that_rollouts_would_not_call_is_refused() -> None:
+    raw = functools.partial(Small, normalize_observations=False)
+    with pytest.raises(ConfigurationError, match=r"Greedy overrides act, .* override of both"):
+        ppo(Greedy, raw, normalize_observations=True, **SPACES)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda m: list(m.parameters()), lambda m: m.freeze(), torch.optim.SGD]
+)
+def test_parameters_that_are_not_there_yet_are_told(ask: Any) -> None:
+    with pytest.raises(ConfigurationError, match="PPO has no parameters before it knows"):
+        ask(ppo()) if ask is not torch.optim.SGD else ask(ppo().parameters(), 0.1)
+
+
 def test_the_policy_is_there_where_the_spaces_are_known() -> None:
     module = ppo(**SPACES)
     assert len(list(module.parameters())) > 0

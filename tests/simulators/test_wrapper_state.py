@@ -1,0 +1,196 @@
+"""What wrappers have counted goes on in evaluations and resumed runs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+
+from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
+from ppo1_lightning.rollouts.datamodule import EvaluationDataModule
+from ppo1_lightning.rollouts.evaluation import Evaluation
+from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
+from ppo1_lightning.simulators.wrapper_state import WrapperState
+
+
+class Moments:
+    """A user's running mean."""
+
+    def __init__(self) -> None:
+        self.count, self.mean = 0, np.zeros(4)
+
+
+class Everything(gymnasium.Wrapper):
+    """Keeps what a wrapper may keep."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.moments, self.level, self.seen = Moments(), np.float32(0), deque(maxlen=3)
+        self.visits: Any = defaultdict(int)
+        self.words, self.kinds, self.lazy = ["a"], Counter(), None
+        self.network, self.torch = nn.Linear(2, 2), torch.zeros(2)
+        self.generator, self.constant = np.random.default_rng(0), np.arange(1000)
+        self.function, self.steps = print, 0
+
+    def reset(self, **arguments: Any) -> Any:
+        self.steps = 0
+        return self.env.reset(**arguments)
+
+    def learn(self) -> None:
+        self.moments.count, self.moments.mean = 7, np.full(4, 0.5)
+        self.level, self.lazy = np.float32(2.5), np.eye(2)
+        self.seen.extend([1, 2, 3, 4])
+        self.visits[1, "left"] += 3
+        self.kinds["x"] += 1
+        self.words.append("b")
+        self.torch += 1
+        nn.init.ones_(self.network.weight)
+        self.steps = 9
+
+
+class Speaks(gymnasium.Wrapper):
+    """Says for itself what is kept."""
+
+    level, other = 0, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"level": self.level}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.level = state["level"]
+
+
+def made() -> Any:
+    return Everything(Speaks(Everything(gymnasium.make("CartPole-v1"))))
+
+
+def test_all_that_has_changed_is_carried(tmp_path: Path) -> None:
+    env, again = made(), made()
+    kept, of_the_other = WrapperState(env), WrapperState(again)
+    assert kept.get() == {}
+    env.learn()
+    env.env.level, env.env.other = 3, 4
+    torch.save(kept.get(), tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
+    assert set(state) == {"Everything", "Speaks"}  # the inner one has learned nothing
+    assert not {"constant", "generator", "function"} & set(state["Everything"])
+    of_the_other.put(state)
+    assert (again.moments.count, again.moments.mean.tolist()) == (7, [0.5] * 4)
+    assert (again.level, type(again.level)) == (2.5, np.float32)
+    assert again.lazy.tolist() == [[1, 0], [0, 1]]
+    assert (list(again.seen), again.seen.maxlen) == ([2, 3, 4], 3)
+    assert again.visits == {(1, "left"): 3}
+    assert again.visits["new"] == 0
+    assert again.kinds.most_common() == [("x", 1)]
+    assert again.words == ["a", "b"]
+    assert again.torch.tolist() == [1, 1]
+    assert again.network.weight.tolist() == [[1, 1], [1, 1]]
+    assert (again.env.level, again.env.other) == (3, 0)
+    again.reset()
+    assert again.steps == 0
+
+
+def test_gymnasiums_own_wrappers_say_nothing() -> None:
+    env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make("CartPole-v1"))
+    kept = WrapperState(env)
+    env.reset()
+    for _ in range(100):
+        if env.step(env.action_space.sample())[2]:
+            env.reset()
+    assert kept.get() == {}
+
+
+def test_an_object_that_is_made_later_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    env, again = made(), made()
+    kept, of_the_other = WrapperState(env), WrapperState(again)
+    env.lazy = Moments()
+    of_the_other.put(kept.get())
+    assert again.lazy is None
+    assert "Everything.lazy starts anew" in caplog.text
+
+
+class Goal(gymnasium.Env):
+    """What is observed is 100 or 101 and tells which of two actions is paid."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t, self.goal = 0, int(self.np_random.integers(2))
+        return np.array([100.0 + self.goal], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        paid = float(action == self.goal)
+        return np.array([100.0 + self.goal], np.float32), paid, self.t >= 20, False, {}
+
+
+class Centered(gymnasium.ObservationWrapper):
+    """A user's own running mean of observations."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.total, self.count = 0.0, 0
+
+    def observation(self, observation: Any) -> Any:
+        self.total, self.count = self.total + float(observation[0]), self.count + 1
+        return np.float32(4 * (observation - self.total / self.count))
+
+
+@pytest.fixture
+def goal() -> Any:
+    gymnasium.register("Goal-v0", entry_point=Goal)
+    yield
+    del gymnasium.registry["Goal-v0"]
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
+def test_states_of_each_environment(mode: str, goal: Any) -> None:
+    spec = EnvironmentSpec(
+        "Goal-v0", options={"vectorization_mode": mode}, wrappers=[Centered], num_pools=2
+    )
+    given = [{"Centered": {"count": 10 * i, "total": 1.0 * i}} for i in range(4)]
+    simulator = make_simulator(spec, [1, 2, 3, 4], wrapper_states=given)
+    simulator.reset()
+    found = simulator.wrapper_states() or []
+    assert [state["Centered"]["count"] for state in found] == [1, 11, 21, 31]
+    simulator.close()
+    assert simulator.wrapper_states() is None
+
+
+@pytest.mark.heavy
+def test_a_run_its_evaluations_and_its_continuation_see_one_state(
+    goal: Any, tmp_path: Path
+) -> None:
+    def fit(ckpt: Path | None, steps: int, **options: Any) -> tuple[PPO, Trainer, Any]:
+        spec = EnvironmentSpec("Goal-v0", wrappers=[Centered])
+        data = RolloutDataModule(
+            spec, num_envs=8, num_steps=64, total_steps=steps, evaluation=Evaluation(40, 4)
+        )
+        small = partial(MlpPolicy, hidden_size=8, normalize_observations=False)
+        module = PPO(small, minibatch_size=256, compile=False, **options)
+        trainer = Trainer(accelerator="cpu", max_epochs=-1, logger=False, default_root_dir=tmp_path)
+        trainer.fit(module, data, ckpt_path=ckpt)
+        return module, trainer, data
+
+    module, trainer, data = fit(None, 6144, learning_rate=0.01)
+    trained = module.episodes.return_mean
+    assert trained > 15
+    assert module.evaluated is not None
+    assert module.evaluated.returns.mean() > trained - 3  # the one while training
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again, _, _ = fit(tmp_path / "a.ckpt", 7168, learning_rate=0.0)
+    assert np.mean(again.episodes.returns[-16:]) > trained - 3
+    loaded = PPO.load_from_checkpoint(tmp_path / "a.ckpt")
+    its_own = EvaluationDataModule(data.env, Evaluation(40, 4))
+    (result,) = trainer.test(loaded, its_own, verbose=False)
+    assert result["evaluation/return_mean"] > trained - 3
