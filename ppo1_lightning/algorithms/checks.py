@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    ModelPruning,
 )
 from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -150,6 +151,7 @@ _CALLBACKS: dict[type, str] = {
     GradientAccumulationScheduler: _MINIBATCH,
     LearningRateFinder: _TUNE,
     BatchSizeFinder: _TUNE,
+    ModelPruning: "torch.nn.utils.prune after training: it changes where layers have their weights",
     SpikeDetection: "ModelCheckpoint or EarlyStopping: it looks at a loss for each batch",
 }
 """Lightning's that cannot do here what they are for, and what does."""
@@ -181,6 +183,19 @@ def optimizers(found: Any, trainer: Trainer) -> None:
             "configure_optimizers returned a ReduceLROnPlateau, expected a scheduler that needs no "
             "metric; step that one in a callback, by a number of trainer.callback_metrics"
         )
+
+
+def thawed(module: OnPolicyModule, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse parameters that are to learn by now and that our own optimizer does not hold."""
+    if optimizer is not module.own_optimizer:
+        return  # the user says what is in theirs
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in module.learning_parameters():
+        if parameter.requires_grad and id(parameter) not in held:
+            raise ConfigurationError(
+                f"{name} was frozen when the optimizer was made and is to learn now, expected it "
+                "in a group of its own: BaseFinetuning.unfreeze_and_add_param_group"
+            )
 
 
 def unit_length(sequence_length: int | None, state_size: int, num_steps: int) -> int:

@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from ppo1_lightning.algorithms.on_policy import OnPolicyModule
@@ -26,6 +29,33 @@ def count_iteration(module: OnPolicyModule) -> None:
     wrapper.step()
     for config in module.trainer.lr_scheduler_configs:
         module.lr_scheduler_step(config.scheduler, None)
+
+
+def for_the_optimizer(module: OnPolicyModule) -> list[tuple[str, nn.Parameter]]:
+    """Return all named parameters, without those that a `BaseFinetuning` adds when it thaws them.
+
+    It ignores the learning rate that they are to have where the optimizer holds them already.
+    """
+    named = module.named_parameters()
+    left = has_finetuning(module)
+    return [(name, parameter) for name, parameter in named if parameter.requires_grad or not left]
+
+
+def open_to_finetuning(module: OnPolicyModule, optimizer: Optimizer) -> Optimizer:
+    """Return an optimizer, without names of parameters where a `BaseFinetuning` adds some.
+
+    It adds them without, and PyTorch takes no group without names beside one with.
+    """
+    if has_finetuning(module):
+        for group in optimizer.param_groups:
+            group.pop("param_names", None)
+    return optimizer
+
+
+def has_finetuning(module: OnPolicyModule) -> bool:
+    """Tell whether a callback of the run freezes parameters and adds them when it thaws them."""
+    callbacks = getattr(module._trainer, "callbacks", [])
+    return any(isinstance(callback, BaseFinetuning) for callback in callbacks)
 
 
 def ask_callbacks(module: OnPolicyModule) -> None:

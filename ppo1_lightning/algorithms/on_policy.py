@@ -244,13 +244,13 @@ class OnPolicyModule(PolicyModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of `learning_parameters`."""
-        named = self.learning_parameters()
-        optimizer = self.own_optimizer = self.optimizer_factory(named, lr=self.learning_rate)
+        optimizer = self.optimizer_factory(self.learning_parameters(), lr=self.learning_rate)
+        self.own_optimizer = loop.open_to_finetuning(self, optimizer)
         return optimizer
 
     def learning_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the named parameters that `update` changes."""
-        return list(self.named_parameters())
+        return loop.for_the_optimizer(self)
 
     @property
     def optimizer_name(self) -> str | None:

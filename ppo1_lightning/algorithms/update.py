@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ppo1_lightning.algorithms import checks, loop
 from ppo1_lightning.algorithms.policy_module import PolicyModule
 from ppo1_lightning.distributed import all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError
@@ -162,6 +163,9 @@ def make_update(
 
 def as_it_is_now(module: OnPolicyModule, update: Update, minibatches: Minibatch) -> Update:
     """Return the update, or an eager one where it would not do what the loss does any more."""
+    optimizer: Any = module.optimizers(use_pl_optimizer=False)
+    if loop.has_finetuning(module):
+        checks.thawed(module, optimizer)
     reason = update.outdated(minibatches)
     if update.max_grad_norm != module.max_grad_norm:
         reason = "max_grad_norm has changed"
@@ -169,7 +173,6 @@ def as_it_is_now(module: OnPolicyModule, update: Update, minibatches: Minibatch)
         return update
     if update.path != "eager":
         _log.warning("update: eager from here on, for %s", reason)
-    optimizer: Any = module.optimizers(use_pl_optimizer=False)
     return EagerUpdate(module.loss, optimizer, module.max_grad_norm)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from lightning import Trainer
 from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks.spike import SpikeDetection
 from lightning.pytorch.profilers import SimpleProfiler
 
 from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
@@ -84,13 +83,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "min_steps": ({"min_steps": 10**6}, "budget"),
     "min_epochs": ({"min_epochs": 2}, "budget"),
     "precision": ({"precision": "64-true"}, "32-true"),
-    "GradientAccumulationScheduler": (
-        {"callbacks": [callbacks.GradientAccumulationScheduler({0: 2})]},
-        "minibatch_size",
-    ),
-    "LearningRateFinder": ({"callbacks": [callbacks.LearningRateFinder()]}, "tune"),
-    "SpikeDetection": ({"callbacks": [SpikeDetection()]}, "EarlyStopping"),
-    "BatchSizeFinder": ({"callbacks": [callbacks.BatchSizeFinder()]}, "tune"),
 }
 
 
