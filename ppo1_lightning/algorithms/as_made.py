@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning.policies.base import ask
 from ppo1_lightning.policies.spaces import example_rows
+from ppo1_lightning.rollouts.seeding import apart
 
 _FOUND: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
 """For each policy its structure and what was found: a large one takes most of a save to make."""
@@ -45,7 +46,7 @@ def _picture(value: Any) -> Any:
 @torch.no_grad()
 def _does_the_same(policy: nn.Module, spaces: tuple[Space[Any], Space[Any]]) -> bool:
     """Compare what both say of some random rows."""
-    with torch.random.fork_rng(devices=[]):
+    with apart():
         again = type(policy)(*spaces, **policy.arguments).eval()  # type: ignore[operator]
         rows = example_rows(spaces[0], 8)
         rows = rows.random_() if rows.dtype == torch.uint8 else rows.normal_()

@@ -95,6 +95,10 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
     """
     if trainer.state.fn != TrainerFn.FITTING:
         return
+    if torch.is_inference_mode_enabled():
+        raise ConfigurationError(
+            "Trainer.fit within torch.inference_mode(), where nothing can learn; expected it outside"
+        )
     strategy = trainer.strategy
     launcher(strategy.launcher)
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
@@ -168,7 +172,15 @@ def optimizers(found: Any, trainer: Trainer) -> None:
             f"configure_optimizers returned {len(found)} optimizers, expected one (with several "
             "parameter groups if need be), with schedulers or without"
         )
-    parameters = [p for group in found.param_groups for p in group["params"]]
+    optimizer = getattr(found, "optimizer", found)
+    for group in optimizer.param_groups:  # as a checkpoint has made them
+        if missing := sorted(optimizer.defaults.keys() - group.keys()):
+            raise ConfigurationError(
+                f"the checkpoint is from another optimizer: it says no {missing[0]}, which "
+                f"{type(optimizer).__name__} goes by; expected the optimizer that it was "
+                "saved with"
+            )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if not any(p.requires_grad for p in parameters):
         raise ConfigurationError(
             "all parameters are frozen, expected some that learn; module.unfreeze() thaws them"

@@ -22,6 +22,7 @@ class Coefficients(nn.Module):
 
     values: dict[str, float]
 
+    @torch.inference_mode(False)  # they are written in place later
     def __init__(self, **values: float) -> None:
         super().__init__()
         self.values = values

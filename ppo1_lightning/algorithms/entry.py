@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from contextvars import ContextVar
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -146,19 +147,30 @@ def _is_count(value: Any) -> bool:
     return is_number and math.isfinite(value) and value >= 0
 
 
-def check_same_weights(checkpoint: dict[str, Any], current: dict[str, Any]) -> None:
+STRICT: ContextVar[bool | None] = ContextVar("strict", default=None)
+"""Whether all of a checkpoint's tensors have to be this module's; None: as the module says."""
+
+
+def check_same_weights(
+    checkpoint: dict[str, Any], current: dict[str, Any], *, strict: bool = True
+) -> None:
     """Compare the names and shapes of a checkpoint's tensors with the current ones.
+
+    Args:
+        strict: as in `torch.nn.Module.load_state_dict`; False compares those that both have.
 
     Raises:
         ConfigurationError: some are missing, left over, of another shape or not finite.
     """
     saved = checkpoint.get("state_dict", {})
-    for name in sorted(saved.keys() ^ current.keys()):
+    for name in sorted(saved.keys() ^ current.keys()) if strict else ():
         raise ConfigurationError(
             f"the checkpoint does not fit: {name!r} is "
             + ("missing in it" if name in current else "in it, but not in this run")
         )
     for name, tensor in saved.items():
+        if name not in current:
+            continue
         if isinstance(tensor, Tensor) != isinstance(current[name], Tensor):
             raise ConfigurationError(
                 f"the checkpoint does not fit: {name!r} is a {type(tensor).__name__}, "
@@ -241,7 +253,8 @@ def restore_run(checkpoint: dict[str, Any], module: PolicyModule) -> None:
         module.policy_factory = module.policy_factory or policy_factory(saved)
         module.build_policy(*(module.spaces if module.knows_spaces else restore_spaces(saved)))
     check_same_run(saved, module.identity())
-    check_same_weights(checkpoint, module.state_dict())
+    strict = module.strict_loading if STRICT.get() is None else bool(STRICT.get())
+    check_same_weights(checkpoint, module.state_dict(), strict=strict)
     if trainer is not None and not checkpoint.get("optimizer_states"):
         raise ConfigurationError(
             "the checkpoint holds no optimizer state, so a run cannot be resumed from it"

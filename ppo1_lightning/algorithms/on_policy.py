@@ -172,8 +172,7 @@ class OnPolicyModule(PolicyModule):
     def finish(self, rollout: Rollout, segment: Segment) -> None:
         """Count, measure the updated policy, log.
 
-        Explicit and no hook: Lightning calls the callbacks' hooks before the module's, and they
-        look at the counters.
+        Explicit and no hook: callbacks' hooks come before the module's, and look at the counters.
 
         Raises:
             DivergenceError: something is not a finite number; the update has been undone.
@@ -225,9 +224,9 @@ class OnPolicyModule(PolicyModule):
     def configure_callbacks(self) -> list[Any]:
         """Check the run before its first step."""
         checks.trainer(self.trainer, self)
-        callbacks = super().configure_callbacks()
+        super().configure_callbacks()
         checks.data(self, self._datamodule)
-        return callbacks
+        return []
 
     def sizes(self, num_envs: int, num_steps: int) -> Sizes:
         """Return how a rollout of all devices divides."""
@@ -244,8 +243,8 @@ class OnPolicyModule(PolicyModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of `learning_parameters`."""
-        optimizer = self.optimizer_factory(self.learning_parameters(), lr=self.learning_rate)
-        self.own_optimizer = loop.open_to_finetuning(self, optimizer)
+        made = self.optimizer_factory(self.learning_parameters(), lr=self.learning_rate)
+        self.own_optimizer = optimizer = loop.open_to_finetuning(self, made)
         return optimizer
 
     def learning_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -255,7 +254,8 @@ class OnPolicyModule(PolicyModule):
     @property
     def optimizer_name(self) -> str | None:
         """Name of the optimizer's class, None for one of the user's own."""
-        ours = type(self).configure_optimizers is OnPolicyModule.configure_optimizers
+        configure = getattr(self.configure_optimizers, "__func__", None)  # None: LightningCLI's
+        ours = configure is OnPolicyModule.configure_optimizers
         factory = getattr(self.optimizer_factory, "func", self.optimizer_factory)
         return factory.__name__ if ours and isinstance(factory, type) else None
 

@@ -12,6 +12,7 @@ from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import ask, initial_state, state_size
 from ppo1_lightning.policies.spaces import example_rows
+from ppo1_lightning.rollouts.seeding import apart
 
 
 def check(policy: nn.Module, observation_space: Space[Any], distribution: Distribution) -> None:
@@ -26,7 +27,7 @@ def check(policy: nn.Module, observation_space: Space[Any], distribution: Distri
     count = 4 if state_size(policy) else 2
     rows, state = example_rows(observation_space, count), initial_state(policy, 2)
     starts = torch.zeros(count, dtype=torch.bool)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    with apart(), torch.inference_mode(False), torch.enable_grad():
         outputs = ask(policy.eval(), rows, state, starts)
         _check_outputs(policy, outputs, count, distribution)
         if state_size(policy):

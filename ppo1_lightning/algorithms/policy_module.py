@@ -24,6 +24,7 @@ from ppo1_lightning.policies.base import (
 )
 from ppo1_lightning.policies.normalization import NormalizedPolicy, StepNormalizer
 from ppo1_lightning.policies.spaces import distribution_for
+from ppo1_lightning.rollouts import seeding
 from ppo1_lightning.rollouts.acting import WHOLE, Acting, ActingFactory, ModuleActing
 from ppo1_lightning.rollouts.budget import Clock, Counters
 from ppo1_lightning.rollouts.episodes import EpisodeStatistics
@@ -113,8 +114,7 @@ class PolicyModule(StrictModule):
             )
         self._spaces = observation_space, action_space
         self.distribution = distribution_for(action_space)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "policy"))
+        with seeding.apart(derive_seed(self.seed, "policy")), torch.inference_mode(False):
             policy = self.policy_factory(observation_space, action_space)
         policy_checks.check(policy, observation_space, self.distribution)
         self.policy = policy.eval()
@@ -235,7 +235,13 @@ class PolicyModule(StrictModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: Any, *args: Any, weights_only: bool | None = None, **kwargs: Any
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Return the module of a checkpoint, as Lightning does, but as plain data from a URL too.
 
@@ -243,12 +249,14 @@ class PolicyModule(StrictModule):
             weights_only: False runs whatever the file says: only for one that you trust.
         """
         weights_only = True if weights_only is None else weights_only
-        return super().load_from_checkpoint(
-            entry.upgraded(checkpoint_path, cls.algorithm(), weights_only=weights_only),
-            *args,
-            weights_only=weights_only,
-            **kwargs,
-        )
+        content = entry.upgraded(checkpoint_path, cls.algorithm(), weights_only=weights_only)
+        asked = entry.STRICT.set(strict)
+        try:
+            return super().load_from_checkpoint(
+                content, map_location, hparams_file, strict, weights_only, **kwargs
+            )
+        finally:
+            entry.STRICT.reset(asked)
 
     @hooks.own
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

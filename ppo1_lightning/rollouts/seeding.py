@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -16,6 +19,8 @@ import torch
 from ppo1_lightning.errors import ConfigurationError, check_integer
 
 _log = logging.getLogger(__name__)
+
+_DRAWING = threading.RLock()
 
 EnvironmentPurpose = Literal["training", "evaluation"]
 
@@ -32,6 +37,18 @@ def chosen_seed(seed: int | None) -> int:
         _log.info("seed %s, of seed_everything", everything)
         seed = int(everything)
     return check_integer("seed", 0 if seed is None else seed, at_least=0)
+
+
+@contextmanager
+def apart(seed: int | None = None) -> Generator[None]:
+    """Give the process's generator back as it was, seeded meanwhile; one thread at a time.
+
+    Two runs in threads would else draw each other's initial weights.
+    """
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 def derive_seed(seed: int, purpose: str, *key: int) -> int:

@@ -501,6 +501,43 @@ def test_a_checkpoint_of_the_other_algorithm(tmp_path: Path) -> None:
         PPO.load_from_checkpoint(tmp_path / "a.ckpt")
 
 
+class Extended(PPO):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.extra = nn.Linear(2, 2)
+
+
+def test_weights_are_loaded_in_part_where_that_is_asked_for(tmp_path: Path) -> None:
+    module = ppo()
+    fit(module).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ConfigurationError, match=r"'extra\.bias' is missing"):
+        Extended.load_from_checkpoint(tmp_path / "a.ckpt")
+    some = Extended.load_from_checkpoint(tmp_path / "a.ckpt", strict=False)
+    assert torch.equal(weights(some.policy), weights(module.policy))
+
+
+class OwnSGD(PPO):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 1e-3, momentum=0.9)
+
+
+def test_a_checkpoint_of_another_optimizer_of_one_s_own(tmp_path: Path) -> None:
+    fit(ppo(OwnScheduler), iterations=1).save_checkpoint(tmp_path / "a.ckpt")
+    data = RolloutDataModule("CartPole-v1", num_envs=4, num_steps=32, total_iterations=2)
+    with pytest.raises(ConfigurationError, match=r"another optimizer: it says no .* SGD goes by"):
+        Trainer(accelerator="cpu", logger=False, max_epochs=-1, default_root_dir=tmp_path).fit(
+            ppo(OwnSGD), data, ckpt_path=tmp_path / "a.ckpt"
+        )
+
+
+def test_modules_and_inference_mode() -> None:
+    with torch.inference_mode():
+        module = ppo(**SPACES)
+    fit(module, iterations=1)
+    with torch.inference_mode(), pytest.raises(ConfigurationError, match="expected it outside"):
+        fit(ppo())
+
+
 # -------------------------------------------------------------------- Lightning's callbacks
 
 

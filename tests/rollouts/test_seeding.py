@@ -1,15 +1,41 @@
 """Random streams of different purposes, runs and resumptions do not meet."""
 
 import itertools
+import threading
 
 import pytest
 import torch
 
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.rollouts.seeding import MAX_ENVS, derive_seed, environment_seeds, generator
+from ppo1_lightning.rollouts.seeding import (
+    MAX_ENVS,
+    apart,
+    derive_seed,
+    environment_seeds,
+    generator,
+)
 
 RUN_SEEDS = [*range(40), 1000, 4095, 4096, 65535, 131070, 131071]
 PURPOSES = ("training", "evaluation")
+
+
+def test_threads_do_not_draw_from_one_generator_at_a_time() -> None:
+    found: list[float] = []
+
+    def draw(seed: int) -> None:
+        with apart(seed):
+            found.append(torch.rand(1).item())
+
+    with apart(0):
+        other = threading.Thread(target=draw, args=(1,))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+        draw(2)  # the same thread may
+        found.append(torch.rand(1).item())
+    other.join()
+    expected = [torch.rand(1, generator=torch.manual_seed(seed)).item() for seed in (2, 0, 1)]
+    assert found == expected
 
 
 def test_environment_seeds_of_all_runs_and_purposes_are_disjoint():
