@@ -97,7 +97,7 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
         return
     if torch.is_inference_mode_enabled():
         raise ConfigurationError(
-            "Trainer.fit within torch.inference_mode(), where nothing can learn; expected it outside"
+            "Trainer.fit within torch.inference_mode() cannot learn anything, expected it outside"
         )
     strategy = trainer.strategy
     launcher(strategy.launcher)

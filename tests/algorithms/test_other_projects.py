@@ -9,6 +9,7 @@ import pickle
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import lightning
@@ -143,6 +144,15 @@ def test_a_scheduler_is_stepped_each_iteration(path: Any) -> None:
 def test_a_scheduler_that_needs_a_metric_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="ReduceLROnPlateau"):
         fit(ppo(OnPlateau))
+
+
+def test_an_optimizer_that_lightning_cli_puts_in_is_not_ours() -> None:
+    module = ppo(**SPACES)
+    assert module.optimizer_name == "TensorFlowAdam"
+    module.configure_optimizers = MethodType(
+        lambda self: torch.optim.SGD(self.parameters()), module
+    )
+    assert module.optimizer_name is None
 
 
 def test_several_optimizers_are_refused() -> None:
