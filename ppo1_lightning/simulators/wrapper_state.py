@@ -197,11 +197,11 @@ def _item(container: Any, key: Any) -> Any:
 
 
 def _digest(plain: Any) -> Any:
-    """Return what stands for plain data, without a copy of arrays."""
+    """Return what stands for plain data, with checksums in the place of arrays."""
     match plain:
         case Tensor():
             content = plain.contiguous().reshape(-1).view(torch.uint8).numpy()
-            return plain.dtype, plain.shape, zlib.crc32(memoryview(content))
+            return plain.dtype, plain.shape, zlib.crc32(content.tobytes())
         case dict():
             return {name: _digest(value) for name, value in plain.items()}
         case list() | tuple():

@@ -474,6 +474,7 @@ class NoiseActor:
         self.counters = Counters(iterations=iterations)
         self.device = torch.device("cpu")
         self.observation_normalizer: StepNormalizer | None = None
+        self.wrapper_states: list[dict[str, Any]] = []
 
     def initial_state(self, num_envs: int) -> Tensor:
         return torch.zeros(num_envs, 0)

@@ -148,7 +148,7 @@ class Centered(gymnasium.ObservationWrapper):
 
 @pytest.fixture
 def goal() -> Any:
-    gymnasium.register("Goal-v0", entry_point=Goal)
+    gymnasium.register("Goal-v0", entry_point=lambda **_: Goal())
     yield
     del gymnasium.registry["Goal-v0"]
 
