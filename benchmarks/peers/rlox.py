@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportCallIssue=false
 """rlox's PPO, its data plane in Rust: ``python -m benchmarks.peers.rlox CASE``.
 
 In its virtual environment, see `benchmarks.setup_peers`. Its own defaults with the sizes of the

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportCallIssue=false
 """SBX's PPO, Stable-Baselines3 in JAX: ``python -m benchmarks.peers.sbx CASE``.
 
 In its virtual environment, see `benchmarks.setup_peers`. Its own defaults with the sizes of the
