@@ -30,6 +30,7 @@ pytestmark = pytest.mark.heavy
 CONF = cli.config_directory()
 ANY_ID = {
     "atari": "Assault-v5",
+    "atari_gymnasium": "ALE/Pong-v5",
     "mujoco": "Pusher-v4",
     "dm_control": "WalkerWalk-v1",
     "minigrid": "MiniGrid-DoorKey-5x5-v0",
@@ -38,7 +39,7 @@ ANY_ID = {
     "gymnasium": "CartPole-v1",
 }
 ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert", "seaquest"]
-ATARI += ["spaceinvaders"]
+ATARI += ["spaceinvaders", "atari_gymnasium"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
 CLASSIC = ["cartpole", "mountaincarcontinuous"]
@@ -88,6 +89,9 @@ def test_every_environment_has_a_preset_here() -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_environment(name: str) -> None:
     """``env=NAME`` picks its preset; spaces, policy and sizes fit each other."""
+    if name == "atari_gymnasium":
+        pytest.importorskip("ale_py")
+        pytest.importorskip("cv2")
     config = compose_env(name)
     preset = compose(f"algo={PRESETS[name]}")
     assert values(config.algo) == values(preset.algo)

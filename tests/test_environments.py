@@ -43,6 +43,7 @@ def test_two_iterations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         words.append(f"env.id={ID[name]}")
     if name == "atari_gymnasium":
         pytest.importorskip("ale_py")
+        pytest.importorskip("cv2")
     monkeypatch.setattr(sys, "argv", ["ppo1-lightning", *words])
     command_line.main()
     with (tmp_path / "csv" / "metrics.csv").open() as file:
