@@ -18,6 +18,9 @@ ID = {
     "atari": "Assault-v5",
     "atari_gymnasium": "ALE/Pong-v5",
     "mujoco": "Pusher-v4",
+    "dm_control": "WalkerWalk-v1",
+    "minigrid": "MiniGrid-DoorKey-5x5-v0",
+    "procgen": "CoinrunEasy-v0",
     "envpool": "LunarLanderContinuous-v3",
     "gymnasium": "CartPole-v1",
 }
