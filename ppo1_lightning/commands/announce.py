@@ -22,6 +22,7 @@ from ppo1_lightning.policies.cnn import images_of
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.rollouts.evaluation import mean_interval
 from ppo1_lightning.runs import resume
+from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.runs.untrusted import foreign_calls, printable
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.observations import ObservationAdapter
@@ -34,9 +35,8 @@ _YAML = {"None": "null", "True": "true", "False": "false"}
 def announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None:
     """Print the resolved config and the plan, and save both with the run."""
     resolved = OmegaConf.to_container(config, resolve=True)
-    hydra_folder = folder / ".hydra"
-    hydra_folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(resolved), hydra_folder / "resolved.yaml")
+    with replacing(folder / ".hydra" / "resolved.yaml", make_folder=True) as new:
+        OmegaConf.save(OmegaConf.create(resolved), new)
     tree = Tree("config", guide_style="dim")
     _grow(tree, resolved)
     table = Table("plan", "", show_edge=False, box=None)
@@ -44,7 +44,7 @@ def announce(config: DictConfig, plan: Mapping[str, str], folder: Path) -> None:
         table.add_row(name, Text(value))
     for content, file in ((tree, "config_tree.txt"), (table, "plan.txt")):
         rich.print(content)
-        with (folder / file).open("w", encoding="utf-8") as stream:
+        with replacing(folder / file) as new, new.open("w", encoding="utf-8") as stream:
             Console(file=stream, width=200).print(content)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
@@ -26,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ppo1_lightning import simulators
-from ppo1_lightning.commands import ids, sweep_report
+from ppo1_lightning.commands import ids, sweep_report, watchdog
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.errors import RunError, nearest
 from ppo1_lightning.runs.trackers import kept
@@ -141,7 +140,8 @@ def told(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     if process_rank():
         logging.getLogger().setLevel(logging.WARNING)  # rank zero speaks for all
     try:
-        return task(config)
+        with watchdog.watching(_say):
+            return task(config)
     except Exception as error:
         status = _tell(error)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -156,7 +156,7 @@ def _tell(error: Exception) -> int:
         message, status = str(error), error.status
     elif os.environ.get("HYDRA_FULL_ERROR") == "1":  # in a rank
         traceback.print_exc()
-    elif isinstance(error, MISTAKES) or _is_full_disk(error):
+    elif isinstance(error, MISTAKES) or is_of_a_file(error):
         by_rank_zero = getattr(error, "on_all_ranks", False) and process_rank()
         message, status = "" if by_rank_zero else explain(error), EXIT_STATUS
     elif _is_lost_peer(error):
@@ -164,9 +164,14 @@ def _tell(error: Exception) -> int:
     else:
         traceback.print_exc()
     if message:
-        report(message)
-        logging.getLogger("ppo1_lightning.errors").error(message)  # the job's log
+        _say(message)
     return status
+
+
+def _say(message: str) -> None:
+    """Tell an error, also in the job's log."""
+    report(message)
+    logging.getLogger("ppo1_lightning.errors").error(message)
 
 
 def report(message: str) -> None:
@@ -178,13 +183,17 @@ def report(message: str) -> None:
 def _is_lost_peer(error: Exception) -> bool:
     """Whether a collective failed because another rank, which tells its own error, has ended."""
     return isinstance(error, RuntimeError) and bool(
-        re.search("closed by peer|reset by peer|remote process exited", str(error), re.IGNORECASE)
+        re.search(
+            "closed by peer|reset by peer|remote process exited|broken pipe",
+            str(error),
+            re.IGNORECASE,
+        )
     )
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """Whether a logger, say, could not write."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+def is_of_a_file(error: BaseException) -> bool:
+    """Whether the system could not read or write one: a full disk, a permission, a folder gone."""
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
 
 
 def process_rank() -> int:
@@ -218,8 +227,11 @@ def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line: our own message, or the beginning of another library's and a near name."""
     if isinstance(error, RunError):
         return _one_line("; ".join([str(error), *getattr(error, "__notes__", ())]))
-    if isinstance(error.__cause__, RunError):  # in what Hydra instantiates
-        return explain(error.__cause__)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
+    cause = error.__cause__
+    if isinstance(cause, RunError | OSError):  # in what Hydra instantiates
+        return explain(cause)
     return _one_line(_NOISE.split(str(error))[0]) + _nearest(error, config_name)
 
 

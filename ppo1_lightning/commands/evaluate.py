@@ -6,10 +6,8 @@ import functools
 import json
 import logging
 import math
-import os
 import signal
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ from omegaconf import DictConfig
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands.train import few_threads
-from ppo1_lightning.errors import StorageError, check_flag
+from ppo1_lightning.errors import check_flag
 from ppo1_lightning.rollouts.datamodule import EvaluationDataModule
 from ppo1_lightning.rollouts.evaluation import Episodes, Evaluation
+from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.runs.instantiation import make
 from ppo1_lightning.runs.load import TrainedRun, load_run
 
@@ -111,15 +110,6 @@ def _tell(result: dict[str, Any]) -> None:
 def _save(result: dict[str, Any], checkpoint: Path, evaluation: Evaluation) -> Path:
     kind = ".deterministic" if evaluation.deterministic else ""
     path = checkpoint.with_suffix(f"{kind}.evaluation.json")
-    temporary = path.with_name(f".tmp_{path.name}")  # the last one stays until this is whole
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    try:
-        temporary.unlink(missing_ok=True)  # it may be a link to somewhere else
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"{path} could not be written ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with replacing(path) as new:
+        new.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, RunError
 from ppo1_lightning.runs import lock, resume
 
 _before: dict[Path, bytes] = {}
@@ -69,8 +69,8 @@ class KeepRuns(Callback):
                 lock.hold(folder)
                 files = folder.absolute().glob(".hydra/*.yaml")
                 _before.update({file: file.read_bytes() for file in files if file.is_file()})
-        except ConfigurationError as error:
-            _refuse(str(error))
+        except (RunError, OSError) as error:
+            _refuse(cli.explain(error))
         except OmegaConfBaseException:
             pass  # the folder's name cannot be resolved: Hydra is about to say so
 

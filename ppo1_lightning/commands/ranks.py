@@ -39,6 +39,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ppo1_lightning import system
 from ppo1_lightning.commands.process import outlive_readers
+from ppo1_lightning.commands.stopped import stopped_ranks_ended
 from ppo1_lightning.errors import ConfigurationError
 
 _TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -119,7 +120,7 @@ def run_ranks(task: Callable[[DictConfig], Any], config: DictConfig, devices: in
     resolved = OmegaConf.to_container(config, resolve=True)  # times are of this process
     handlers = {number: signal.getsignal(number) for number in system.STOPS}
     try:
-        with _loopback_only() as meeting_point:
+        with _loopback_only() as meeting_point, stopped_ranks_ended(devices):
             launch = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,

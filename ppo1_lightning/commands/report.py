@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppo1_lightning.errors import ConfigurationError, nearest
+from ppo1_lightning.errors import ConfigurationError, RunError, nearest
 from ppo1_lightning.runs.report import make_report
 from ppo1_lightning.runs.untrusted import printable
 
@@ -28,7 +28,7 @@ def main() -> None:
     try:
         folders, options = parse(words)
         path = make_report(folders, **options)
-    except ConfigurationError as error:
+    except RunError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     print(printable(str(path)))

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import RunError
 from ppo1_lightning.runs.untrusted import printable
 
 _folder: Path | None = None  # of the sweep that this process runs
@@ -42,7 +42,7 @@ def write() -> None:
 
     try:
         said = f"report of the sweep: {make_report([folder])}"
-    except ConfigurationError as error:
+    except RunError as error:
         near = Path.cwd() in folder.absolute().parents
         command = f"python -m ppo1_lightning report {os.path.relpath(folder) if near else folder}"
         then = f", then {command}" if isinstance(error.__cause__, ImportError) else ""

@@ -24,13 +24,13 @@ try:
 except ImportError as error:
     raise SystemExit("error: Optuna is missing: install the extra `sweep`") from error
 
-from ppo1_lightning import system
 from ppo1_lightning.callbacks.pruning import ENDED
 from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands import sweep_report
 from ppo1_lightning.commands.train import train
 from ppo1_lightning.errors import ConfigurationError, DivergenceError
+from ppo1_lightning.runs import lock
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -61,7 +61,8 @@ def tune(config: DictConfig) -> float | None:
         raise ConfigurationError("a study runs in one process, not below torchrun or srun")
     folder = Path(config.trainer.default_root_dir)
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would print tracebacks of mistakes
-    with _only_process(folder):
+    lock.hold(folder)
+    try:
         study = optuna.create_study(
             storage=search.storage,
             study_name=search.study_name,
@@ -76,6 +77,8 @@ def tune(config: DictConfig) -> float | None:
             n_trials=max(0, search.n_trials - len(_finished(study))),
             callbacks=[_tell],
         )
+    finally:
+        lock.release(folder)
     sweep_report.note(folder)
     return _save_best(study, folder / "best.yaml")
 
@@ -85,19 +88,6 @@ def _sampler(search: DictConfig, trials: int) -> optuna.samplers.BaseSampler:
     seed = search.sampler.get("seed")
     own = {} if seed is None else {"seed": seed + trials}
     return instantiate(search.sampler, **own, _convert_="all")
-
-
-@contextlib.contextmanager
-def _only_process(folder: Path) -> Iterator[None]:
-    """Hold the study's folder; the system lets go of it however this process ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            system.lock(file.fileno())
-        except BlockingIOError as error:
-            raise ConfigurationError(
-                f"another process works on the study in hydra.run.dir={folder}"
-            ) from error
-        yield
 
 
 def _repeat_interrupted(study: optuna.Study) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from ppo1_lightning.errors import (
     check_integer,
     check_path,
 )
-from ppo1_lightning.runs import lock
+from ppo1_lightning.runs import files, lock
 from ppo1_lightning.runs.signals import StopSignals, exit_status, requeue_slurm_job
 
 log = logging.getLogger("ppo1_lightning")
@@ -169,6 +169,17 @@ class RunCheckpoint(Checkpoint):
             for part in (pl_module, getattr(trainer, "datamodule", None)):
                 cast(Any, part).restart()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save before an evaluation, in which a signal ends each rank at once, and so alone."""
+        is_new = self._start_step is not None and self._saved_step != trainer.global_step
+        if world_size() > 1 and is_new and not self.exact_resume:
+            self._save(trainer)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop where a signal came after the iteration and before the evaluation."""
+        if self._start_step is not None and self._signals.told:
+            self._stop(trainer, self._signals.told)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save again what was saved just before: now the evaluation is done."""
         if self._start_step is not None and self._saved_step == trainer.global_step:
@@ -176,8 +187,6 @@ class RunCheckpoint(Checkpoint):
 
     def _stop(self, trainer: Trainer, told: int) -> None:
         """End the run on this rank; Lightning's launcher would take a status for a failure."""
-        if told == system.REQUEUE and trainer.is_global_zero:
-            requeue_slurm_job()
         raise SystemExit(exit_status(told) if trainer.is_global_zero else 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,6 +216,9 @@ class RunCheckpoint(Checkpoint):
         unsaved = undone or trainer.global_step != self._saved_step
         if running and whole and unsaved and not self.exact_resume:
             self._save(trainer)
+        stops = running and isinstance(exception, SystemExit)
+        if stops and self._signals.told == system.REQUEUE and trainer.is_global_zero:
+            requeue_slurm_job()
         if running and self.last_path.exists() and isinstance(exception, _NOT_FINITE):
             exception.add_note(f"the last good parameters are in {self.last_path}")
         lock.release(self.dirpath)  # Lightning calls no `teardown` then
@@ -233,20 +245,21 @@ class RunCheckpoint(Checkpoint):
     def _write(self, trainer: Trainer, improved: bool) -> None:
         for logger in trainer.loggers:
             logger.save()  # so that no row before the checkpoint can be lost
-        temporary = _temporary(self.last_path)
-        trainer.save_checkpoint(temporary, weights_only=False)
+        new = files.temporary(self.last_path)
+        trainer.save_checkpoint(new, weights_only=False)
         if trainer.is_global_zero:
             # best first: if the process dies in between, last.ckpt does not know of the new best
             if improved:
-                shutil.copyfile(temporary, _temporary(self.best_path))
-                _replace(self.best_path)
+                shutil.copyfile(new, files.temporary(self.best_path))
+                files.put_in_place(self.best_path)
             if self.last_path.exists():
-                _keep(self.last_path, self.previous_path)
-            _replace(self.last_path)
+                files.give_second_name(self.last_path, self.previous_path)
+            files.put_in_place(self.last_path)
 
     def _remove_temporary_files(self) -> None:
         for path in (self.last_path, self.previous_path, self.best_path):
-            _temporary(path).unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that cannot write says so itself
+                files.temporary(path).unlink(missing_ok=True)
 
     def _score(self, trainer: Trainer) -> float:
         """Return the monitored value, the same on all ranks, ``-inf`` where there is none."""
@@ -255,45 +268,10 @@ class RunCheckpoint(Checkpoint):
 
 
 def _rests(module: Any) -> bool:
-    """Tell whether a module does something else than train, compiles or evaluates, and alone.
-
-    Several ranks would stop in different places, from where they cannot save together.
-    """
+    """Tell whether a module does something else than train: it compiles or evaluates."""
     clock = getattr(module, "clock", None)
-    return clock is not None and clock.is_paused and world_size() == 1
+    return clock is not None and clock.is_paused
 
 
 def _is_dry_run(trainer: Any) -> bool:  # Lightning sets it where type checkers do not see it
     return bool(trainer.fast_dev_run)
-
-
-def _temporary(path: Path) -> Path:
-    """Return where ``path`` is written to first: a rename is atomic only within a folder."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _replace(path: Path) -> None:
-    """Move the temporary file over ``path``: after a crash there is the old file or the new one."""
-    _sync(_temporary(path))
-    os.replace(_temporary(path), path)
-    if os.name == "posix":  # make the rename last; other systems cannot open a folder
-        _sync(path.parent, os.O_RDONLY)
-
-
-def _keep(path: Path, name: Path) -> None:
-    """Give the file at ``path`` a second name, which another one may have now."""
-    _temporary(name).unlink(missing_ok=True)
-    try:
-        os.link(path, _temporary(name))
-    except OSError:  # not every file system can
-        shutil.copyfile(path, _temporary(name))
-        _sync(_temporary(name))
-    os.replace(_temporary(name), name)
-
-
-def _sync(path: Path, flags: int = os.O_RDWR) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ppo1_lightning.errors import StorageError
+from ppo1_lightning.runs.files import replacing, sync
 
 X_AXIS = "env_steps"
 
@@ -93,8 +94,7 @@ class CSVLogger(Logger):
     def save(self) -> None:
         """Put the rows so far on the disk itself, out of reach of a power cut."""
         if self._columns:
-            with self.path.open("rb+") as file:
-                os.fsync(file.fileno())
+            sync(self.path)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -109,12 +109,11 @@ class CSVLogger(Logger):
         columns = list(dict.fromkeys([X_AXIS, *(reader.fieldnames or ()), *new]))
         rows = [[row.get(name, "") for name in columns] for row in reader if self._is_kept(row)]
         self._purge_step = None  # done
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(self.path) as whole_file,
+            whole_file.open("w", newline="", encoding="utf-8") as file,
+        ):
             _writer(file).writerows([columns, *rows])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
         return columns
 
     def _is_kept(self, row: Mapping[str, str]) -> bool:

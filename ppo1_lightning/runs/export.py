@@ -7,7 +7,6 @@ whoever runs them needs nothing of this package.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -22,10 +21,11 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
+from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import initial_state, state_size
 from ppo1_lightning.policies.spaces import name_of
+from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.entries import Entry
 from ppo1_lightning.simulators.observations import ObservationAdapter
@@ -219,16 +219,8 @@ def write(policy: GreedyPolicy, stem: Path, metadata: Mapping[str, Any]) -> list
     spaces = {"inputs": {k: name_of(space) for k, space in policy.inputs.items()}}
     text = json.dumps({**metadata, **spaces, "output": name_of(policy.output)})
     for path, save in zip(paths, WRITERS.values(), strict=True):
-        temporary = path.with_name(f".tmp_{path.name}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(program, policy, text, temporary)
-            os.replace(temporary, path)
-        except OSError as error:
-            reason = error.strerror or one_line(error)
-            raise StorageError(f"{path} could not be written ({reason})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path, make_folder=True) as new:
+            save(program, policy, text, new)
     return paths
 
 

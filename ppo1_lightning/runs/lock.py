@@ -30,8 +30,8 @@ def hold(folder: Path) -> None:
         return
     try:
         descriptor = os.open(place, os.O_RDONLY)
-    except OSError as error:  # who writes there will say why not
-        log.debug("%s cannot be locked: %s", folder, error)
+    except OSError as error:
+        _tell_unlocked(folder, error)
         return
     try:
         system.lock(descriptor)
@@ -42,9 +42,13 @@ def hold(folder: Path) -> None:
                 f"{folder} is being written by another process, expected one at a time: wait for "
                 "it, or choose another folder"
             ) from None
-        log.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
+        _tell_unlocked(folder, error)
         return
     _held[place] = descriptor
+
+
+def _tell_unlocked(folder: Path, error: OSError) -> None:
+    log.warning("%s cannot be locked (%s): start no second run there", folder, error.strerror)
 
 
 def release(folder: Path) -> None:

@@ -20,6 +20,7 @@ from ppo1_lightning.algorithms.entry import entry_of
 from ppo1_lightning.algorithms.plain import read_checkpoint
 from ppo1_lightning.errors import ConfigurationError, check_choice, check_path
 from ppo1_lightning.rollouts.budget import Budget, Counters
+from ppo1_lightning.runs import files
 
 log = logging.getLogger("ppo1_lightning")
 _say = rank_zero_only(log.info)
@@ -56,7 +57,7 @@ def refuse_finished_run(folder: Path, config: DictConfig) -> None:
         return
     # Before Hydra has made the folder, the config cannot name one of its own choice.
     folders = (folder / "checkpoints", checkpoint_folder(config, folder))
-    last = next((f / "last.ckpt" for f in folders if (f / "last.ckpt").exists()), None)
+    last = next((f / "last.ckpt" for f in folders if files.is_there(f / "last.ckpt")), None)
     if last is not None:
         raise ConfigurationError(
             f"hydra.run.dir={folder} holds a run already; continue it with resume=auto, "
@@ -118,8 +119,9 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
 
     Raises:
         ConfigurationError: there are checkpoints, but none that can be read.
+        StorageError: the disk or a permission is in the way: what is there may be good.
     """
-    existing = [path for path in (folder / "last.ckpt", folder / "previous.ckpt") if path.exists()]
+    existing = [p for p in (folder / "last.ckpt", folder / "previous.ckpt") if files.is_there(p)]
     errors: list[ConfigurationError] = []
     for path in existing:
         try:

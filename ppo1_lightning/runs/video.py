@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from ppo1_lightning import simulators
-from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
+from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.rollouts.evaluation import Player
 from ppo1_lightning.rollouts.seeding import environment_seeds, generator
+from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.simulators.base import EnvironmentSpec
 
 Picture = NDArray[np.uint8]
@@ -133,12 +133,10 @@ def _encoder(path: Path, shape: tuple[int, ...], fps: int) -> Iterator[Callable[
     if path.suffix == ".gif":
         filters = f"framestep={-(-fps // GIF_FPS)},{_PALETTE}"
         codec = {"codec": "gif", "pix_fmt_out": "pal8", "output_params": ["-lavfi", filters]}
-    temporary = path.with_name(f".tmp_{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(b"")  # tells why it cannot be: FFmpeg's pipe only breaks
+    with replacing(path, make_folder=True) as new:
+        new.write_bytes(b"")  # tells why it cannot be: FFmpeg's pipe only breaks
         frames = imageio_ffmpeg.write_frames(
-            str(temporary),
+            str(new),
             shape[1::-1],
             fps=fps,
             macro_block_size=1,
@@ -148,15 +146,8 @@ def _encoder(path: Path, shape: tuple[int, ...], fps: int) -> Iterator[Callable[
         with closing(frames):
             frames.send(None)  # starts the process
             yield frames.send
-        if not temporary.stat().st_size:
+        if not new.stat().st_size:
             raise OSError("nothing was written")
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise StorageError(f"{path} could not be written ({reason})") from error
-    finally:
-        with suppress(OSError):  # there is none where it was put in place, or never made
-            temporary.unlink()
 
 
 def _even(picture: Picture) -> Picture:

@@ -55,6 +55,8 @@ class EnvironmentSpec:
         num_threads: EnvPool's worker threads for each pool; None takes min(environments, the cores
             divided by the ranks on this machine).
         pin_threads: keep EnvPool's threads each on a core, see `placement`.
+        timeout: seconds that a step or a reset of all environments of a pool may last before the
+            command line ends the run: they hang. A library call waits.
     """
 
     id: str
@@ -68,6 +70,7 @@ class EnvironmentSpec:
     num_pools: int = 1
     num_threads: int | None = None
     pin_threads: bool = True
+    timeout: float = 1200.0  # below the half hour for which gloo waits for another rank
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
@@ -96,6 +99,7 @@ class EnvironmentSpec:
                     f"step, expected at most {most}, {THREADS_PER_CORE} for each"
                 )
         check_flag("env.pin_threads", self.pin_threads)
+        check_number("env.timeout", self.timeout, above=0)
 
 
 def _check_wrappers(wrappers: object, backend: Backend) -> None:

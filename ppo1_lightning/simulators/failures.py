@@ -68,7 +68,7 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
         return error
     frames = _frames(error)
     if isinstance(error, OwnError):
-        return SimulationError(f"of {env_id!r} raised {error}", environment=_index(frames))
+        return SimulationError(f"of {env_id!r} raised {error}", environment=index_of(frames) or 0)
     said = f"{type(error).__name__}: {one_line(error)}"
     if any(frame.f_code.co_filename == space_utils.__file__ for frame in frames):
         return ConfigurationError(
@@ -78,7 +78,7 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
     if isinstance(error, EOFError | ConnectionError | BrokenPipeError):
         return SimulationError(
             f"of {env_id!r} has lost its process, which was killed or ended itself",
-            environment=_index(frames),
+            environment=index_of(frames) or 0,
         )
     if isinstance(error, WrongRewardError) or _is_of_the_interface(error):
         expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in str(error))
@@ -86,7 +86,9 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
             f"environment {env_id!r} does not step as Gymnasium's do: its reward, its flags or "
             f"their number ({said}), expected {expected}"
         )
-    return SimulationError(f"of {env_id!r} raised {_said(error)}", environment=_index(frames))
+    return SimulationError(
+        f"of {env_id!r} raised {_said(error)}", environment=index_of(frames) or 0
+    )
 
 
 def _said(error: Exception) -> str:
@@ -114,11 +116,11 @@ def _line(error: Exception) -> int | None:
     return list(traceback.walk_tb(error.__traceback__))[-1][1]
 
 
-def _index(frames: list[FrameType]) -> int:
-    """Return the number of the environment, as the loop over them has it."""
+def index_of(frames: list[FrameType]) -> int | None:
+    """Return the number of the environment, as Gymnasium's loop over them has it, None outside."""
     own = [frame for frame in frames if frame.f_code.co_filename.startswith(_GYMNASIUM)]
-    for name in ("index", "i"):  # of a process that failed, then of the loop
+    for name in ("index", "i", "env_idx"):  # of a process that failed, then of the loops
         for frame in own:
             if isinstance(number := frame.f_locals.get(name), int):
                 return number
-    return 0
+    return None

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 from numpy.typing import NDArray
 
 from ppo1_lightning import system
@@ -154,7 +155,7 @@ class GymnasiumSimulator(VectorSimulator):
         try:
             yield
         except Exception as error:
-            told = explained(self._id, self._pools[0].single_observation_space, error)
+            told = explained(self.id, self._pools[0].single_observation_space, error)
             if isinstance(told, SimulationError):
                 told.environment += self.pools[pool].start
             for envs in self._pools:
@@ -178,8 +179,10 @@ class GymnasiumSimulator(VectorSimulator):
         return self._opened(0).render()[0]
 
     def close(self) -> None:
-        for pool in self._pools:
-            pool.close()
+        for envs in self._pools:
+            if getattr(envs, "_state", AsyncState.DEFAULT) != AsyncState.DEFAULT:
+                _end(envs)  # it would wait for the step that was interrupted, which may hang
+            envs.close()
 
     @classmethod
     def _makers(cls, spec: EnvironmentSpec) -> tuple[Callable[[], gymnasium.Env], Callable]:
@@ -213,10 +216,10 @@ class GymnasiumSimulator(VectorSimulator):
 
 
 def _end(envs: Any) -> None:
-    """Stop the processes of environments, one of which has failed, whatever they wait for."""
+    """End the processes of environments, one of which has failed, whatever they wait for."""
     if isinstance(envs, AsyncVectorEnv):
         for process in envs.processes:
-            process.terminate()
+            process.kill()
         envs.closed = True
 
 

@@ -58,7 +58,7 @@ class VectorSimulator(Simulator):
     ) -> None:
         checked = _check_seeds(seeds)
         observation_space, action_space = self.native_spaces(spec)
-        self._id = spec.id
+        self.id, self.timeout = spec.id, spec.timeout
         self._cores = own_cores() if cores is None else cores
         self._wrapper_states = wrapper_states
         self._reward_scale = np.float32(spec.reward_scale)
@@ -186,7 +186,7 @@ class VectorSimulator(Simulator):
         stuck = (allowed == 0).any(-1) & goes_on
         if stuck.any():
             raise SimulationError(
-                f"of {self._id!r} returned an action_mask that allows nothing, expected one "
+                f"of {self.id!r} returned an action_mask that allows nothing, expected one "
                 "allowed choice or the end of the episode",
                 environment=int(np.argwhere(stuck)[0][1]),
             )
@@ -196,11 +196,11 @@ class VectorSimulator(Simulator):
             picture = np.asarray(self._picture())
         except Exception as error:  # each library has its own for "no picture"
             raise ConfigurationError(
-                f"{self.library} cannot render {self._id!r}: {one_line(error)}"
+                f"{self.library} cannot render {self.id!r}: {one_line(error)}"
             ) from error
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ConfigurationError(
-                f"{self.library} renders {self._id!r} as {picture.dtype} {picture.shape}, "
+                f"{self.library} renders {self.id!r} as {picture.dtype} {picture.shape}, "
                 "expected a picture of uint8 [H, W, 3]"
             )
         return picture
@@ -213,7 +213,7 @@ class VectorSimulator(Simulator):
         if not finite.all():
             where = tuple(np.argwhere(~finite)[0])
             raise SimulationError(
-                f"of {self._id!r} returned the {what} {values[where]}, expected finite numbers",
+                f"of {self.id!r} returned the {what} {values[where]}, expected finite numbers",
                 environment=int(where[1]),
             )
 

@@ -262,7 +262,7 @@ def test_kill_and_resume(tmp_path: Path) -> None:
     assert done >= 1
     assert iterations(folder / "best.ckpt") == 1
 
-    for name in (".last.ckpt.tmp", ".best.ckpt.tmp"):  # what a kill in mid-save leaves behind
+    for name in (".tmp_last.ckpt", ".tmp_best.ckpt"):  # what a kill in mid-save leaves behind
         (folder / name).touch()
     module = StandIn([0.0, 1.0])
     fit(folder, module, done + 3, resume=folder / "last.ckpt")

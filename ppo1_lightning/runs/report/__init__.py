@@ -25,8 +25,9 @@ def make_report(folders: Sequence[Path], format: str = "", output: str = "") -> 
         output: the file; by default ``report.FORMAT`` in the folder that all ``folders`` are in.
 
     Raises:
-        ConfigurationError: there is no run, no such format, ``output`` ends in another, the file
-            cannot be written, or the extra ``report`` is missing.
+        ConfigurationError: there is no run, no such format, ``output`` ends in another, or the
+            extra ``report`` is missing.
+        StorageError: the file cannot be written.
     """
     ending = Path(output).suffix[1:]
     format = format or ending or FORMATS[0]
@@ -48,6 +49,4 @@ def make_report(folders: Sequence[Path], format: str = "", output: str = "") -> 
         raise ConfigurationError(
             f"the report needs {error.name}: pip install 'ppo1-lightning[report]'"
         ) from error
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written ({error.strerror or error})") from error
     return path

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.runs.report.charts import curve_of
 from ppo1_lightning.runs.report.groups import Group, environments, make_groups
 from ppo1_lightning.runs.report.runs import SCORE, Run
@@ -69,7 +70,9 @@ def write_figure(runs: Sequence[Run], path: Path) -> None:
             named = {str(line.get_label()): line for line in lines if line.get_label()[0] != "_"}
             place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
             figure.legend(named.values(), named.keys(), ncols=min(len(named), 4), **place)
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        with replacing(path) as new:
+            figure.savefig(new, dpi=200, metadata=metadata)
 
 
 def _draw(panel: Axes, groups: Sequence[Group], env: str) -> None:

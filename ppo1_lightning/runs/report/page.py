@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.runs.report.charts import section_of
 from ppo1_lightning.runs.report.groups import (
     Group,
@@ -95,12 +96,8 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
         plotly=get_plotlyjs(),
         is_finite=math.isfinite,
     )
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as new:
+        new.write_text(html, encoding="utf-8")
 
 
 def _tiles(runs: Sequence[Run], groups: Sequence[Group]) -> list[tuple[str, str, str]]:
