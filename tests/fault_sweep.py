@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import hydra
 import torch
 from faulty_files import Faults
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ppo1_lightning.algorithms.plain import read_checkpoint
 from ppo1_lightning.commands import config as cli
@@ -53,11 +54,12 @@ class Sweep:
         shutil.copytree(self._run, self._start)
         self.operations = self._operations()
 
-    def problem(self, at: int, error: int) -> str | None:
+    def problem(self, at: int, error: int, *, for_good: bool = False) -> str | None:
         """Return what is wrong after operation number ``at`` has failed, None where nothing is."""
         shutil.rmtree(self._run, ignore_errors=True)
         shutil.copytree(self._start, self._run)
-        status = self._forked(4, Faults([self._run, self._temporary], at, error))
+        folders = [self._run, self._temporary]
+        status = self._forked(4, Faults(folders, at, error, for_good=for_good))
         said = self._output.read_text()
         if wrong := _misbehaved(status, said) or self._lost(2 if status else 4):
             return f"{wrong}\n{said[-3000:]}"
@@ -79,8 +81,8 @@ class Sweep:
                 return f"{name}.ckpt: {error}"
             if name == "last" and content["global_step"] < least:
                 return f"last.ckpt has {content['global_step']} iterations, of {least}"
-        left = [path.name for path in folder.iterdir() if path.suffix != ".ckpt"]
-        return f"also there: {left}" if left else None
+        damaged = [path.name for path in folder.iterdir() if path.suffix == ".damaged"]
+        return f"also there: {damaged}" if damaged else None
 
     def _operations(self) -> list[str]:
         faults = Faults([self._run, self._temporary])
@@ -121,11 +123,14 @@ class Sweep:
         log = logging.getLogger("ppo1_lightning")
         log.handlers = [LogFile(self._run / "train.log", delay=True)]
         log.setLevel(logging.INFO)
-        cli.told(train, OmegaConf.merge(self._config, {"total_iterations": iterations}))
+        config = self._config.copy()
+        config.total_iterations = iterations
+        cli.told(train, config)
 
 
 def _composed(folder: Path) -> DictConfig:
     cli.register_resolvers()
+    threading.excepthook = cli.told_of_thread
     with hydra.initialize_config_dir(str(cli.config_directory()), version_base="1.3"):
         return hydra.compose("train", [*WORDS, f"trainer.default_root_dir={folder}"])
 
@@ -156,8 +161,8 @@ def sweep(step: int = 1, first: int = 0) -> Iterator[tuple[int, int, str, str | 
 def main() -> None:
     """Sweep, and print what went wrong."""
     torch.set_num_threads(1)
-    numbers = [int(word) for word in sys.argv[1:]]
-    if len(numbers) == 2:
+    one, numbers = "one" in sys.argv, [int(word) for word in sys.argv[1:] if word != "one"]
+    if one:
         with tempfile.TemporaryDirectory() as folder:
             print(Sweep(Path(folder)).problem(*numbers))
         return

@@ -19,18 +19,34 @@ from unittest.mock import patch
 BY_PATH = ["open", "stat", "lstat", "mkdir", "unlink", "remove", "rename", "replace", "link"]
 BY_PATH += ["truncate", "listdir", "scandir", "rmdir", "utime", "chmod"]
 BY_DESCRIPTOR = ["fsync", "ftruncate", "sendfile", "fdatasync"]
+WRITING = {
+    "write",
+    "mkdir",
+    "unlink",
+    "remove",
+    "rename",
+    "replace",
+    "link",
+    "truncate",
+    "sendfile",
+}
 
 
 class Faults:
     """Counts what is done in ``folders``; the operation number ``at`` (from 1) raises ``errno``.
 
+    Args:
+        for_good: let all that write from then on fail too, as on a disk that is full.
+
     Attributes:
         done: operations so far, as ``"write metrics.csv"``.
     """
 
-    def __init__(self, folders: Sequence[Path], at: int = 0, errno: int = 0) -> None:
+    def __init__(
+        self, folders: Sequence[Path], at: int = 0, errno: int = 0, *, for_good: bool = False
+    ) -> None:
         self._folders = [f"{folder}{os.sep}" for folder in folders]
-        self._at, self._errno = at, errno
+        self._at, self._errno, self._for_good = at, errno, for_good
         self._lock = threading.Lock()
         self.done: list[str] = []
 
@@ -42,6 +58,8 @@ class Faults:
         with self._lock:
             self.done.append(f"{operation} {os.path.basename(path)}")
             fails = len(self.done) == self._at
+            if self._for_good and len(self.done) > self._at > 0:
+                fails = operation in WRITING
         if fails:
             raise OSError(self._errno, os.strerror(self._errno), path)
 

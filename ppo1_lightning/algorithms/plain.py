@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
-from ppo1_lightning.errors import ConfigurationError, StorageError, one_line
+from ppo1_lightning.errors import ConfigurationError, StorageError, check_memory, one_line
+
+_ZIP = b"PK"
+"""How a checkpoint begins."""
 
 _SCALARS = (bool, int, float, complex, str, bytes)
 
@@ -99,17 +103,19 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
     if "://" in str(path):
         raise ConfigurationError(f"{key}={path} is an address, expected a file: download it")
     file = Path(path)
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise ConfigurationError(f"{key}={path} {what}, expected a file such as last.ckpt")
     try:
-        with file.open("rb") as stream:  # once: another rank may rename it
-            damaged = _damaged_part(stream)
-            content = None if damaged else _loaded(stream)
+        if not file.is_file():
+            what = "is a folder" if file.is_dir() else "does not exist"
+            raise ConfigurationError(f"{key}={path} {what}, expected a file such as last.ckpt")
+        with file.open("rb") as stream:
+            data = _read(stream)
     except OSError as error:  # of the disk, or of permissions: that is no damage
         raise StorageError(
             f"{key}={path} cannot be read ({error.strerror or one_line(error)})"
         ) from error
+    damaged = _damaged_part(data)
+    try:
+        content = None if damaged else _loaded(data)
     except Exception as error:  # `torch.load` has many for what it cannot read
         raise ConfigurationError(
             f"{key}={path} is damaged or holds more than plain data, expected a checkpoint "
@@ -122,34 +128,42 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
     return content
 
 
-def _damaged_part(stream: IO[bytes]) -> str | None:
+def _read(stream: IO[bytes]) -> bytes:
+    """Return all of a file at once: zipfile takes a fault of the disk for damage.
+
+    What is no checkpoint from its first bytes on is not read further.
+    """
+    start = stream.read(len(_ZIP))
+    if start != _ZIP:
+        return start
+    check_memory("the file", os.fstat(stream.fileno()).st_size)
+    return start + stream.read()
+
+
+def _damaged_part(data: bytes) -> str | None:
     """Return what is wrong with a file, by the checksums of its parts; None where nothing is.
 
     Before anything is made of it: `torch.load` looks at no checksum, and trusts what it reads.
     """
-    size = os.fstat(stream.fileno()).st_size
-    if stream.read(2) not in (b"PK", b""):  # no file of PyTorch's that holds data alone
+    if data and not data.startswith(_ZIP):  # no file of PyTorch's that holds data alone
         return "damaged or holds more than plain data"
     try:
-        with zipfile.ZipFile(stream) as archive:
-            if sum(part.file_size for part in archive.infolist()) > size:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(part.file_size for part in archive.infolist()) > len(data):
                 return "damaged: its parts are larger than it is"  # PyTorch compresses none
             part = archive.testzip()
-    except OSError:
-        raise
     except Exception:  # zipfile has many
         return "truncated or damaged"
     return part and f"damaged: {part} in it has changed"
 
 
-def _loaded(stream: IO[bytes]) -> Any:
+def _loaded(data: bytes) -> Any:
     """Return the content of a checkpoint.
 
     Raises:
         ValueError: there is a tensor in it that is not all there: sparse, quantized, meta.
     """
-    stream.seek(0)
-    content = torch.load(stream, map_location="cpu", weights_only=True)
+    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     for tensor in filter(torch.is_tensor, _values(content)):
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise ValueError("a tensor is sparse, quantized or not there")

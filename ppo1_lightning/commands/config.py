@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     register_resolvers()
     ids.register()
     logging.setLogRecordFactory(_without_control_characters)
+    threading.excepthook = told_of_thread
     sys.argv = [sys.argv[0], *map(_quoted, ids.joined(sys.argv[1:]))]
     main = hydra.main(str(config_directory()), config_name, version_base="1.3")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -178,6 +180,14 @@ def report(message: str) -> None:
     """Print an error line on stderr."""
     where = f"rank {process_rank()}: " if process_rank() else ""
     print(f"error: {where}{printable(message)}", file=sys.stderr, flush=True)
+
+
+def told_of_thread(failed: Any) -> None:
+    """Tell in one line that a thread, TensorBoard's, could not write: it is raised in ours, too."""
+    if failed.exc_value is not None and is_of_a_file(failed.exc_value):
+        print(explain(failed.exc_value), file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
 
 
 def _is_lost_peer(error: Exception) -> bool:

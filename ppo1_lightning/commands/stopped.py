@@ -12,7 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger("ppo1_lightning")
 
-PATIENCE = 30
+PATIENCE = 20
 """Seconds for which a rank may be stopped while the process that started it is not: then it is
 nothing that was done to all of the job, as a scheduler does to let another one pass."""
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest, one_line
 from ppo1_lightning.simulators.actions import ActionAdapter, masked_choices
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
+from ppo1_lightning.simulators.bounds import Bounds
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.placement import own_cores
 
@@ -70,6 +71,7 @@ class VectorSimulator(Simulator):
         self._choices = masked_choices(self._observations.mask, self._actions.space)
         self._ended: NDArray[np.bool_] | None = None  # [N]: the next row is a reset
         self.observation_space = self._observations.space
+        self._bounds = Bounds(spec.id, self.row_space)
         self.action_space = self._actions.space
         try:
             self._open(spec, [checked[envs] for envs in self.pools], render=render)
@@ -171,6 +173,7 @@ class VectorSimulator(Simulator):
         self._check_finite("reward", settled.reward)
         self._check_finite("reward", settled.raw_reward)
         self.check_observations(settled.observation)
+        self._bounds.tell(settled.observation)
         self._check_masks(settled.observation, ~ended[1:])
         return settled
 

@@ -1,0 +1,75 @@
+"""A step that does not return, as another thread sees it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from ppo1_lightning.simulators import EnvironmentSpec, hanging, make_simulator
+
+
+class Gate(gymnasium.Env[Any, Any]):
+    """Its steps wait until the gate is open."""
+
+    observation_space = Box(-1, 1, (2,), np.float32)
+    action_space = Discrete(2)
+    entered, opened = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __init__(self, waits: bool = True) -> None:
+        self.waits = waits
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        if action == 1:
+            self.entered.release()
+            assert self.opened.acquire(timeout=20)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Gate-v0", entry_point=Gate)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def stepping() -> Iterator[threading.Thread]:
+    """A thread that makes two steps, in which the third of four environments waits."""
+    spec = EnvironmentSpec("Gate-v0", backend="gymnasium", num_pools=2, timeout=7)
+    simulator = make_simulator(spec, [0, 1, 2, 3])
+    simulator.reset()
+
+    def step() -> None:
+        for _ in range(2):
+            simulator.step(np.array([0, 0, 1, 0]))
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    yield thread
+    thread.join()
+    assert hanging.call_under_way(thread.ident or 0) is None
+    simulator.close()
+
+
+def test_the_call_is_the_same_object_until_it_returns(stepping: threading.Thread) -> None:
+    thread = stepping.ident or 0
+    assert Gate.entered.acquire(timeout=20)
+    call = hanging.call_under_way(thread)
+    assert call is not None
+    assert hanging.call_under_way(thread) is call
+    assert hanging.waits_for(call, thread) == "environment 2 of 'Gate-v0' in a step"
+    assert hanging.timeout_of(call) == 7
+    Gate.opened.release()
+    assert Gate.entered.acquire(timeout=20)
+    assert hanging.call_under_way(thread) not in (call, None)
+    Gate.opened.release()
+
+
+def test_this_thread_is_in_no_call() -> None:
+    assert hanging.call_under_way(threading.get_ident()) is None
