@@ -99,6 +99,15 @@ def leave_terminal() -> None:
         os.setsid()
 
 
+def end_group(process: int) -> None:
+    """Kill a process and those of its group: it leads one of its own; it may have ended."""
+    with suppress(ProcessLookupError, PermissionError):
+        if sys.platform == "win32":
+            os.kill(process, signal.SIGTERM)
+        else:
+            os.killpg(process, signal.SIGKILL)
+
+
 def leave_group() -> None:
     """Be no process of the parent's group any more: a signal to all of it does not come here."""
     if sys.platform != "win32":

@@ -105,6 +105,7 @@ class Sweep:
                 output = os.open(self._output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(output, 1)
                 os.dup2(output, 2)
+                sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)  # not pytest's
                 if faults is None:
                     self._train(iterations)
                 else:

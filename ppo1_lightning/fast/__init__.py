@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppo1_lightning.distributed import all_max
 from ppo1_lightning.errors import one_line
-from ppo1_lightning.fast import check, native
+from ppo1_lightning.fast import check, native, processes
 from ppo1_lightning.fast.acting import ActingGraphs
 from ppo1_lightning.fast.check import unsupported
 from ppo1_lightning.fast.surface import SurfaceGraphs
@@ -128,6 +128,7 @@ def make_acting(
     return graphs, ""
 
 
+@processes.ended_with_us()
 def _on_every_rank(make: Callable[[], _Made], device: torch.device) -> tuple[_Made | None, str]:
     """Return what is made, or None and why not on every rank; ``make`` has no collective in it."""
     made, reason = None, ""

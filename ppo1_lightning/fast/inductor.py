@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import re
 import shlex
-import subprocess
 import tempfile
 import threading
 import warnings
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppo1_lightning.fast import native, recurrence, winograd
+from ppo1_lightning.fast import native, processes, recurrence, winograd
 
 _C_FUNCTIONS = {**winograd.C_FUNCTIONS, **recurrence.C_FUNCTIONS}
 
@@ -149,7 +148,7 @@ def _command(file: Path, folder: Path, *, precompiling: bool = False) -> tuple[l
 
 
 def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = processes.run(command)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         told = next((line for line in lines if "error" in line), lines[-1])

@@ -9,13 +9,13 @@ import hashlib
 import logging
 import os
 import platform
-import subprocess
 import tempfile
 from pathlib import Path
 
 import torch
 
 from ppo1_lightning import system
+from ppo1_lightning.fast import processes
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def _compile(source: Path, options: tuple[str, ...], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         command = [get_cpp_compiler(), "-shared", "-fPIC", str(source), "-o", str(made), *options]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = processes.run(command)
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
         os.replace(made, library)  # so that another process sees all of it or nothing

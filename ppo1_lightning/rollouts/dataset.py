@@ -70,7 +70,10 @@ class RolloutDataset(IterableDataset[Rollout]):
 
     def _next(self) -> Rollout | None:
         spent = self._budget.fraction_spent(self._actor.counters) >= 1
-        return None if spent else self.collect()
+        try:
+            return None if spent else self.collect()
+        except StopIteration as error:  # of a policy, say: `iter` takes it for the end of the data
+            raise RuntimeError("StopIteration in a rollout") from error
 
     def state_dict(self) -> dict[str, int]:
         """Return nothing: what a resumed run needs to know is in the actor's counters."""

@@ -7,11 +7,10 @@ import inspect
 import os
 import random
 import signal
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -35,6 +34,8 @@ from ppo1_lightning.simulators.wrappers import (
     observing_mask,
     refuse_running_statistics,
 )
+
+T = TypeVar("T")
 
 _VECTOR_ENVS: dict[str, Callable[..., Any]] = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
 _MAKE_ARGUMENTS = {"disable_env_checker", "max_episode_steps", "render_mode"}
@@ -128,8 +129,8 @@ class GymnasiumSimulator(VectorSimulator):
             )
 
     def _reset(self, pool: int) -> Any:
-        with self._errors_told(pool):
-            observation, _ = self._opened(pool).reset(seed=self._seeds[pool])
+        reset = partial(self._opened(pool).reset, seed=self._seeds[pool])
+        observation, _ = self._asked(pool, reset)
         self._seeds[pool] = None  # later resets go on with each environment's own generator
         return observation
 
@@ -142,18 +143,15 @@ class GymnasiumSimulator(VectorSimulator):
             self._waits[pool] = partial(envs.step, action)
 
     def _receive(self, pool: int) -> tuple[Any, RawStep]:
-        with self._errors_told(pool):
-            observation, reward, terminated, truncated, info = self._waits.pop(pool)()
-            if np.ndim(reward) != 1:  # where each has a process of its own, Gymnasium takes arrays
-                raise WrongRewardError(f"rewards of the shape {np.shape(reward)}")
-        raw_reward, game_over = info.get(RAW_REWARD, reward), info.get(GAME_OVER, terminated)
-        return observation, (reward, raw_reward, terminated, truncated, game_over)
+        return self._asked(pool, partial(_step, self._waits.pop(pool)))
 
-    @contextmanager
-    def _errors_told(self, pool: int) -> Iterator[None]:
-        """Tell in one line what an environment did wrong, or what it raised."""
+    def _asked(self, pool: int, call: Callable[[], T]) -> T:
+        """Return ``call()``; tell in one line what an environment did wrong, or what it raised.
+
+        No context manager: a StopIteration would pass it, and be taken for the end of the data.
+        """
         try:
-            yield
+            return call()
         except Exception as error:
             told = explained(self.id, self._pools[0].single_observation_space, error)
             if isinstance(told, SimulationError):
@@ -213,6 +211,15 @@ class GymnasiumSimulator(VectorSimulator):
         except Exception as error:  # such as a package that is not installed
             raise cls.refused(spec, error) from error
         return dict(inspect.signature(creator).parameters)
+
+
+def _step(wait: Callable[[], tuple[Any, ...]]) -> tuple[Any, RawStep]:
+    """Return the observations and fields of a step."""
+    observation, reward, terminated, truncated, info = wait()
+    if np.ndim(reward) != 1:  # where each has a process of its own, Gymnasium takes arrays
+        raise WrongRewardError(f"rewards of the shape {np.shape(reward)}")
+    raw_reward, game_over = info.get(RAW_REWARD, reward), info.get(GAME_OVER, terminated)
+    return observation, (reward, raw_reward, terminated, truncated, game_over)
 
 
 def _end(envs: Any) -> None:

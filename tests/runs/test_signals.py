@@ -168,6 +168,31 @@ def test_signal_to_two_ranks(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_ranks_stop_at_once_in_an_evaluation(folder: Path) -> None:
+    """Which would never end; the iteration before it is saved, though none was due."""
+    forever = ["evaluation.every_steps=1", "evaluation.episodes=2000000"]
+    run = Run(folder, *TWO, RARELY, *forever)
+    time.sleep(2)
+    began = time.monotonic()
+    run.tell(signal.SIGTERM)
+    assert run.wait(60) == 143, run.output()
+    assert time.monotonic() - began < 30  # some 2 s of work on cores that are shared
+    assert run.iterations() == 1
+    assert run.checkpoint()["ppo1_lightning"]["owes_evaluation"]
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_ends_the_others(folder: Path) -> None:
+    run = Run(folder, *TWO)
+    ranks, saved = run.ranks(), run.iterations()
+    os.kill(ranks[1], signal.SIGSTOP)
+    assert run.wait(seconds=60) == 128 + signal.SIGKILL
+    assert "rank 1 has been stopped for" in run.output()
+    assert not any(map(runs, ranks))
+    assert run.iterations() >= saved
+
+
+@pytest.mark.slow
 def test_second_signal_stops_two_ranks_at_once(folder: Path) -> None:
     run = Run(folder, *TWO, "callbacks.checkpoint.every_n_iterations=1", "num_steps=32768")
     ranks, saved = run.ranks(), run.iterations()

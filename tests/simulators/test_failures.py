@@ -51,6 +51,8 @@ class Failing(gymnasium.Env[Any, Any]):
             raise RuntimeError("the motor\nis hot")
         if self.t == 2 and self._how == "raise of floats":
             raise UnsendableError
+        if self.t == 2 and self._how == "stop":
+            raise StopIteration("all is said")
         if self.t == 2 and self._how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         return returned.get(self._how if self.t == 2 else "", (ZEROS, 1.0, False, False, {}))
@@ -73,6 +75,7 @@ gymnasium.register("Failing-v0", Failing)  # type: ignore[arg-type]
 FAILURES: dict[str, tuple[type[Exception], str]] = {
     "raise": (SimulationError, "raised RuntimeError: the motor (test_failures.py:"),
     "raise of floats": (SimulationError, "raised UnsendableError: ('expected a sequence of float"),
+    "stop": (SimulationError, "raised StopIteration: all is said"),  # not the end of the data
     "old step": (ConfigurationError, "expected step to return (observation, reward, terminated,"),
     "nothing": (ConfigurationError, "expected step to return (observation, reward, terminated,"),
     "several rewards": (ConfigurationError, "expected a number as the reward"),
