@@ -162,6 +162,14 @@ def test_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     assert len(rows(tmp_path / "whole")) == 11
 
 
+def test_the_path_is_not_chosen_by_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fit(tmp_path, 2, compile="auto")
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("ppo1_lightning")]
+    assert "exact_resume: compile=auto is trace, for what is faster may change" in messages
+    assert any(message.startswith("update: traced") for message in messages)
+
+
 def test_without_it_only_the_environments_start_anew(tmp_path: Path) -> None:
     """The iterations up to the checkpoint are the same; counters and statistics are right after."""
     fit(tmp_path / "whole", 11, exact=False)

@@ -123,6 +123,9 @@ class RunCheckpoint(Checkpoint):
                         f"exact_resume=True needs a method restart(), which {type(part).__name__} "
                         "has not; PPO and RolloutDataModule have it"
                     )
+            if getattr(pl_module, "compile_update", None) == "auto":
+                log.info("exact_resume: compile=auto is trace, for what is faster may change")
+                cast(Any, pl_module).compile_update = "trace"
         if stage != "fit" or _is_dry_run(trainer) or not trainer.is_global_zero:
             return
         try:
