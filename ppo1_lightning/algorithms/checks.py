@@ -168,8 +168,9 @@ def optimizers(found: Any, trainer: Trainer) -> None:
             "parameter groups if need be), with schedulers or without"
         )
     optimizer = getattr(found, "optimizer", found)
+    wanted = optimizer.defaults.keys() - {"differentiable"}  # which PyTorch adds when it loads
     for group in optimizer.param_groups:  # as a checkpoint has made them
-        if missing := sorted(optimizer.defaults.keys() - group.keys()):
+        if missing := sorted(wanted - group.keys()):
             raise ConfigurationError(
                 f"the checkpoint is from another optimizer: it says no {missing[0]}, which "
                 f"{type(optimizer).__name__} goes by; expected the optimizer that it was "
