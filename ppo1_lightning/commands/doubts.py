@@ -55,7 +55,7 @@ class UnknownMetrics(Callback):
         names: by the key that says them.
     """
 
-    def __init__(self, names: Mapping[str, object]) -> None:
+    def __init__(self, names: Mapping[str, str]) -> None:
         self._names = dict(names)
 
     def on_train_batch_end(
@@ -66,6 +66,6 @@ class UnknownMetrics(Callback):
         if "env_steps" not in known:
             return
         for key, name in self._names.items():
-            if name not in known and not str(name).startswith("evaluation/"):
-                log.warning("%s=%s is not logged%s", key, name, nearest(str(name), known))
+            if name not in known and not name.startswith("evaluation/"):
+                log.warning("%s=%s is not logged%s", key, name, nearest(name, known))
         self._names.clear()

@@ -243,11 +243,14 @@ def _make_trainer(config: DictConfig, initial: list[Callback]) -> Trainer:
     )
 
 
-def _named_metrics(config: DictConfig) -> dict[str, object]:
+def _named_metrics(config: DictConfig) -> dict[str, str]:
     """Return the metrics that a config names, by its keys."""
     keys = ("optimized_metric", "callbacks.checkpoint.monitor")
-    named = {key: OmegaConf.select(config, key) for key in keys}
-    return {key: name for key, name in named.items() if name is not None}
+    named = {key: name for key in keys if (name := OmegaConf.select(config, key)) is not None}
+    for key, name in named.items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{key}={name} is not the name of a metric")
+    return named
 
 
 def _keys(config: DictConfig, group: str) -> list[str]:

@@ -210,6 +210,8 @@ BAD_INPUT = {
     "zero seconds": (["total_iterations=null", "total_seconds=0"], "total_seconds=0"),
     "evaluation as a number": (["evaluation=7"], "evaluation=7 is not a config"),
     "key of the evaluation": (["+evaluation.episods=7"], "'episodes'"),
+    "metric as a number": (["optimized_metric=7"], "not the name of a metric"),
+    "metric as a config": (["callbacks.checkpoint.monitor={a:1}"], "not the name of a metric"),
     "callbacks of the Trainer": (["+trainer.callbacks=[]"], "callbacks.NAME"),
     # hyperparameters
     "negative clip": (["algo.clip_coef=-0.1"], "clip_coef=-0.1"),
