@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from types import FrameType
@@ -58,7 +59,8 @@ class StrictModule(LightningModule):
         Raises:
             ConfigurationError: the policy is not there yet.
         """
-        if not hasattr(self, "policy"):
+        # In processes that it starts Lightning asks before any hook: none is the right answer.
+        if not hasattr(self, "policy") and multiprocessing.parent_process() is None:
             name = type(self).__name__
             raise ConfigurationError(
                 f"{name} has no parameters before it knows the spaces: they come with a Trainer's "
