@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,25 +81,31 @@ class CSVLogger(Logger):
                 does not hold it.
         """
         row = {X_AXIS: step} | {name: _plain(value) for name, value in metrics.items()}
-        try:
+        with self._told():
             if not row.keys() <= set(self._columns):
                 self._columns = self._rewrite(row)
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 _writer(file).writerow([row.get(name) for name in self._columns])
-        except OSError as error:
-            raise StorageError(
-                f"{self.path} could not be written ({error.strerror or error})"
-            ) from error
 
     @rank_zero_only
     def save(self) -> None:
         """Put the rows so far on the disk itself, out of reach of a power cut."""
         if self._columns:
-            sync(self.path)
+            with self._told():
+                sync(self.path)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the configuration is saved with the run."""
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} could not be written ({error.strerror or error})"
+            ) from error
 
     def _rewrite(self, new: Iterable[str]) -> list[str]:
         """Replace the file by one with ``new`` columns too, and return all; the x axis is first."""

@@ -24,7 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> fault_sweep.Sweep:
     return fault_sweep.Sweep(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("part", [0.5, 0.9])
 def test_one_operation_fails(runs: fault_sweep.Sweep, part: float) -> None:
     at = round(part * len(runs.operations))
     assert runs.problem(at, fault_sweep.ERRORS[at % 5]) is None, runs.operations[at - 1]
@@ -35,7 +35,6 @@ def test_one_operation_fails(runs: fault_sweep.Sweep, part: float) -> None:
     [
         ("stat last.ckpt", errno.EACCES),  # found it is not, but may be there
         ("read last.ckpt", errno.EIO),
-        ("replace .tmp_last.ckpt", errno.EIO),
         ("write train.log", errno.ENOSPC),
     ],
 )
