@@ -100,7 +100,7 @@ def test_a_reset_row_is_never_trusted(monkeypatch):
         terminated, truncated = (np.array([flag]) for flag in next(script))
         nan_on_reset = np.array([np.nan if terminated or truncated else 1.0])
         reward = np.array([1.0]) if terminated else nan_on_reset
-        return np.zeros((1, 3), np.float32), (reward, terminated, truncated)
+        return np.zeros((1, 3), np.float32), (reward, reward, terminated, truncated, terminated)
 
     monkeypatch.setattr(GymnasiumSimulator, "_receive", native_step)
     simulator = make_simulator(EnvironmentSpec(ENV), [0])

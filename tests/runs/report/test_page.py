@@ -286,7 +286,10 @@ def test_command_line(
         (("seed=1", "format=png", "output=x"), "does not end in the format, expected .png"),
         (("seed=1", "output=seed=1/csv/metrics.csv"), "expected one of html, png, svg, pdf"),
         (("seed=1", "output=folder.html"), "folder.html could not be written (Is a directory)"),
-        (("seed=1", "output=no/x.svg"), "no/x.svg cannot be written (No such file or directory)"),
+        (
+            ("seed=1", "output=no/x.svg"),
+            "no/x.svg could not be written (No such file or directory)",
+        ),
         (("format=svg",), "there is no folder"),
     ]:
         status, text = run(*words)
