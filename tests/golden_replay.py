@@ -43,6 +43,8 @@ class Replayed(OnPolicyModule):
         """Not called, for rollouts are recorded; without it no graph of `act` is compiled."""
         raise NotImplementedError
 
+    act_as_shown = act
+
     def estimate_advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         self.estimates = super().estimate_advantages(rollout)
         return self.estimates
