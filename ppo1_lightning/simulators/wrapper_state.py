@@ -3,15 +3,18 @@
 All their attributes of numbers, arrays and containers of them, and those of objects that they hold,
 as far as they have changed since they were made. An attribute that belongs to an episode is among
 them, to no effect: `reset` starts it anew. A wrapper, an environment or an object with
-``state_dict()`` and ``load_state_dict(state)`` says for itself what is to be kept.
+``state_dict()`` and ``load_state_dict(state)`` says for itself what is to be kept. Objects that go
+on are copies: the old ones may be others' too, as the entries of a table.
 """
 
 from __future__ import annotations
 
+import copy
+import enum
 import logging
 import sys
 import zlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +22,8 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
+
+from ppo1_lightning.errors import ConfigurationError, one_line
 
 State = dict[str, Any]
 """Plain data: ``torch.load(weights_only=True)`` reads it."""
@@ -36,6 +41,9 @@ _DEPTH = 6
 class _NotPlainError(Exception):
     """A value that a checkpoint cannot hold."""
 
+    def __init__(self) -> None:
+        super().__init__("it is no plain data")
+
 
 class WrapperState:
     """The state of an environment's wrappers, which it had none of when this is made.
@@ -46,25 +54,36 @@ class WrapperState:
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self._parts = _parts(env)
-        self._initial = {name: _digest(_kept(part)) for name, part in self._parts.items()}
+        self._initial = {name: _initial(part) for name, part in self._parts.items()}
 
     def get(self) -> State:
-        """Return what has changed, by wrapper and attribute; nothing for most environments."""
+        """Return what has changed, by wrapper and attribute; nothing for most environments.
+
+        Raises:
+            ConfigurationError: a ``state_dict()`` fails, or is no plain data.
+        """
         state = {}
         for name, part in self._parts.items():
-            kept, initial = _kept(part), self._initial[name]
+            try:
+                kept, initial = _kept(part, set()), self._initial[name]
+            except Exception as error:  # the user's own
+                raise ConfigurationError(
+                    f"the state_dict() of {name} among env.wrappers cannot be kept: "
+                    f"{one_line(error)}"
+                ) from error
             changed = {
                 k: v for k, v in kept.items() if k not in initial or _digest(v) != initial[k]
             }
             if changed:
-                state[name] = changed
+                again = {k: v for k, v in kept.items() if _holds_what_was_seen(v)}
+                state[name] = {**changed, **again}
         return state
 
     def put(self, state: State) -> None:
         """Go on with what `get` has returned; a wrapper that is new starts as it is."""
         for name, kept in state.items():
             if name in self._parts:
-                _put(self._parts[name], kept)
+                _put(self._parts[name], kept, {})
 
 
 def _parts(env: Any) -> dict[str, Any]:
@@ -89,28 +108,36 @@ def _says_itself(value: Any) -> bool:
     )
 
 
-def _kept(part: Any, depth: int = 0) -> dict[str, Any]:
-    """Return a wrapper's or an object's plain attributes."""
+def _initial(part: Any) -> Any:
+    try:
+        return _digest(_kept(part, set()))
+    except Exception:  # a state_dict() that needs a reset before
+        return {}
+
+
+def _kept(part: Any, seen: set[int], depth: int = 0) -> dict[str, Any]:
+    """Return a wrapper's or an object's plain attributes; each object where it is seen first."""
     if _says_itself(part):
-        return {"state_dict()": _plain(part.state_dict(), depth)}
+        return {"state_dict()": _plain(part.state_dict(), seen, depth)}
     kept = {}
     for name, value in vars(part).items():
         if isinstance(part, gymnasium.Env) and name.lstrip("_") in _GYMNASIUMS:
             continue
         try:
-            kept[name] = _plain(value, depth)
+            kept[name] = _plain(value, seen, depth)
         except _NotPlainError:
             continue
     return kept
 
 
-def _put(part: Any, kept: dict[str, Any]) -> None:
+def _put(part: Any, kept: dict[str, Any], copies: dict[int, Any]) -> None:
+    """Write attributes; ``copies`` has those of objects by the id of the old one."""
     for name, value in kept.items():
         if name == "state_dict()":
-            part.load_state_dict(_value(value, None))
+            part.load_state_dict(_value(value, None, copies))
             continue
         try:
-            vars(part)[name] = _value(value, vars(part).get(name))
+            vars(part)[name] = _value(value, vars(part).get(name), copies)
         except _NotPlainError:
             _log.warning(
                 "env.wrappers: %s.%s starts anew, for it holds objects that are not there when the "
@@ -123,7 +150,7 @@ def _put(part: Any, kept: dict[str, Any]) -> None:
 _SEQUENCES: dict[str, type] = {kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)}
 
 
-def _plain(value: Any, depth: int) -> Any:
+def _plain(value: Any, seen: set[int], depth: int) -> Any:
     """Return a value as plain data: numbers and words as they are, all else as (kind, content).
 
     Raises:
@@ -137,25 +164,34 @@ def _plain(value: Any, depth: int) -> Any:
         case np.generic() | np.ndarray():
             try:
                 array = torch.from_numpy(np.array(value))
-            except TypeError as error:
+            except (TypeError, ValueError) as error:  # of objects, or in another byte order
                 raise _NotPlainError from error
             return ("number" if isinstance(value, np.generic) else "array"), array
         case dict():
-            pairs = [(_plain(k, depth), _plain(v, depth)) for k, v in value.items()]
-            return "dict", pairs
-    if type(value).__name__ in _SEQUENCES and type(value) in _SEQUENCES.values():
-        return type(value).__name__, [_plain(item, depth) for item in value]
+            if depth == _DEPTH:
+                raise _NotPlainError
+            pairs = [
+                (_plain(k, seen, depth + 1), _plain(v, seen, depth + 1)) for k, v in value.items()
+            ]
+            return ("dict" if type(value) in (dict, OrderedDict) else "own dict"), pairs
+    if type(value) in _SEQUENCES.values() and depth < _DEPTH:
+        return type(value).__name__, [_plain(item, seen, depth + 1) for item in value]
     kind = type(value).__module__.partition(".")[0]
     known = kind in sys.stdlib_module_names or kind in ("numpy", "gymnasium")
     if isinstance(value, gymnasium.Env | gymnasium.Space) or callable(value):
         known = not _says_itself(value)
-    if depth == _DEPTH or not hasattr(value, "__dict__") or (known and not _says_itself(value)):
+    if depth == _DEPTH or not hasattr(value, "__dict__") or isinstance(value, enum.Enum | type):
         raise _NotPlainError
-    return "object", _kept(value, depth + 1)
+    if known and not _says_itself(value):
+        raise _NotPlainError
+    if id(value) in seen:
+        return "seen", None
+    seen.add(id(value))
+    return "object", _kept(value, seen, depth + 1)
 
 
-def _value(plain: Any, current: Any) -> Any:
-    """Return what `_plain` was given; objects stay the ``current`` ones, with another state.
+def _value(plain: Any, current: Any, copies: dict[int, Any]) -> Any:
+    """Return what `_plain` was given; objects are copies of the ``current`` ones.
 
     Raises:
         _NotPlainError: there is no such object.
@@ -170,28 +206,44 @@ def _value(plain: Any, current: Any) -> Any:
             return content.numpy().copy()
         case "number":
             return content.numpy()[()]
-        case "dict":
-            items = {_value(k, None): _value(v, _item(current, k)) for k, v in content}
-            if not isinstance(current, dict):
+        case "dict" | "own dict":
+            items = {
+                _value(k, None, copies): _value(v, _item(current, k), copies) for k, v in content
+            }
+            if kind == "dict":
                 return items
-            current.clear()  # it may be a Counter, or have a default
-            current.update(items)
-            return current
-        case "object":
-            if current is None:
+            if not isinstance(current, dict):
                 raise _NotPlainError
-            _put(current, content)
-            return current
-    items = [_value(item, _item(current, i)) for i, item in enumerate(content)]
+            own = copy.copy(current)  # it may be a Counter, or have a default
+            own.clear()
+            own.update(items)
+            return own
+        case "object" | "seen":
+            if current is None or (kind == "seen" and id(current) not in copies):
+                raise _NotPlainError
+            if kind == "object":
+                own = current if _says_itself(current) else copy.copy(current)
+                copies[id(current)] = own
+                _put(own, content, copies)
+            return copies[id(current)]
+    items = [_value(item, _item(current, i), copies) for i, item in enumerate(content)]
     if kind == "deque":
         return deque(items, maxlen=getattr(current, "maxlen", None))
     return _SEQUENCES[kind](items)
 
 
+def _holds_what_was_seen(plain: Any) -> bool:
+    """Whether an object is among it that another attribute has been kept with."""
+    if isinstance(plain, dict):
+        return any(map(_holds_what_was_seen, plain.values()))
+    is_seen = isinstance(plain, tuple) and plain[:1] == ("seen",)
+    return is_seen or (isinstance(plain, list | tuple) and any(map(_holds_what_was_seen, plain)))
+
+
 def _item(container: Any, key: Any) -> Any:
     """Return what an object is to be put into, None where there is none."""
     try:
-        return container[_value(key, None)]
+        return container[_value(key, None, {})]
     except (TypeError, LookupError):
         return None
 

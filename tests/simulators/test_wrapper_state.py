@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from lightning import Trainer
 from torch import nn
 
-from ppo1_lightning import PPO, MlpPolicy, RolloutDataModule
+from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
 from ppo1_lightning.rollouts.datamodule import EvaluationDataModule
 from ppo1_lightning.rollouts.evaluation import Evaluation
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator
@@ -96,6 +98,70 @@ def test_all_that_has_changed_is_carried(tmp_path: Path) -> None:
     assert (again.env.level, again.env.other) == (3, 0)
     again.reset()
     assert again.steps == 0
+
+
+class Level(Enum):
+    EASY, HARD = 1, 2
+
+
+@dataclass(frozen=True)
+class Course:
+    length: int
+
+
+COURSES = [Course(1), Course(2)]
+
+
+class Agent:
+    def __init__(self) -> None:
+        self.others: list[Agent] = []
+        self.score = 0
+
+
+class Curriculum(gymnasium.Wrapper):
+    """Holds what is not its own, and objects that hold each other."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.level, self.course = Level.EASY, COURSES[0]
+        self.agents = [Agent() for _ in range(20)]
+        self.best = self.agents[0]
+        for agent in self.agents:
+            agent.others = self.agents
+
+
+def test_what_others_hold_too_is_left_alone() -> None:
+    env, again = (Curriculum(gymnasium.make("CartPole-v1")) for _ in range(2))
+    kept, of_the_other = WrapperState(env), WrapperState(again)
+    env.level, env.course, env.best.score = Level.HARD, COURSES[1], 3
+    of_the_other.put(kept.get())
+    assert [course.length for course in COURSES] == [1, 2]
+    assert again.course.length == 2
+    assert (Level.EASY.value, again.level) == (1, Level.EASY)  # an Enum is not carried
+    assert again.best is again.agents[0]
+    assert again.best.score == 3
+
+
+class Late(gymnasium.Wrapper):
+    """Can say nothing before its first reset, and then what no checkpoint holds."""
+
+    def reset(self, **arguments: Any) -> Any:
+        self.count = np.random.default_rng(0)
+        return self.env.reset(**arguments)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def test_a_state_that_cannot_be_kept_is_told() -> None:
+    env = Late(gymnasium.make("CartPole-v1"))
+    kept = WrapperState(env)
+    env.reset()
+    with pytest.raises(ConfigurationError, match=r"^the state_dict\(\) of Late .* no plain data$"):
+        kept.get()
 
 
 def test_gymnasiums_own_wrappers_say_nothing() -> None:
