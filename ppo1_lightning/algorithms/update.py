@@ -148,7 +148,9 @@ def make_update(
 ) -> Update:
     """Choose how a run updates, see `choose_path`, for minibatches like the segment's first."""
     budget = getattr(module.trainer.datamodule, "budget", None)  # type: ignore[attr-defined]
-    iterations = budget.iterations(sizes.rows) if budget else None
+    iterations = None
+    if budget is not None and budget.iterations(sizes.rows) is not None:
+        iterations = budget.iterations_left(module.counters, sizes.rows)
     return choose_path(
         module,
         module.loss,

@@ -65,7 +65,7 @@ def worth_compiling(update: GraphUpdate, steps: int | None, device: torch.device
     they were traced is held against what compiling took the last time on this machine.
     """
     seconds = (steps or 0) * update.step_seconds * GAIN
-    not_worth = seconds < native.seconds_of_compiling() and not update.is_kept()
+    not_worth = seconds < native.seconds_of_compiling(device.type) and not update.is_kept()
     return all_max(float(not_worth), device) == 0
 
 
@@ -81,7 +81,8 @@ def compile_update(
     if reason:
         update.go_on_traced()
     elif not kept:
-        native.note_seconds_of_compiling(time.perf_counter() - started)
+        device = example[0].device.type
+        native.note_seconds_of_compiling(device, time.perf_counter() - started)
     return reason
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,3 +134,14 @@ def compare_surfaces(
             f"gain and KL are {values[0].tolist()} and not {values[1].tolist()} as without graphs; "
             "expected a pure function of its arguments, parameters and buffers"
         )
+
+
+def seconds_of(take: Callable[[], None], device: torch.device) -> float:
+    """Return how long a step takes, until a GPU has done it too."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    with torch.inference_mode():
+        take()
+    wait()
+    return time.perf_counter() - started

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
 from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept
-from ppo1_lightning.fast.native import own_caches
+from ppo1_lightning.fast.native import cache_folder, own_caches
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.winograd import replace_convolutions
@@ -87,7 +87,9 @@ class Graph:
         """Whether an earlier run has left this graph compiled; True before a trace."""
         if self._traced is None:
             return True
-        return self._devices == {"cpu"} and is_kept(*self._for_the_compiler())
+        if self._devices != {"cpu"} or not any(cache_folder().glob("*.zip")):
+            return False  # without asking, for which our own operators may be compiled
+        return is_kept(*self._for_the_compiler())
 
     def _trace(self, *tensors: Tensor) -> GraphModule:
         with torch.inference_mode(False), torch.no_grad():  # inference mode knows no derivative

@@ -125,8 +125,9 @@ def precompiled_headers() -> Path | None:
                 header = Path(name) / "headers.h"
                 header.write_text(_HEADERS, encoding="utf-8")
                 _run(_command(header, header.parent, precompiling=True)[0])
-                header.parent.rename(own)  # so that another process sees all of it or nothing
-        return own / "headers.h"
+                with contextlib.suppress(OSError):  # another process was faster
+                    header.parent.rename(own)  # which sees all of it or nothing
+        return own / "headers.h" if own.exists() else None
     return None
 
 

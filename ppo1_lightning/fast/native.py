@@ -94,21 +94,21 @@ def cache_folder() -> Path:
         return _own_folder(str(error))
 
 
-def seconds_of_compiling() -> float:
-    """Return what compiling a run's graphs took the last time on this machine."""
+def seconds_of_compiling(device: str) -> float:
+    """Return what compiling a run's graphs for "cpu" or "cuda" took the last time here."""
     try:
-        return float((cache_folder() / _SECONDS).read_text())
+        return float((cache_folder() / f"seconds_{device}").read_text())
     except (OSError, ValueError):
         return 20.0  # as where it was measured, docs/performance.md
 
 
-def note_seconds_of_compiling(seconds: float) -> None:
-    """Keep it for the runs to come, where there is room."""
+def note_seconds_of_compiling(device: str, seconds: float) -> None:
+    """Keep it for the runs to come, where there is room; they see all of it or nothing."""
     with contextlib.suppress(OSError):
-        (cache_folder() / _SECONDS).write_text(f"{seconds:.3f}")
-
-
-_SECONDS = "seconds_of_compiling"
+        file = cache_folder() / f"seconds_{device}"
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(f"{seconds:.3f}")
+        part.replace(file)
 
 
 @functools.cache

@@ -53,6 +53,6 @@ def ended_with_us() -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         with _lock:
             _ended = True
-            for process in _running:
+            for process in list(_running):
                 system.end_group(process.pid)
         raise

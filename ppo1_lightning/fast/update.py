@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -160,10 +159,7 @@ class GraphUpdate:
             self._layout.split(taken),
             self._layout.split(self._clipped(flat_vector(eager))),
         )
-        started = time.perf_counter()
-        with torch.inference_mode():
-            take()
-        return time.perf_counter() - started
+        return check.seconds_of(take, flat.device)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return the context in which memory is the operator that it is in the graphs."""

@@ -228,9 +228,8 @@ def test_half_precision(path: str):
 class Coupled(PPO):
     """A loss that is no sum of one term of the actions and one of the values."""
 
-    def outputs(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
-        dist_params, values = super().outputs(batch)
-        return dist_params * values[:, None], values
+    def loss_terms(self, batch: Minibatch, dist_params: Tensor, values: Tensor) -> Any:
+        return super().loss_terms(batch, dist_params * values[:, None], values)
 
 
 @pytest.mark.parametrize("path", ["traced", pytest.param("compiled", marks=pytest.mark.slow)])
@@ -374,7 +373,7 @@ def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(GraphUpdate, "compile", compile)
     monkeypatch.setattr(GraphUpdate, "is_kept", lambda update: False)
-    monkeypatch.setattr(fast.native, "note_seconds_of_compiling", lambda seconds: None)
+    monkeypatch.setattr(fast.native, "note_seconds_of_compiling", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_compiling")
@@ -406,16 +405,16 @@ def test_the_last_compilation_on_this_machine_decides(monkeypatch: pytest.Monkey
     update.step_seconds = 0.001  # a compiled one saves 0.8 ms
     device = torch.device("cpu")
     for seconds, steps, worth in ((10, 12_000, False), (9, 12_000, True), (9, 11_000, False)):
-        monkeypatch.setattr(fast.native, "seconds_of_compiling", lambda s=seconds: s)
+        monkeypatch.setattr(fast.native, "seconds_of_compiling", lambda _, s=seconds: s)
         assert fast.worth_compiling(update, steps, device) is worth
 
 
 @pytest.mark.usefixtures("own_cache")
 def test_what_an_earlier_run_has_compiled_is_taken_at_once():
-    assert native.seconds_of_compiling() == 20
+    assert native.seconds_of_compiling("cpu") == 20
     assert Run("torch").take("auto", SHORT).path == "traced"
     assert Run("torch").take("compiled").path == "compiled"
-    assert native.seconds_of_compiling() != 20
+    assert native.seconds_of_compiling("cpu") != 20
     assert Run("torch").take("auto", SHORT).path == "compiled"
     assert Run("tensorflow").take("auto", SHORT).path == "traced"  # another graph
 
