@@ -40,6 +40,12 @@ class TensorFlowAdam(torch.optim.Adam):
         for group in self.param_groups:
             group.setdefault("float32_constants", float32_constants)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a checkpoint, also of one from before ``float32_constants``."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("float32_constants", False)
+
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
         """Take one step."""
         given = [{name: g[name] for name in ("lr", "betas", "eps")} for g in self.param_groups]
