@@ -92,7 +92,8 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
 def _without_control_characters(*arguments: Any, **named: Any) -> logging.LogRecord:
     """Return a record whose message shows control characters: names may come from a stranger."""
     record = logging.LogRecord(*arguments, **named)
-    if record.name.partition(".")[0] == "ppo1_lightning":
+    name = record.name or ""  # none yet where `logging.makeLogRecord` asks
+    if name.partition(".")[0] == "ppo1_lightning":
         record.msg, record.args = printable(record.getMessage()), None
     return record
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import subprocess
 import sys
@@ -205,3 +206,13 @@ def test_environment_variable_is_restored(monkeypatch: pytest.MonkeyPatch) -> No
         assert os.environ["B"] == "2"
     assert os.environ["A"] == "1"
     assert "B" not in os.environ
+
+
+def test_a_record_that_is_named_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those are that come over from another process: a library may make them in a run."""
+    monkeypatch.setattr(logging, "_logRecordFactory", cli._without_control_characters)
+    assert logging.makeLogRecord({"name": "x", "msg": "a"}).getMessage() == "a"
+    record = logging.getLogger("ppo1_lightning").makeRecord(
+        "ppo1_lightning.x", logging.INFO, "", 0, "%s", ("a\x1b",), None
+    )
+    assert record.getMessage() == r"a\x1b"
