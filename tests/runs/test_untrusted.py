@@ -270,7 +270,7 @@ def test_control_characters_are_written_out() -> None:
 
 def test_control_characters_of_a_config_are_written_out(run: Path) -> None:
     config = run / ".hydra" / "resolved.yaml"
-    config.write_text(config.read_text() + 'tags: ["a\\e[2Jb"]\n"k\\a": 1\n')
+    config.write_text(config.read_text() + 'added: ["a\\e[2Jb"]\n"k\\a": 1\n')
     content = read_config(config, run)
-    assert content.tags == [r"a\x1b[2Jb"]
+    assert content.added == [r"a\x1b[2Jb"]
     assert content[r"k\x07"] == 1

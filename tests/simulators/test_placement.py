@@ -109,7 +109,7 @@ def test_the_rollouts_of_a_rank_run_on_its_own_cores(
     monkeypatch.setenv("LOCAL_RANK", "1")
     data: Any = RolloutDataModule("CartPole-v1", num_envs=64, num_steps=1, total_iterations=1)
     counters = SimpleNamespace(iterations=0)
-    module = SimpleNamespace(counters=counters, observation_normalizer=None)
+    module = SimpleNamespace(counters=counters, observation_normalizer=None, wrapper_states=[])
     data.trainer = SimpleNamespace(lightning_module=module)
     with started_threads() as threads:
         simulator = data._make_simulator()
