@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,10 +83,28 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Refuse what is heavy to a test without the mark, and to the fixtures that it asks for."""
     caught = item.stash.setdefault(_caught, [])
     with pytest.MonkeyPatch.context() as patch:
+        _keep_what_a_command_sets(patch)
         if not any(map(item.get_closest_marker, ("heavy", "slow"))):
             for function, action in HEAVY:
                 patch.setattr(function, _refusal(f"{action} ({function})", caught))
         return (yield)
+
+
+def _keep_what_a_command_sets(patch: pytest.MonkeyPatch) -> None:
+    """Undo, after a test, what a command sets for its process: it has run in that of all tests.
+
+    Its handlers, above all: they write to what was stdout, which pytest closes with the test.
+    """
+    root = logging.getLogger()
+    patch.setattr(root, "handlers", root.handlers[:])  # which Hydra changes in place
+    for owner, name in [
+        (logging.getLogger("ppo1_lightning"), "handlers"),
+        (logging, "_logRecordFactory"),
+        (threading, "excepthook"),
+        (tempfile, "tempdir"),
+        (sys, "argv"),
+    ]:
+        patch.setattr(owner, name, getattr(owner, name))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -121,6 +121,7 @@ class Sweep:
 
     def _train(self, iterations: int) -> None:
         tempfile.tempdir = str(self._temporary)
+        threading.excepthook = cli.told_of_thread
         log = logging.getLogger("ppo1_lightning")
         log.handlers = [LogFile(self._run / "train.log", delay=True)]
         log.setLevel(logging.INFO)
@@ -131,7 +132,6 @@ class Sweep:
 
 def _composed(folder: Path) -> DictConfig:
     cli.register_resolvers()
-    threading.excepthook = cli.told_of_thread
     with hydra.initialize_config_dir(str(cli.config_directory()), version_base="1.3"):
         return hydra.compose("train", [*WORDS, f"trainer.default_root_dir={folder}"])
 
