@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -26,7 +28,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo1_lightning import simulators
+from ppo1_lightning import distributed, simulators
 from ppo1_lightning.commands import ids, sweep_report, watchdog
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.errors import RunError, nearest
@@ -197,18 +199,33 @@ def told_of_thread(failed: Any) -> None:
 
 def _is_lost_peer(error: Exception) -> bool:
     """Whether a collective failed because another rank, which tells its own error, has ended."""
-    return isinstance(error, RuntimeError) and bool(
-        re.search(
-            "closed by peer|reset by peer|remote process exited|broken pipe",
-            str(error),
-            re.IGNORECASE,
+    ranks = max(distributed.world_size(), launch.processes_started() or 1)
+    return (
+        ranks > 1
+        and isinstance(error, RuntimeError)
+        and bool(
+            re.search(
+                "closed by peer|reset by peer|remote process exited|broken pipe",
+                str(error),
+                re.IGNORECASE,
+            )
         )
     )
 
 
+_OF_A_NETWORK = (ConnectionError, TimeoutError, socket.gaierror, socket.herror)
+_OF_A_FILE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.ESTALE),
+}
+
+
 def is_of_a_file(error: BaseException) -> bool:
     """Whether the system could not read or write one: a full disk, a permission, a folder gone."""
-    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+    if not isinstance(error, OSError) or isinstance(error, _OF_A_NETWORK) or not error.errno:
+        return False
+    return error.errno in _OF_A_FILE or error.filename is not None
 
 
 def process_rank() -> int:
@@ -242,10 +259,10 @@ def explain(error: BaseException, config_name: str = "train") -> str:
     """Return one line: our own message, or the beginning of another library's and a near name."""
     if isinstance(error, RunError):
         return _one_line("; ".join([str(error), *getattr(error, "__notes__", ())]))
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and is_of_a_file(error):
         return f"{error.filename or 'a file'} could not be read or written ({error.strerror})"
     cause = error.__cause__
-    if isinstance(cause, RunError | OSError):  # in what Hydra instantiates
+    if isinstance(cause, RunError) or (cause and is_of_a_file(cause)):  # in what Hydra instantiates
         return explain(cause)
     return _one_line(_NOISE.split(str(error))[0]) + _nearest(error, config_name)
 

@@ -35,7 +35,7 @@ def _idle(config: DictConfig) -> Iterator[tuple[str, str]]:
     if OmegaConf.select(config, "evaluation.every_steps") is None:
         for name in ("episodes", "num_envs", "deterministic"):
             yield f"evaluation.{name}", "there is no evaluation without evaluation.every_steps"
-    if OmegaConf.select(config, "env.options.stack_num") is None:
+    if "${frame_stack}" not in OmegaConf.to_yaml(config):
         yield "frame_stack", "only Atari's presets read it"
     backend, env_id = config.env.get("backend"), str(config.env.id)
     if backend == "gymnasium" or not simulators.is_envpool_s(env_id):

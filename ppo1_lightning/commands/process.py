@@ -6,6 +6,7 @@ Read before PyTorch is loaded, and so free of it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
 _USERS_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 
 
@@ -52,17 +54,22 @@ def outlive_readers() -> Iterator[None]:
     line of its log would be a traceback.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Unread(stream) for stream in before)  # type: ignore[assignment]
+    streams = [_Unread(stream) for stream in before]
+    sys.stdout, sys.stderr = streams  # type: ignore[assignment]
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()  # Python, at its end, would not do without a reader
+        for stream in streams:
+            stream.finish()
         sys.stdout, sys.stderr = before
 
 
 class _Unread:
-    """A stream that is the null device once nothing can be written to it; None: from the start."""
+    """A stream that is the null device once nobody reads it; None: from the start.
+
+    What cannot be written for another reason, as to a disk that is full for a while, is lost, and
+    the next line is tried.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
@@ -73,14 +80,25 @@ class _Unread:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except OSError:
-            self._close()
+        except OSError as error:
+            self._lose(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def finish(self) -> None:
+        """Leave nothing that Python, at its end, would try to write, and fail."""
+        try:
+            self._stream.flush()
         except OSError:
+            self._close()
+
+    def _lose(self, error: OSError) -> None:
+        if error.errno in _NOBODY_READS:
             self._close()
 
     def _close(self) -> None:

@@ -70,7 +70,8 @@ def tune(config: DictConfig) -> float | None:
             pruner=instantiate(search.pruner, _convert_="all"),
             load_if_exists=True,
         )
-        study.sampler = _sampler(search, len(study.trials))
+        if search.sampler is not None:  # Optuna's own otherwise
+            study.sampler = _sampler(search, len(study.trials))
         _repeat_interrupted(study)
         study.optimize(
             lambda trial: fmean(_scores(trial, search, folder)),

@@ -75,6 +75,7 @@ class _Watch(threading.Thread):
         self._call: FrameType | None = None
         self._since = 0.0  # when the call was first seen
         self._number, self._told, self._again = 0, 0.0, False
+        self._clock, self._ticked = 0.0, time.monotonic()
 
     def run(self) -> None:
         while True:
@@ -86,9 +87,16 @@ class _Watch(threading.Thread):
                 self._note(number)
             self._look()
 
+    def _now(self) -> float:
+        """Return seconds, without those in which the whole process was stopped (Ctrl-Z, SLURM)."""
+        ticked = time.monotonic()
+        self._clock += min(ticked - self._ticked, 2 * PERIOD)
+        self._ticked = ticked
+        return self._clock
+
     def _note(self, number: int) -> None:
         """Take down a signal that asks the process to stop, and whether it is the second one."""
-        now = time.monotonic()
+        now = self._now()
         if number not in (*system.STOPS, system.REQUEUE):
             return
         if not self._number:
@@ -97,7 +105,7 @@ class _Watch(threading.Thread):
             self._number, self._told, self._again = number, now, True
 
     def _look(self) -> None:
-        now, call = time.monotonic(), hanging.call_under_way(self._main)
+        now, call = self._now(), hanging.call_under_way(self._main)
         if call is not self._call:
             self._call, self._since = call, now
         hangs = call is not None and now - max(self._told, self._since) > GRACE

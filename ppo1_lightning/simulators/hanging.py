@@ -38,7 +38,7 @@ def waits_for(call: FrameType, thread: int) -> str:
 
     EnvPool does not tell which one.
     """
-    simulator, pool = call.f_locals["self"], call.f_locals["pool"]
+    simulator, pool = call.f_locals["self"], call.f_locals.get("pool", 0)  # a reset counts them up
     index = index_of(list(_frames(thread))[::-1])
     first = simulator.pools[pool].start
     which = "an environment" if index is None else f"environment {first + index}"

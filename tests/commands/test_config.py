@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.commands import config as cli
@@ -216,3 +218,43 @@ def test_a_record_that_is_named_later(monkeypatch: pytest.MonkeyPatch) -> None:
         "ppo1_lightning.x", logging.INFO, "", 0, "%s", ("a\x1b",), None
     )
     assert record.getMessage() == r"a\x1b"
+
+
+OF_A_FILE = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EINVAL, "Invalid argument", "x.csv"),
+    PermissionError(errno.EACCES, "Permission denied", "x.csv"),
+]
+OF_NONE = [
+    socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+    socket.gaierror(errno.ENOENT, "Name or service not known"),  # its number is another thing
+    BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    OSError("own words"),
+]
+
+
+@pytest.mark.parametrize("error", [*OF_A_FILE, *OF_NONE], ids=repr)
+def test_which_errors_are_of_a_file(error: OSError) -> None:
+    of_a_file = error in OF_A_FILE
+    assert cli.is_of_a_file(error) == of_a_file
+    assert ("could not be read or written" in cli.explain(error)) == of_a_file
+    if not of_a_file:
+        assert cli.explain(error) == str(error)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_broken_pipe_is_a_lost_rank_only_where_there_are_others(
+    ranks: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.launch, "processes_started", lambda: ranks)
+
+    def fail(config: DictConfig) -> None:
+        raise RuntimeError("Broken pipe")
+
+    with pytest.raises(SystemExit):
+        cli.told(fail, OmegaConf.create())
+    told = capsys.readouterr().err
+    assert ("another rank ended" in told) == (ranks > 1)
+    assert ("Traceback" in told) == (ranks == 1)

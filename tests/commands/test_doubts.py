@@ -25,6 +25,7 @@ GYM = ["env=gymnasium", "env.id=CartPole-v1"]
         (["evaluation.episodes=5", "evaluation.every_steps=100"], []),
         (["env=cartpole", "frame_stack=2"], ["frame_stack=2"]),
         (["env=pong", "frame_stack=2"], []),
+        (["env=atari_gymnasium", "env.id=ALE/Pong-v5", "frame_stack=2"], []),
         (["env=cartpole", "env.num_threads=2"], []),
         ([*GYM, "env.num_threads=2"], ["env.num_threads=2"]),
         (["callbacks.checkpoint.monitor=kl"], []),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+
+from ppo1_lightning.commands.process import outlive_readers
 
 pytestmark = pytest.mark.heavy
 
@@ -116,3 +122,29 @@ with outlive_readers():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "reached\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "written"), [(errno.ENOSPC, "second\n"), (errno.EAGAIN, "second\n"), (errno.EIO, "")]
+)
+def test_a_line_that_is_lost_for_a_moment(
+    error: int, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one is written, unless nobody reads."""
+
+    class Disk(io.FileIO):
+        full = True
+
+        def write(self, data: Any) -> int:
+            if self.full:
+                raise OSError(error, os.strerror(error))
+            return super().write(data)
+
+    disk = Disk(tmp_path / "log", "w")
+    with io.TextIOWrapper(cast(Any, disk), write_through=True) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with outlive_readers():
+            print("first")
+            disk.full = False
+            print("second")
+    assert (tmp_path / "log").read_text().lstrip("\n") == written

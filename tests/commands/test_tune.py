@@ -84,6 +84,11 @@ def test_the_training_command_searches_too(
     assert Path("study/best.yaml").is_file()
 
 
+def test_no_sampler_is_optunas_own(command: Command) -> None:
+    command("hparams_search=mine", "hparams_search.n_trials=0", "hparams_search.sampler=null")
+    assert trials() == []
+
+
 def trials() -> list[FrozenTrial]:
     return optuna.load_study(study_name="study", storage="sqlite:///study/study.db").trials
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -89,6 +91,26 @@ def test_a_signal_is_repeated_then_ends_the_process(
         signal.signal(signal.SIGTERM, before)
     assert status[0] == 143
     assert sent == [signal.SIGTERM] * 2
+
+
+def test_time_in_which_the_process_was_stopped_does_not_count(
+    status: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + stopped[0])
+    monkeypatch.setattr(watchdog, "time", clock)
+
+    def stop_and_continue() -> None:
+        assert Hangs.entered.wait(20)
+        time.sleep(0.1)
+        stopped[0] = 1000.0
+        time.sleep(0.2)
+        Hangs.ended.set()
+
+    with watchdog.watching(pytest.fail):
+        threading.Thread(target=stop_and_continue).start()
+        step(timeout=100)
+    assert not status
 
 
 def test_steps_that_return_are_left_alone(status: list[int]) -> None:

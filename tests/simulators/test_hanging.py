@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from ppo1_lightning.simulators import EnvironmentSpec, hanging, make_simulator
+from ppo1_lightning.simulators.vector import VectorSimulator
 
 
 class Gate(gymnasium.Env[Any, Any]):
@@ -73,3 +75,10 @@ def test_the_call_is_the_same_object_until_it_returns(stepping: threading.Thread
 
 def test_this_thread_is_in_no_call() -> None:
     assert hanging.call_under_way(threading.get_ident()) is None
+
+
+def test_a_reset_that_has_come_to_no_pool_yet() -> None:
+    simulator = SimpleNamespace(id="Gate-v0", pools=[slice(0, 2)])
+    call: Any = SimpleNamespace(f_code=VectorSimulator.reset.__code__, f_locals={"self": simulator})
+    told = hanging.waits_for(call, threading.get_ident())
+    assert told == "an environment of 'Gate-v0' in the first reset"
