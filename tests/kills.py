@@ -51,7 +51,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def wait_for_rows(folder: Path, process: subprocess.Popen[str], seconds: float = 90) -> None:
+def wait_for_rows(folder: Path, process: subprocess.Popen[str], seconds: float = 200) -> None:
     """Wait until a process has changed the CSV file in ``folder``."""
     path = folder / "csv" / "metrics.csv"
     before = path.stat().st_mtime_ns if path.exists() else 0
