@@ -100,13 +100,7 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
             "Trainer.fit within torch.inference_mode() cannot learn anything, expected it outside"
         )
     strategy = trainer.strategy
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
-        method = strategy.launcher._start_method
-        name = {"fork": "'ddp_fork' or 'ddp_notebook'"}.get(method, f"'ddp_{method}'")
-        raise ConfigurationError(
-            f"strategy {name} leaves the trained policy in other "
-            "processes, expected one device or strategy='ddp'"
-        )
+    launcher(strategy.launcher)
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         raise ConfigurationError(
             f"strategy {type(strategy).__name__} is not supported, "
@@ -140,6 +134,17 @@ def trainer(trainer: Trainer, module: OnPolicyModule) -> None:
     for name, is_given, instead in refused:
         if is_given:
             raise ConfigurationError(f"trainer.{name} has no meaning here, expected {instead}")
+
+
+def launcher(launcher: Any) -> None:
+    """Refuse what trains in processes that end with the fit."""
+    if isinstance(launcher, _MultiProcessingLauncher):
+        method = launcher._start_method
+        name = {"fork": "'ddp_fork' or 'ddp_notebook'"}.get(method, f"'ddp_{method}'")
+        raise ConfigurationError(
+            f"strategy {name} leaves the trained policy in other "
+            "processes, expected one device or strategy='ddp'"
+        )
 
 
 _NORM = "the module's max_grad_norm"

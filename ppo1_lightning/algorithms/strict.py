@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from types import FrameType
@@ -12,7 +11,7 @@ from typing import Any
 from lightning import LightningModule
 from torch import nn
 
-from ppo1_lightning.algorithms import hooks, plain
+from ppo1_lightning.algorithms import checks, hooks, plain
 from ppo1_lightning.errors import ConfigurationError
 
 
@@ -59,8 +58,7 @@ class StrictModule(LightningModule):
         Raises:
             ConfigurationError: the policy is not there yet.
         """
-        # In processes that it starts Lightning asks before any hook: none is the right answer.
-        if not hasattr(self, "policy") and multiprocessing.parent_process() is None:
+        if not hasattr(self, "policy"):
             name = type(self).__name__
             raise ConfigurationError(
                 f"{name} has no parameters before it knows the spaces: they come with a Trainer's "
@@ -68,3 +66,20 @@ class StrictModule(LightningModule):
                 "action_space=data.spaces[1])"
             )
         return super().named_parameters(*args, **kwargs)
+
+    @property
+    def _compiler_ctx(self) -> dict[str, Any] | None:
+        """What `torch.compile` keeps in a LightningModule.
+
+        `Trainer.fit` looks at it, and at nothing else of a module, before it starts processes: in
+        these a refusal would be the end of a long traceback.
+        """
+        caller = inspect.currentframe()
+        caller = caller and caller.f_back
+        if caller and caller.f_back and caller.f_back.f_code.co_name == "fit":
+            checks.launcher(getattr(caller.f_locals.get("strategy"), "launcher", None))
+        return self.__dict__.get("compiler_context")
+
+    @_compiler_ctx.setter
+    def _compiler_ctx(self, context: dict[str, Any] | None) -> None:  # type: ignore[override]
+        self.__dict__["compiler_context"] = context

@@ -127,5 +127,5 @@ def test_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
 def test_processes_that_keep_the_policy(strategy: str, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=f"'{strategy}'.* leaves the trained policy"):
-        fit(tmp_path, strategy=strategy, devices=2)
+    with pytest.raises(ConfigurationError, match=f"'{strategy}'.* leaves the trained policy"):
+        fit(tmp_path, strategy=strategy, devices=2)  # before any of them has started
