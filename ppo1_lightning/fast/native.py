@@ -95,9 +95,12 @@ def cache_folder() -> Path:
 
 
 def seconds_of_compiling(device: str) -> float:
-    """Return what compiling a run's graphs for "cpu" or "cuda" took the last time here."""
+    """Return what compiling a run's graphs for "cpu" or "cuda" took the last time here.
+
+    At least 15 s: that run's may have been small, or have lacked one graph only.
+    """
     try:
-        return float((cache_folder() / f"seconds_{device}").read_text())
+        return max(15.0, float((cache_folder() / f"seconds_{device}").read_text()))
     except (OSError, ValueError):
         return 20.0  # as where it was measured, docs/performance.md
 
