@@ -199,16 +199,16 @@ def optimizers(found: Any, trainer: Trainer) -> None:
 
 
 def thawed(module: OnPolicyModule, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse parameters that are to learn by now and that our own optimizer does not hold."""
+    """Let parameters learn that were thawed since our own optimizer was made, as its first ones."""
     if optimizer is not module.own_optimizer:
         return  # the user says what is in theirs
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in module.learning_parameters():
         if parameter.requires_grad and id(parameter) not in held:
-            raise ConfigurationError(
-                f"{name} was frozen when the optimizer was made and is to learn now, expected it "
-                "in a group of its own: BaseFinetuning.unfreeze_and_add_param_group"
-            )
+            first = optimizer.param_groups[0]
+            first["params"].append(parameter)
+            if "param_names" in first:
+                first["param_names"].append(name)
 
 
 def unit_length(sequence_length: int | None, state_size: int, num_steps: int) -> int:

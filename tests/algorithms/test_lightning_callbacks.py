@@ -152,6 +152,9 @@ def test_what_is_thawed_learns_at_its_own_rate(path: Any, tmp_path: Path) -> Non
     assert [group["lr"] for group in module.optimizers().param_groups] == [3e-4, 1e-4]
 
 
-def test_what_is_thawed_and_left_out_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"policy\.trunk\.0\.weight was frozen when"):
-        run(tmp_path, Thaw("make_trainable"), limit_train_batches=1)
+@pytest.mark.parametrize("path", [False, "trace"])
+def test_what_is_thawed_without_a_group_learns_as_the_rest(path: Any, tmp_path: Path) -> None:
+    thaw = Thaw("make_trainable")
+    module, _ = run(tmp_path, thaw, iterations=4, path=path, limit_train_batches=1)
+    assert thaw.norms[0] == thaw.norms[1] != thaw.norms[2] != thaw.norms[3]
+    assert len(module.optimizers().param_groups) == 1
