@@ -65,7 +65,7 @@ def worth_compiling(update: GraphUpdate, steps: int | None, device: torch.device
     they were traced is held against what compiling took the last time on this machine.
     """
     seconds = (steps or 0) * update.step_seconds * GAIN
-    not_worth = seconds < native.seconds_of_compiling(device.type) and not update.is_kept()
+    not_worth = seconds < native.seconds_of_compiling(device.type) and not update.was_kept
     return all_max(float(not_worth), device) == 0
 
 
@@ -76,11 +76,11 @@ def compile_update(
 
     ``meanwhile`` is called while compilers work.
     """
-    started, kept = time.perf_counter(), update.is_kept()
+    started, was_kept = time.perf_counter(), update.was_kept
     reason = _on_every_rank(lambda: update.compile(example, meanwhile), example[0].device)[1]
     if reason:
         update.go_on_traced()
-    elif not kept:
+    elif not was_kept:
         device = example[0].device.type
         native.note_seconds_of_compiling(device, time.perf_counter() - started)
     return reason

@@ -65,7 +65,9 @@ class Graph:
             self._traced = self._trace(*fixed, *(tensor[0] for tensor in rows))
             self._layout = found
             self._devices = {tensor.device.type for tensor in (*fixed, *rows)}
-            self._bind = self._as_machine_code() if self._compiled else self._as_traced()
+            self._bind = (
+                self._as_machine_code() if self._compiled else self._by_python(self._traced)
+            )
         if found != self._layout:
             raise LayoutError(
                 "shapes, strides or dtypes of the minibatches, the observations or a buffer have "
@@ -107,13 +109,13 @@ class Graph:
                 self._module.check_constants(graph)
         return graph
 
-    def _as_traced(self, function: Callable[..., Any] | None = None) -> _Bind:
-        graph = self._traced
-        assert graph is not None
-        constants = graph.state_dict()  # which are copied from the host
+    def _by_python(self, function: Callable[..., Any]) -> _Bind:
+        """Let Python call what was traced, or what was made of it; on a GPU it is captured."""
+        assert self._traced is not None
+        constants = self._traced.state_dict()  # which are copied from the host
         if self._devices == {"cuda"} and not constants:
-            return CapturedGraph(function or graph, _written(graph)).bind
-        return functools.partial(_in_python, function or graph)
+            return CapturedGraph(function, _written(self._traced)).bind
+        return functools.partial(_in_python, function)
 
     def _as_machine_code(self) -> _Bind:
         own_caches()
@@ -121,7 +123,7 @@ class Graph:
             with torch.inference_mode(False), torch.no_grad():
                 return compile_ahead(*self._for_the_compiler()).bind
         assert self._traced is not None
-        return self._as_traced(torch.compile(self._traced, fullgraph=True, dynamic=False))
+        return self._by_python(torch.compile(self._traced, fullgraph=True, dynamic=False))
 
     def _for_the_compiler(self) -> tuple[GraphModule, list[Tensor]]:
         """Return a copy of the graph with our own operators, and tensors like its arguments."""

@@ -97,7 +97,7 @@ class GraphUpdate:
                 self._graphs_of_parts(self._take_gradient),
                 [Graph(self._take_step, compiled=False)],
             )
-            self.step_seconds = self._check_gradient(example)
+            self.step_seconds = check.seconds_of(self._check_gradient(example), example[0].device)
 
     def compile(self, example: Sequence[Tensor], meanwhile: Callable[[], None]) -> None:
         """Compile what was traced, and look again; compilers work ``meanwhile``."""
@@ -105,13 +105,15 @@ class GraphUpdate:
         self._graphs = _Graphs(*([graph.compile() for graph in kind] for kind in self._graphs))
         self.path, self.second_core = "compiled", second_core(self.parts)
         with check.buffers_unchanged(self._objective):
-            self.step_seconds = self._check_gradient(example, meanwhile)
+            take = self._check_gradient(example, meanwhile)
+            self.step_seconds = check.seconds_of(take, example[0].device)
 
     def go_on_traced(self) -> None:
         """Take back `compile`, which has failed here or on another rank."""
         self._graphs, self.path, self.second_core = self._traced, "traced", None
 
-    def is_kept(self) -> bool:
+    @functools.cached_property
+    def was_kept(self) -> bool:
         """Whether an earlier run has left these graphs compiled on this machine."""
         return all(graph.is_kept() for kind in self._graphs for graph in kind)
 
@@ -136,8 +138,8 @@ class GraphUpdate:
 
     def _check_gradient(
         self, example: Sequence[Tensor], meanwhile: Callable[[], None] = lambda: None
-    ) -> float:
-        """Compare a step's gradient with the eager one; return the seconds of another step."""
+    ) -> Callable[[], None]:
+        """Compare a step's gradient with the eager one; return what takes such a step again."""
         flat = self._state.flat
         copies = FlatState(flat.clone(), self._first_moments(flat), torch.empty_like(flat))
         self._fixed = [tensor.clone() for tensor in self._objective.others()]
@@ -159,7 +161,7 @@ class GraphUpdate:
             self._layout.split(taken),
             self._layout.split(self._clipped(flat_vector(eager))),
         )
-        return check.seconds_of(take, flat.device)
+        return take
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return the context in which memory is the operator that it is in the graphs."""

@@ -372,7 +372,7 @@ def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
         update.path = "compiled"
 
     monkeypatch.setattr(GraphUpdate, "compile", compile)
-    monkeypatch.setattr(GraphUpdate, "is_kept", lambda update: False)
+    monkeypatch.setattr(GraphUpdate, "was_kept", False)
     monkeypatch.setattr(fast.native, "note_seconds_of_compiling", lambda *_: None)
 
 
