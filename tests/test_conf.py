@@ -10,6 +10,7 @@ import hydra
 import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from tiny_runs import ANY_ID
 
 from ppo1_lightning import (
     PPO,
@@ -28,16 +29,6 @@ from ppo1_lightning.rollouts.sizes import Sizes
 pytestmark = pytest.mark.heavy
 
 CONF = cli.config_directory()
-ANY_ID = {
-    "atari": "Assault-v5",
-    "atari_gymnasium": "ALE/Pong-v5",
-    "mujoco": "Pusher-v4",
-    "dm_control": "WalkerWalk-v1",
-    "minigrid": "MiniGrid-DoorKey-5x5-v0",
-    "procgen": "CoinrunEasy-v0",
-    "envpool": "CartPole-v1",
-    "gymnasium": "CartPole-v1",
-}
 ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert", "seaquest"]
 ATARI += ["spaceinvaders", "atari_gymnasium"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]

@@ -8,22 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import ANY_ID
 
 from ppo1_lightning import __main__ as command_line
 from ppo1_lightning.commands import config as cli
 
 pytestmark = pytest.mark.heavy
 
-ID = {
-    "atari": "Assault-v5",
-    "atari_gymnasium": "ALE/Pong-v5",
-    "mujoco": "Pusher-v4",
-    "dm_control": "WalkerWalk-v1",
-    "minigrid": "MiniGrid-DoorKey-5x5-v0",
-    "procgen": "CoinrunEasy-v0",
-    "envpool": "LunarLanderContinuous-v3",
-    "gymnasium": "CartPole-v1",
-}
 NAMES = sorted(file.stem for file in (cli.config_directory() / "env").glob("*.yaml"))
 TINY = ["debug=default", "total_iterations=2", "num_steps=16", "logger=csv"]
 
@@ -42,8 +33,8 @@ EACH_TIME = ("gymnasium", "halfcheetah", "pong")
 )
 def test_two_iterations(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"env={name}", *TINY, f"hydra.run.dir={tmp_path}", "trainer.accelerator=cpu"]
-    if name in ID:
-        words.append(f"env.id={ID[name]}")
+    if name in ANY_ID:
+        words.append(f"env.id={ANY_ID[name]}")
     if name == "atari_gymnasium":
         pytest.importorskip("ale_py")
         pytest.importorskip("cv2")

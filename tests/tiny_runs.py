@@ -9,6 +9,18 @@ import pytest
 
 from ppo1_lightning import __main__ as command_line
 
+ANY_ID = {
+    "atari": "Assault-v5",
+    "atari_gymnasium": "ALE/Pong-v5",
+    "mujoco": "Pusher-v4",
+    "dm_control": "WalkerWalk-v1",
+    "minigrid": "MiniGrid-DoorKey-5x5-v0",
+    "procgen": "CoinrunEasy-v0",
+    "envpool": "LunarLanderContinuous-v3",
+    "gymnasium": "CartPole-v1",
+}
+"""For each preset of ``conf/env`` that needs one."""
+
 
 def train_tiny(folder: Path, *words: str) -> Path:
     """Train into ``folder`` and return it."""

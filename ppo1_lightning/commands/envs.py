@@ -25,10 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo1_lightning import simulators
-from ppo1_lightning.commands.ids import family_of
+from ppo1_lightning.commands.ids import algorithm_for, family_of
 from ppo1_lightning.errors import RunError, nearest, one_line
 from ppo1_lightning.policies.auto import architecture_for
-from ppo1_lightning.policies.cnn import images_of
 from ppo1_lightning.policies.spaces import name_of
 from ppo1_lightning.runs.untrusted import printable
 from ppo1_lightning.simulators.base import EnvironmentSpec
@@ -119,8 +118,8 @@ def listed(env_id: str) -> Listed:
         policy = architecture_for(observation.space)
     except RunError as error:
         return Listed(env_id, preset=preset, refusal=one_line(error))
-    if preset == "envpool" and images_of(observation.space):
-        preset = "envpool, algo=images"
+    if algorithm := algorithm_for(preset, observation.space):
+        preset = f"{preset}, algo={algorithm}"
     return Listed(env_id, name_of(observation.space), name_of(action.native), policy, preset)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
+from gymnasium import Space
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -67,8 +69,8 @@ class IdSource(ConfigSource):
         library, _, rest = word.partition("/")
         family, env_id = (library, rest) if library in _LIBRARIES else (family_of(word), word)
         defaults: list[object] = [f"/env/{family}"]
-        if family in _LIBRARIES and observes_images(EnvironmentSpec(env_id, family)):
-            defaults.append({"override /algo": "images"})
+        if family in _LIBRARIES and (algorithm := _algorithm_of(EnvironmentSpec(env_id, family))):
+            defaults.append({"override /algo": algorithm})
         config = {"defaults": [*defaults, "_self_"], "env": {"id": env_id}}
         return ConfigResult(
             config=OmegaConf.create(config),
@@ -103,13 +105,17 @@ def family_of(env_id: str) -> str:
     return simulators.family(env_id) or kind
 
 
-def observes_images(spec: EnvironmentSpec) -> bool:
-    """Whether there is an image among what a policy would see."""
+def algorithm_for(family: str, observation_space: Space[Any]) -> str | None:
+    """Return the preset of ``conf/algo`` in the place of a family's own, None where that stays."""
+    return "images" if family in _LIBRARIES and images_of(observation_space) else None
+
+
+def _algorithm_of(spec: EnvironmentSpec) -> str | None:
     try:
         observation_space, _ = simulators.spaces(spec)
     except RunError:  # it may need options, which the run has; if not, the run tells it
-        return False
-    return bool(images_of(observation_space))
+        return None
+    return algorithm_for(spec.backend, observation_space)
 
 
 @cache
