@@ -39,7 +39,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ppo1_lightning import system
 from ppo1_lightning.commands.process import outlive_readers
-from ppo1_lightning.commands.stopped import stopped_ranks_ended
+from ppo1_lightning.commands.stopped_ranks import stopped_ranks_ended
 from ppo1_lightning.errors import ConfigurationError
 
 _TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"

@@ -28,8 +28,8 @@ from ppo1_lightning.commands import keep_runs
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands.announce import announce, interface, tell_what_next
 from ppo1_lightning.commands.arithmetic import few_threads, matmul_precision
-from ppo1_lightning.commands.doubts import UnknownMetrics, without_effect
 from ppo1_lightning.commands.process import keep_freed_memory
+from ppo1_lightning.commands.without_effect import UnknownMetrics, without_effect
 from ppo1_lightning.errors import (
     ConfigurationError,
     RunError,

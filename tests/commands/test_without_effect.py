@@ -10,7 +10,7 @@ import hydra
 import pytest
 
 from ppo1_lightning.commands.config import config_directory, register_resolvers
-from ppo1_lightning.commands.doubts import UnknownMetrics, without_effect
+from ppo1_lightning.commands.without_effect import UnknownMetrics, without_effect
 
 pytestmark = pytest.mark.heavy
 

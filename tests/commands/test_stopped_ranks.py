@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ppo1_lightning.commands import stopped
+from ppo1_lightning.commands import stopped_ranks
 
 pytestmark = pytest.mark.heavy
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.heavy
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
     processes = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
-    monkeypatch.setattr(stopped, "_children", lambda: [process.pid for process in processes])
-    monkeypatch.setattr(stopped, "PATIENCE", 2)
+    monkeypatch.setattr(stopped_ranks, "_children", lambda: [process.pid for process in processes])
+    monkeypatch.setattr(stopped_ranks, "PATIENCE", 2)
     yield processes
     for process in processes:
         process.kill()
@@ -29,7 +29,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[byt
 def test_a_stopped_rank_is_named_and_ended(
     ranks: list[subprocess.Popen[bytes]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.ERROR), stopped.stopped_ranks_ended(2):
+    with caplog.at_level(logging.ERROR), stopped_ranks.stopped_ranks_ended(2):
         ranks[1].send_signal(signal.SIGSTOP)
         assert ranks[1].wait(20) == -signal.SIGKILL
     assert caplog.messages == ["rank 1 has been stopped for 2 s and is ended"]
@@ -37,7 +37,7 @@ def test_a_stopped_rank_is_named_and_ended(
 
 
 def test_one_that_goes_on_in_time_stays(ranks: list[subprocess.Popen[bytes]]) -> None:
-    with stopped.stopped_ranks_ended(2):
+    with stopped_ranks.stopped_ranks_ended(2):
         ranks[0].send_signal(signal.SIGSTOP)
         time.sleep(1.2)
         ranks[0].send_signal(signal.SIGCONT)
