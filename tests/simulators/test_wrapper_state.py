@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_what_others_hold_too_is_left_alone() -> None:
     of_the_other.put(kept.get())
     assert [course.length for course in COURSES] == [1, 2]
     assert again.course.length == 2
-    assert (Level.EASY.value, again.level) == (1, Level.EASY)  # an Enum is not carried
+    assert (Level.EASY.value, again.level) == (1, Level.HARD)
     assert again.best is again.agents[0]
     assert again.best.score == 3
 
@@ -181,6 +182,39 @@ def test_an_object_that_is_made_later_is_told(caplog: pytest.LogCaptureFixture) 
     of_the_other.put(kept.get())
     assert again.lazy is None
     assert "Everything.lazy starts anew" in caplog.text
+
+
+class Shop(gymnasium.Wrapper):
+    """Keeps what no checkpoint can."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.price, self.prices, self.fixed = Fraction(1, 2), {"a": Fraction(1)}, Fraction(1, 3)
+        self.rng, self.sold = np.random.default_rng(0), 0
+
+    def reset(self, **arguments: Any) -> Any:
+        self.rng, self.sold = np.random.default_rng(1), 0
+        return self.env.reset(**arguments)
+
+
+def test_what_no_checkpoint_can_hold_is_told_where_it_has_changed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    envs = [Shop(gymnasium.make("CartPole-v1")) for _ in range(2)]
+    states = [WrapperState(env) for env in envs]
+    for env, state in zip(envs, states, strict=True):
+        env.reset()
+        assert state.get() == {}
+    assert not caplog.messages
+    for env, state in zip(envs, states, strict=True):
+        env.price, env.prices["b"], env.sold = Fraction(3, 4), Fraction(2), 1
+        assert state.get() == {"Shop": {"sold": 1}}
+    told = [message.partition("; ")[0] for message in caplog.messages]
+    assert told == [
+        f"env.wrappers: Shop.{name} starts anew in evaluations and resumed runs, "
+        f"for a {kind} cannot be kept"
+        for name, kind in (("price", "Fraction"), ("prices", "dict"))
+    ]
 
 
 class Goal(gymnasium.Env):
