@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -72,6 +73,22 @@ def kill_at_random(folder: Path, chance: random.Random, *words: str) -> None:
         assert process.poll() is None, output_of(folder)
     finally:
         kill(process)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait for a condition; it is an error if it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and not only its exit status."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

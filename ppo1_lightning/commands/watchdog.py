@@ -43,6 +43,7 @@ def watching(tell: Callable[[str], None]) -> Iterator[None]:
     - One that lasts `GRACE` seconds longer than a signal to stop is told, and gets the signal once
       more; so does who asked for this process to stop twice.
     - Where that does not help, the process ends without the main thread.
+    - A job or a rank whose parent, Python too, has ended without it is asked to stop.
 
     Args:
         tell: prints an error.
@@ -63,6 +64,8 @@ def watching(tell: Callable[[str], None]) -> Iterator[None]:
         watch.join()
         sender.close()
         receiver.close()
+        if watch.is_orphan:  # joblib's workers would wait for another job
+            _end_now(exit_status(signal.SIGTERM))
 
 
 class _Watch(threading.Thread):
@@ -76,6 +79,8 @@ class _Watch(threading.Thread):
         self._since = 0.0  # when the call was first seen
         self._number, self._told, self._again = 0, 0.0, False
         self._clock, self._ticked = 0.0, time.monotonic()
+        self._parent = os.getppid() if multiprocessing.parent_process() else None
+        self.is_orphan = False
 
     def run(self) -> None:
         while True:
@@ -105,6 +110,10 @@ class _Watch(threading.Thread):
             self._number, self._told, self._again = number, now, True
 
     def _look(self) -> None:
+        if self._parent not in (None, os.getppid()) and not self.is_orphan:
+            self.is_orphan = True
+            log.warning("the command that started this job has ended: stopping")
+            os.kill(os.getpid(), signal.SIGTERM)
         now, call = self._now(), hanging.call_under_way(self._main)
         if call is not self._call:
             self._call, self._since = call, now

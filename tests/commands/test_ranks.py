@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from kills import is_running, wait_until
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -152,21 +153,6 @@ def test_ranks_save_and_end_with_their_launcher(
         process.kill()
     assert (tmp_path / "sweep/0/checkpoints/last.ckpt").exists()
     assert not (tmp_path / "sweep/1").exists()
-
-
-def wait_until(condition: object, seconds: float = 120.0) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 # -------------------------------------------------------------------- the launcher alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from kills import is_running, wait_until
 
 from ppo1_lightning.commands import config as cli
 
@@ -53,6 +55,29 @@ def test_jobs_at_the_same_time(launcher: list[str], tmp_path: Path) -> None:
     assert "clip_coef=-1" in (tmp_path / "sweep" / "2" / "train.log").read_text()
     assert done.stdout.splitlines()[-1] == "report of the sweep: sweep/report.html"
     assert "devices 1" in (tmp_path / "sweep" / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_jobs_end_with_their_command(number: signal.Signals, tmp_path: Path) -> None:
+    words = ["env=cartpole", "total_steps=1_000_000_000", "seed=0,1", "hydra.sweep.dir=sweep"]
+    words += [*TINY[1:], "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    sweep = subprocess.Popen([sys.executable, "-m", "ppo1_lightning", "-m", *words], cwd=tmp_path)
+    jobs = [tmp_path / "sweep" / job for job in "01"]
+    wait_until(lambda: all((job / "csv" / "metrics.csv").exists() for job in jobs))
+    threads = Path(f"/proc/{sweep.pid}/task").iterdir()
+    children = [int(pid) for t in threads for pid in (t / "children").read_text().split()]
+    sweep.send_signal(number)
+    sweep.wait(30)
+    try:
+        wait_until(lambda: not any(map(is_running, children)), 30)
+    finally:
+        for pid in filter(is_running, children):
+            os.kill(pid, signal.SIGKILL)
+    assert len(children) >= len(jobs)
+    assert all((job / "checkpoints" / "last.ckpt").exists() for job in jobs)
 
 
 def test_slurm_launcher_composes() -> None:
