@@ -36,11 +36,12 @@ docs: $(VENV)/.installed-dev
 audit:
 	pipx run pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-# Side by side with Stable-Baselines3 and SheepRL; one case: make bench ARGS=cartpole
+# Side by side with the other libraries, steady states (one case: make bench ARGS=cartpole) and whole short runs
 bench: ARGS =
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.setup_peers
 	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks.whole
 
 bench-check: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.check

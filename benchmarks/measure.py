@@ -28,10 +28,11 @@ class Measurement:
     Args:
         seconds: to measure at least.
         warmup: iterations before.
+        steps: of the environments after which it is enough instead, whatever the time.
     """
 
-    def __init__(self, seconds: float, warmup: int = WARMUP) -> None:
-        self.seconds, self.warmup = seconds, warmup
+    def __init__(self, seconds: float, warmup: int = WARMUP, steps: int | None = None) -> None:
+        self.seconds, self.warmup, self.steps = seconds, warmup, steps
         self.startup_seconds: float | None = None
         self._ticks: list[tuple[float, int]] = []  # (clock, environment steps) after an iteration
 
@@ -43,6 +44,8 @@ class Measurement:
     def tick(self, env_steps: int) -> bool:
         """Note the end of an iteration; return whether enough has been measured."""
         self._ticks.append((time.perf_counter(), env_steps))
+        if self.steps is not None:
+            return env_steps >= self.steps
         return self.measured > 0 and self.elapsed >= self.seconds
 
     @property
@@ -74,6 +77,7 @@ def parse_case(cases: list[str], description: str | None) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("case", choices=cases)
     parser.add_argument("--seconds", type=float, default=10.0, help="of steady state, at least")
+    parser.add_argument("--steps", type=int, help="of the environments, in the place of seconds")
     return parser
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parse_case([*CASES], __doc__).parse_args()
     env_id, sizes = CASES[arguments.case]
     torch.set_num_threads(1)  # which is faster for MLPs
-    measurement = Measurement(arguments.seconds)
+    measurement = Measurement(arguments.seconds, steps=arguments.steps)
     clock = Clock(measurement, sizes["n_envs"] * sizes["n_steps"])
     model = PPO(env_id, seed=0, callbacks=[clock], **sizes)
     model.train(10**9)

@@ -124,7 +124,7 @@ def main() -> None:
     if threads:
         torch.set_num_threads(threads)
     gymnasium.register_envs(ale_py)
-    measurement = Measurement(arguments.seconds)
+    measurement = Measurement(arguments.seconds, steps=arguments.steps)
     policy = "CnnPolicy" if case.atari else "MlpPolicy"
     if case.algorithm is RecurrentPPO:
         policy = "MlpLstmPolicy"
