@@ -38,7 +38,7 @@ __all__ = [
 
 _Made = TypeVar("_Made")
 
-GAIN = 0.8
+GAIN = 0.7
 """Share of a traced step's time that a compiled one saves, see docs/performance.md."""
 
 

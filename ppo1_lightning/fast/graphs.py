@@ -1,7 +1,8 @@
 """Functions of tensors as flat graphs of operators, which run without modules and autograd.
 
 On small networks Python's way to an operator costs more than the operator: a traced graph has the
-derivative written out and calls one operator after the other; a compiled one fuses them too.
+derivative written out, and an interpreter calls one operator after the other; a compiled one fuses
+them too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
 from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept
+from ppo1_lightning.fast.interpreter import interpreted, unoptimized
 from ppo1_lightning.fast.native import cache_folder, own_caches
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
@@ -40,6 +42,9 @@ class Graph:
             it does must not depend on the numbers in them.
         module: that the function calls; None where it calls none.
         compiled: compile the graph too, see `compile`.
+
+    Attributes:
+        needs_python: whether a call of what `bind` has returned keeps other threads waiting.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Graph:
         self._layout: list[tuple[Any, ...]] = []
         self._devices: set[str] = set()
         self._bind: _Bind | None = None
+        self.needs_python = not compiled
 
     def bind(self, fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
         """Return the graph as ``run(first, end)``, to be called under `torch.inference_mode`.
@@ -62,12 +68,11 @@ class Graph:
         """
         found = [*layout(*fixed), *((t.shape[1:], t.stride()[1:], t.dtype) for t in rows)]
         if self._bind is None:
-            self._traced = self._trace(*fixed, *(tensor[0] for tensor in rows))
+            example = [*fixed, *(tensor[0] for tensor in rows)]
+            self._traced = self._trace(*example)
             self._layout = found
-            self._devices = {tensor.device.type for tensor in (*fixed, *rows)}
-            self._bind = (
-                self._as_machine_code() if self._compiled else self._by_python(self._traced)
-            )
+            self._devices = {tensor.device.type for tensor in example}
+            self._bind = self._as_machine_code() if self._compiled else self._as_operators(example)
         if found != self._layout:
             raise LayoutError(
                 "shapes, strides or dtypes of the minibatches, the observations or a buffer have "
@@ -82,7 +87,8 @@ class Graph:
         """
         other = copy.copy(self)
         if self._traced is not None:
-            other._compiled, other._bind = True, self._as_machine_code()
+            other._compiled, other.needs_python = True, False
+            other._bind = self._as_machine_code()
         return other
 
     def is_kept(self) -> bool:
@@ -109,13 +115,22 @@ class Graph:
                 self._module.check_constants(graph)
         return graph
 
+    def _as_operators(self, example: Sequence[Tensor]) -> _Bind:
+        assert self._traced is not None
+        if self._devices == {"cpu"}:
+            with torch.inference_mode(False), torch.no_grad():
+                script = interpreted(self._traced, example)
+            self.needs_python = script is None
+            return functools.partial(_one_after_the_other, script or self._traced)
+        return self._by_python(self._traced)
+
     def _by_python(self, function: Callable[..., Any]) -> _Bind:
         """Let Python call what was traced, or what was made of it; on a GPU it is captured."""
         assert self._traced is not None
         constants = self._traced.state_dict()  # which are copied from the host
         if self._devices == {"cuda"} and not constants:
             return CapturedGraph(function, _written(self._traced)).bind
-        return functools.partial(_in_python, function)
+        return functools.partial(_one_after_the_other, function)
 
     def _as_machine_code(self) -> _Bind:
         own_caches()
@@ -143,10 +158,13 @@ class Graph:
         return ()
 
 
-def _in_python(graph: Callable[..., Any], fixed: Sequence[Tensor], rows: Sequence[Tensor]) -> Run:
+def _one_after_the_other(
+    graph: Callable[..., Any], fixed: Sequence[Tensor], rows: Sequence[Tensor]
+) -> Run:
     def run(first: int, end: int) -> None:
-        for k in range(first, end):
-            graph(*fixed, *(tensor[k] for tensor in rows))
+        with unoptimized():
+            for k in range(first, end):
+                graph(*fixed, *(tensor[k] for tensor in rows))
 
     return run
 

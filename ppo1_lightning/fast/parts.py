@@ -54,13 +54,16 @@ def second_core(parts: Sequence[object]) -> ThreadPoolExecutor | None:
 
 
 def call_at_once(calls: Sequence[Callable[[], None]], second: ThreadPoolExecutor | None) -> None:
-    """Call one function after the other, or the second of two in a thread of its own."""
+    """Call one function after the other, or the second of two in a thread of its own.
+
+    In inference mode, which each thread is in for itself.
+    """
     if second is None:
         for call in calls:
             call()
         return
     first, other = calls
-    done = second.submit(other)
+    done = second.submit(torch.inference_mode()(other))
     try:
         first()
     finally:  # nothing is to change the parameters after this

@@ -51,7 +51,7 @@ class GraphUpdate:
     Attributes:
         path: "traced", or "compiled" after `compile`.
         parts: names of the parameters that learn together.
-        second_core: a thread for the second part, None where the parts take turns.
+        second_core: a thread for the second part where none needs Python's lock; None: in turns.
         step_seconds: what a step took when it was tried, on this rank.
 
     Raises:
@@ -66,7 +66,7 @@ class GraphUpdate:
         step = step_of(optimizer)
         assert step is not None
         self.optimizer, self._step, self.max_grad_norm = optimizer, step, max_grad_norm
-        self.path, self.second_core = "traced", None
+        self.path = "traced"
         self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
@@ -97,20 +97,21 @@ class GraphUpdate:
                 self._graphs_of_parts(self._take_gradient),
                 [Graph(self._take_step, compiled=False)],
             )
+            self.second_core = second_core(self.parts)
             self.step_seconds = check.seconds_of(self._check_gradient(example), example[0].device)
 
     def compile(self, example: Sequence[Tensor], meanwhile: Callable[[], None]) -> None:
         """Compile what was traced, and look again; compilers work ``meanwhile``."""
         self._traced = self._graphs
         self._graphs = _Graphs(*([graph.compile() for graph in kind] for kind in self._graphs))
-        self.path, self.second_core = "compiled", second_core(self.parts)
+        self.path = "compiled"
         with check.buffers_unchanged(self._objective):
             take = self._check_gradient(example, meanwhile)
             self.step_seconds = check.seconds_of(take, example[0].device)
 
     def go_on_traced(self) -> None:
         """Take back `compile`, which has failed here or on another rank."""
-        self._graphs, self.path, self.second_core = self._traced, "traced", None
+        self._graphs, self.path = self._traced, "traced"
 
     @functools.cached_property
     def was_kept(self) -> bool:
@@ -230,7 +231,8 @@ class GraphUpdate:
                 for i, graph in enumerate(self._graphs.gradient_steps)
             ]
             calls = [functools.partial(step, 0, count) for step in steps]
-            return functools.partial(call_at_once, calls, self.second_core)
+            in_turns = any(graph.needs_python for graph in self._graphs.gradient_steps)
+            return functools.partial(call_at_once, calls, None if in_turns else self.second_core)
         gradient, gradients = state.gradient, self._layout.by_part(state.gradient)
         gradient_steps = [
             self._graphs.gradients[i].bind((*flats, gradients[i], *self._fixed), minibatches)
@@ -256,9 +258,9 @@ class GraphUpdate:
 
     # ---------------------------------------------------------------- what the graphs hold
 
-    def _graphs_of_parts(self, function: Callable[..., None]) -> list[Graph]:
-        functions = [functools.partial(function, i) for i in range(len(self.parts))]
-        return [Graph(f, module=self._objective, compiled=False) for f in functions]
+    def _graphs_of_parts(self, take: Callable[..., None]) -> list[Graph]:
+        takes = (functools.partial(take, part) for part in range(len(self.parts)))
+        return [Graph(take, module=self._objective, compiled=False) for take in takes]
 
     def _take_gradient_step(self, part: int, *tensors: Tensor) -> None:
         count, kept = len(self.parts), len(self._step.moments)
