@@ -72,12 +72,15 @@ class Measurement:
         }
 
 
-def parse_case(cases: list[str], description: str | None) -> argparse.ArgumentParser:
-    """Return the parser that all drivers share."""
+def parse_case(
+    cases: list[str], description: str | None, *, by_steps: bool = False
+) -> argparse.ArgumentParser:
+    """Return the parser that all drivers share; ``by_steps``: it can end after ``--steps``, too."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("case", choices=cases)
     parser.add_argument("--seconds", type=float, default=10.0, help="of steady state, at least")
-    parser.add_argument("--steps", type=int, help="of the environments, in the place of seconds")
+    if by_steps:
+        parser.add_argument("--steps", type=int, help="of environments, in the place of seconds")
     return parser
 
 

@@ -93,6 +93,18 @@ def is_own(status: os.stat_result) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
+def is_running(process: int) -> bool:
+    """Whether a process is there; True where that cannot be asked."""
+    try:
+        if sys.platform != "win32":
+            os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
 def leave_terminal() -> None:
     """Be no process of the terminal's any more: its Ctrl-C does not come here."""
     if sys.platform != "win32":

@@ -60,14 +60,14 @@ def script_file(name: str) -> str:
 
 
 def main() -> None:
-    parser = parse_case(list(CASES), __doc__)
+    parser = parse_case(list(CASES), __doc__, by_steps=True)
     parser.add_argument("--threads", type=int, help="of PyTorch")
     arguments = parser.parse_args()
     # One thread is faster for the MLPs; the CNN keeps PyTorch's default.
     threads = arguments.threads or (None if arguments.case == "atari" else 1)
     if threads:
         torch.set_num_threads(threads)
-    measurement = Measurement(arguments.seconds)
+    measurement = Measurement(arguments.seconds, steps=arguments.steps)
     watch(measurement)
     script, *options = CASES[arguments.case]
     with tempfile.TemporaryDirectory() as folder, chdir(folder), suppress(Enough):

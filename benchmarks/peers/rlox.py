@@ -45,7 +45,7 @@ class Clock(Callback):
 
 
 def main() -> None:
-    arguments = parse_case([*CASES], __doc__).parse_args()
+    arguments = parse_case([*CASES], __doc__, by_steps=True).parse_args()
     env_id, sizes = CASES[arguments.case]
     torch.set_num_threads(1)  # which is faster for MLPs
     measurement = Measurement(arguments.seconds, steps=arguments.steps)

@@ -115,7 +115,7 @@ class Clock(BaseCallback):
 
 
 def main() -> None:
-    parser = parse_case(list(CASES), __doc__)
+    parser = parse_case(list(CASES), __doc__, by_steps=True)
     parser.add_argument("--threads", type=int, help="of PyTorch")
     arguments = parser.parse_args()
     case = CASES[arguments.case]

@@ -19,7 +19,7 @@ MLPS = ("halfcheetah_8x256", "halfcheetah_1x2048", "cartpole")
 
 
 def main() -> None:
-    arguments = parse_case([*MLPS], __doc__).parse_args()
+    arguments = parse_case([*MLPS], __doc__, by_steps=True).parse_args()
     case, measurement = CASES[arguments.case], Measurement(arguments.seconds, steps=arguments.steps)
     model = PPO("MlpPolicy", case.make(), seed=0, **case.options)
     model.learn(10**9, callback=Clock(measurement))

@@ -86,7 +86,7 @@ def watch(measurement: Measurement, found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = parse_case(list(CASES), __doc__)
+    parser = parse_case(list(CASES), __doc__, by_steps=True)
     parser.add_argument("--threads", type=int, help="of PyTorch")
     parser.add_argument("overrides", nargs="*", help="further arguments of its command line")
     arguments = parser.parse_intermixed_args()
@@ -94,7 +94,7 @@ def main() -> None:
     threads = arguments.threads or (None if arguments.case == "atari" else 1)
     if threads:
         torch.set_num_threads(threads)
-    measurement, found = Measurement(arguments.seconds), {}
+    measurement, found = Measurement(arguments.seconds, steps=arguments.steps), {}
     watch(measurement, found)
     with tempfile.TemporaryDirectory() as folder:
         folders = [f"hydra.run.dir={folder}", f"log_root={folder}"]

@@ -148,14 +148,17 @@ def told(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     if process_rank():
         logging.getLogger().setLevel(logging.WARNING)  # rank zero speaks for all
+    watch = None
     try:
-        with watchdog.watching(_say):
+        with watchdog.watching(_say) as watch:
             return task(config)
     except Exception as error:
         status = _tell(error)
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise JobFailed(status) from None
         sys.exit(status)
+    finally:
+        watchdog.end_orphan(watch)
 
 
 def _tell(error: Exception) -> int:

@@ -36,40 +36,46 @@ HUNG = 2
 
 
 @contextmanager
-def watching(tell: Callable[[str], None]) -> Iterator[None]:
+def watching(tell: Callable[[str], None]) -> Iterator[Watch | None]:
     """Watch the main thread meanwhile; end the process where an environment does not return.
 
     - A step that lasts longer than ``env.timeout`` is told in one line, and ends the process.
     - One that lasts `GRACE` seconds longer than a signal to stop is told, and gets the signal once
       more; so does who asked for this process to stop twice.
     - Where that does not help, the process ends without the main thread.
-    - A job or a rank whose parent, Python too, has ended without it is asked to stop.
+    - A process that multiprocessing started, as joblib's jobs and ranks are, and whose parent is
+      gone, is asked to stop; it is then an orphan, see `Watch`.
 
     Args:
         tell: prints an error.
+
+    Yields:
+        What watches, None in another thread than the main one: there nothing is watched.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield None
         return
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
     before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-    watch = _Watch(receiver, tell)
+    watch = Watch(receiver, tell)
     watch.start()
     try:
-        yield
+        yield watch
     finally:
         signal.set_wakeup_fd(before)
         sender.shutdown(socket.SHUT_WR)  # ends the thread; to close it would not: forks have it too
         watch.join()
         sender.close()
         receiver.close()
-        if watch.is_orphan:  # joblib's workers would wait for another job
-            _end_now(exit_status(signal.SIGTERM))
 
 
-class _Watch(threading.Thread):
-    """Looks at the main thread once a second, and at once when a signal comes."""
+class Watch(threading.Thread):
+    """Looks at the main thread once a second, and at once when a signal comes.
+
+    Attributes:
+        is_orphan: the process that started this one is gone.
+    """
 
     def __init__(self, signals: socket.socket, tell: Callable[[str], None]) -> None:
         super().__init__(daemon=True)
@@ -79,7 +85,10 @@ class _Watch(threading.Thread):
         self._since = 0.0  # when the call was first seen
         self._number, self._told, self._again = 0, 0.0, False
         self._clock, self._ticked = 0.0, time.monotonic()
-        self._parent = os.getppid() if multiprocessing.parent_process() else None
+        self._parent = os.getppid()
+        parent = multiprocessing.parent_process()
+        self._was_started = parent is not None
+        self._is_late = parent is not None and not system.is_running(parent.pid or 0)
         self.is_orphan = False
 
     def run(self) -> None:
@@ -110,10 +119,11 @@ class _Watch(threading.Thread):
             self._number, self._told, self._again = number, now, True
 
     def _look(self) -> None:
-        if self._parent not in (None, os.getppid()) and not self.is_orphan:
-            self.is_orphan = True
-            log.warning("the command that started this job has ended: stopping")
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self._was_started and not self.is_orphan:
+            self.is_orphan = self._is_late or os.getppid() != self._parent
+            if self.is_orphan and not self._number:  # else it stops already
+                log.warning("the command that started this job has ended: stopping")
+                os.kill(os.getpid(), signal.SIGTERM)
         now, call = self._now(), hanging.call_under_way(self._main)
         if call is not self._call:
             self._call, self._since = call, now
@@ -127,6 +137,12 @@ class _Watch(threading.Thread):
             which = hanging.waits_for(call, self._main)
             self._tell(f"{which} has not returned for {seconds:g} s (env.timeout)")
             _end_now(HUNG)
+
+
+def end_orphan(watch: Watch | None) -> None:
+    """End this process if it is an orphan: one of joblib's would wait for another job."""
+    if watch is not None and watch.is_orphan:
+        _end_now(exit_status(signal.SIGTERM))
 
 
 def _end_now(status: int) -> NoReturn:

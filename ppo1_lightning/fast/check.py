@@ -137,10 +137,10 @@ def compare_surfaces(
 
 
 def seconds_of(take: Callable[[], None], device: torch.device) -> float:
-    """Return how long a step takes, until a GPU has done it too: the shortest of a few."""
+    """Return how long something takes, until a GPU has done it too: the shortest of a few."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         wait()
         started = time.perf_counter()
         with torch.inference_mode():

@@ -16,10 +16,41 @@ class FlatState(NamedTuple):
     moments: tuple[Tensor, ...]  # of the optimizer, [P] each, see `steps.Step`
     gradient: Tensor  # [P], where it is summed over ranks
 
+    @classmethod
+    def started(cls, flat: Tensor, starts: Mapping[str, float]) -> FlatState:
+        """Return parameters with moments that start at these numbers."""
+        moments = tuple(torch.full_like(flat, start) for start in starts.values())
+        return cls(flat, moments, torch.empty_like(flat))
+
 
 def flat_vector(tensors: Iterable[Tensor]) -> Tensor:
     """Return tensors one after the other, ``[P]``."""
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def flattened(
+    parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, starts: Mapping[str, float]
+) -> FlatState:
+    """Lay parameters and moments out in flat vectors, of which they become views.
+
+    Args:
+        parameters: in the order of the vectors.
+        optimizer: keeps moments of these names for each of them once it has taken a step.
+        starts: numbers that its moments start with.
+    """
+    state = FlatState.started(flat_vector(p.detach() for p in parameters), starts)
+    sizes = [parameter.numel() for parameter in parameters]
+    pieces = (vector.split(sizes) for vector in (state.flat, *state.moments))
+    for parameter, *own in zip(parameters, *pieces, strict=True):
+        values, *moments = (piece.view_as(parameter) for piece in own)
+        parameter.data = values
+        kept = optimizer.state[parameter]
+        for name, moment in zip(starts, moments, strict=True):
+            if name in kept:
+                moment.copy_(kept[name])
+            kept[name] = moment
+        kept["step"] = torch.tensor(float(kept.get("step", 0)))
+    return state
 
 
 class FlatLayout:

@@ -19,13 +19,16 @@ from torch.func import vjp
 from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.fast import check
-from ppo1_lightning.fast.flat import FlatLayout, FlatState, flat_vector
+from ppo1_lightning.fast.flat import FlatLayout, FlatState, flat_vector, flattened
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import call_at_once, learning_together, second_core
 from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.steps import step_of
 from ppo1_lightning.optimizers import clip_factor
+
+_TIMED = 3
+"""Steps whose time is taken together."""
 
 
 class _Graphs(NamedTuple):
@@ -91,14 +94,15 @@ class GraphUpdate:
             self.parts = learning_together(self._objective, example, together=together)
             self._layout = FlatLayout(self._objective.learning, self.parts)
             self._parameters = [self._objective.learning[name] for name in self._layout.names]
-            self._state = self._flatten()
+            self._state = flattened(self._parameters, self.optimizer, self._step.moments)
             self._graphs = _Graphs(
                 self._graphs_of_parts(self._take_gradient_step),
                 self._graphs_of_parts(self._take_gradient),
                 [Graph(self._take_step, compiled=False)],
             )
             self.second_core = second_core(self.parts)
-            self.step_seconds = check.seconds_of(self._check_gradient(example), example[0].device)
+            self._check_gradient(example)
+            self.step_seconds = self._time_a_step(example)
 
     def compile(self, example: Sequence[Tensor], meanwhile: Callable[[], None]) -> None:
         """Compile what was traced, and look again; compilers work ``meanwhile``."""
@@ -106,8 +110,8 @@ class GraphUpdate:
         self._graphs = _Graphs(*([graph.compile() for graph in kind] for kind in self._graphs))
         self.path = "compiled"
         with check.buffers_unchanged(self._objective):
-            take = self._check_gradient(example, meanwhile)
-            self.step_seconds = check.seconds_of(take, example[0].device)
+            self._check_gradient(example, meanwhile)
+            self.step_seconds = self._time_a_step(example)
 
     def go_on_traced(self) -> None:
         """Take back `compile`, which has failed here or on another rank."""
@@ -118,36 +122,11 @@ class GraphUpdate:
         """Whether an earlier run has left these graphs compiled on this machine."""
         return all(graph.is_kept() for kind in self._graphs for graph in kind)
 
-    def _flatten(self) -> FlatState:
-        """Lay parameters and moments out in flat vectors, of which they become views."""
-        flat = flat_vector(p.detach() for p in self._parameters)
-        moments = self._first_moments(flat)
-        splits = map(self._layout.split, (flat, *moments))
-        for parameter, *parts in zip(self._parameters, *splits, strict=True):
-            values, *views = (part.view_as(parameter) for part in parts)
-            parameter.data = values
-            state = self.optimizer.state[parameter]
-            for name, view in zip(self._step.moments, views, strict=True):
-                if name in state:
-                    view.copy_(state[name])
-                state[name] = view
-            state["step"] = torch.tensor(float(self._steps_taken))
-        return FlatState(flat, moments, torch.empty_like(flat))
-
-    def _first_moments(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.full_like(flat, start) for start in self._step.moments.values())
-
     def _check_gradient(
         self, example: Sequence[Tensor], meanwhile: Callable[[], None] = lambda: None
-    ) -> Callable[[], None]:
-        """Compare a step's gradient with the eager one; return what takes such a step again."""
-        flat = self._state.flat
-        copies = FlatState(flat.clone(), self._first_moments(flat), torch.empty_like(flat))
-        self._fixed = [tensor.clone() for tensor in self._objective.others()]
-        # A long step: beside it rounding of the parameters is nothing.
-        minibatches, scales = [field[None] for field in example], flat.new_tensor([[2.0**20, 1.0]])
-        with torch.inference_mode():
-            take = self._bound(copies, minibatches, scales, reduce=lambda gradient: gradient)
+    ) -> None:
+        """Compare a step's gradient with the eager one."""
+        copies, scales, take = self._bound_to_copies(example, 1)
         meanwhile()
         with torch.inference_mode():
             take()
@@ -156,13 +135,30 @@ class GraphUpdate:
             loss, self._parameters, allow_unused=True, materialize_grads=True
         )
         group = self.optimizer.param_groups[0]
-        taken = self._step.gradient(group, flat - copies.flat, copies.moments, scales[0])
+        step = self._state.flat - copies.flat
+        taken = self._step.gradient(group, step, copies.moments, scales[0])
         check.compare_gradients(
             self._layout.names,
             self._layout.split(taken),
             self._layout.split(self._clipped(flat_vector(eager))),
         )
-        return take
+
+    def _time_a_step(self, example: Sequence[Tensor]) -> float:
+        *_, take = self._bound_to_copies(example, _TIMED)  # threads are handed over to once
+        return check.seconds_of(take, example[0].device) / _TIMED
+
+    @torch.inference_mode()
+    def _bound_to_copies(
+        self, example: Sequence[Tensor], count: int
+    ) -> tuple[FlatState, Tensor, Callable[[], None]]:
+        """Return copies of the state, scales, and what takes ``count`` steps there."""
+        flat = self._state.flat
+        copies = FlatState.started(flat.clone(), self._step.moments)
+        self._fixed = [tensor.clone() for tensor in self._objective.others()]
+        minibatches = [torch.stack([field] * count) for field in example]
+        # A long step: beside it rounding of the parameters is nothing.
+        scales = flat.new_tensor([[2.0**20, 1.0]] * count)
+        return copies, scales, self._bound(copies, minibatches, scales, reduce=lambda own: own)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Return the context in which memory is the operator that it is in the graphs."""

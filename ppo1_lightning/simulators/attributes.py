@@ -9,7 +9,8 @@ import random
 import sys
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Container
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -19,11 +20,16 @@ from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-_GYMNASIUMS = {"env", "spec", "metadata", "reward_range", "render_mode", "np_random"}
+_GYMNASIUMS = {
+    *("env", "spec", "cached_spec", "metadata", "reward_range", "render_mode", "np_random"),
+    "wrapper_state",  # ours
+}
 """And those with a ``_`` before them: what each environment has."""
 
-_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
+_GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 """What episodes are drawn from: each environment has its own, seeded anew."""
+
+_CACHED = cached_property  # computed anew where it is asked for
 
 _DEPTH = 6
 """Objects within objects."""
@@ -59,14 +65,25 @@ def kept_attributes(part: Any, seen: set[int], depth: int = 0) -> dict[str, Any]
     return kept
 
 
-def left_out(part: Any, kept: Container[str]) -> dict[str, list[Any]]:
-    """Return the attributes of a wrapper that are not among those kept, a container's by item."""
+def left_out(part: Any, kept: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what is not kept of a wrapper or an object, and of objects that it holds.
+
+    By attribute, a container's values one by one. Functions and generators of random numbers are
+    none of it: they are as they were made.
+    """
     found = {}
     for name, value in vars(part).items() if not says_itself(part) else ():
-        if name in kept or name.lstrip("_") in _GYMNASIUMS or isinstance(value, _GENERATORS):
+        if name.lstrip("_") in _GYMNASIUMS or isinstance(vars(type(part)).get(name), _CACHED):
+            continue
+        if name in kept:
+            if isinstance(kept[name], tuple | list) and kept[name][:1] in (("object",), ["object"]):
+                inner = left_out(value, kept[name][1])
+                found |= {f"{name}.{attribute}": rest for attribute, rest in inner.items()}
             continue
         items = value.values() if isinstance(value, dict) else value
-        found[name] = [*items] if isinstance(value, _CONTAINERS) else [value]
+        values = [*items] if isinstance(value, _CONTAINERS) else [value]
+        if values := [v for v in values if not (callable(v) or isinstance(v, _GENERATORS))]:
+            found[name] = values
     return found
 
 
@@ -152,7 +169,10 @@ def _value(plain: Any, current: Any, copies: dict[int, Any]) -> Any:
         case "enum":
             if not isinstance(current, enum.Enum):
                 raise _NotPlainError
-            return type(current)(_value(content, None, copies))
+            try:
+                return type(current)(_value(content, None, copies))
+            except ValueError as error:  # it has other members now
+                raise _NotPlainError from error
         case "dict" | "own dict":
             items = {
                 _value(k, None, copies): _value(v, _item(current, k), copies) for k, v in content

@@ -66,7 +66,7 @@ class WrapperState:
             changed = {k: v for k, v in kept.items() if k not in initial or digest(v) != initial[k]}
             for attribute, objects in left_out(part, kept).items():
                 if not _are_same(objects, self._left_out[name].get(attribute)):
-                    _tell_left_out(f"{name}.{attribute}", type(vars(part)[attribute]).__name__)
+                    _tell_left_out(f"{name}.{attribute}", type(objects[-1]).__name__)
             if changed:
                 again = {k: v for k, v in kept.items() if holds_what_was_seen(v)}
                 state[name] = {**changed, **again}
@@ -109,7 +109,7 @@ def _are_same(objects: list[Any], others: list[Any] | None) -> bool:
     )
 
 
-@functools.cache  # once, not for each environment
+@functools.cache  # once in each process, not for each environment
 def _tell_left_out(name: str, kind: str) -> None:
     _log.warning(
         "env.wrappers: %s starts anew in evaluations and resumed runs, for a %s cannot be kept; "

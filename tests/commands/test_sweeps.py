@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,16 +61,24 @@ def test_jobs_at_the_same_time(launcher: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_jobs_end_with_their_command(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "send"),
+    [(signal.SIGTERM, os.kill), (signal.SIGKILL, os.kill), (signal.SIGTERM, os.killpg)],
+    ids=["SIGTERM", "SIGKILL", "SIGTERM to all"],
+)
+def test_jobs_end_with_their_command(
+    number: signal.Signals, send: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """They finish an iteration of some seconds, and save it."""
     words = ["env=cartpole", "total_steps=1_000_000_000", "seed=0,1", "hydra.sweep.dir=sweep"]
-    words += [*TINY[1:], "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    sweep = subprocess.Popen([sys.executable, "-m", "ppo1_lightning", "-m", *words], cwd=tmp_path)
+    words += [*TINY[1:], "num_steps=1024", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    command = [sys.executable, "-m", "ppo1_lightning", "-m", *words]
+    sweep = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
     jobs = [tmp_path / "sweep" / job for job in "01"]
     wait_until(lambda: all((job / "csv" / "metrics.csv").exists() for job in jobs))
     threads = Path(f"/proc/{sweep.pid}/task").iterdir()
     children = [int(pid) for t in threads for pid in (t / "children").read_text().split()]
-    sweep.send_signal(number)
+    send(sweep.pid, number)
     sweep.wait(30)
     try:
         wait_until(lambda: not any(map(is_running, children)), 30)

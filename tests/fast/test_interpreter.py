@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.jit import _state
 
+from ppo1_lightning.fast import interpreter
 from ppo1_lightning.fast.graphs import Graph
 from ppo1_lightning.fast.interpreter import interpreted
 
@@ -24,6 +26,7 @@ def step(weight: Tensor, rows: Tensor, mask: Tensor, loss: Tensor) -> None:
 def example() -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(4, 3, generator=generator), torch.randn(8, 4, generator=generator)
+    rows[0, 1] = 0
     return [weight, rows, torch.arange(24).reshape(8, 3) % 5 == 0, torch.zeros(())]
 
 
@@ -61,9 +64,17 @@ def round_more(*_: Any, **__: Any) -> Any:
     return off_by_a_bit
 
 
-@pytest.mark.parametrize("trace", [refuse, round_more])
-def test_python_calls_operators_where_it_is_not(trace: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(torch.jit, "trace", trace)
+def negate_zero(*_: Any, **__: Any) -> Any:
+    def with_another_zero(*arguments: Tensor) -> None:
+        step(*arguments)
+        arguments[1][0, 1] = -0.0
+
+    return with_another_zero
+
+
+@pytest.mark.parametrize("script", [refuse, round_more, negate_zero])
+def test_python_calls_operators_where_it_is_not(script: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(interpreter, "_script", script)
     assert interpreted(traced(), example()) is None
     graph = Graph(step, compiled=False)
     (weight, rows, mask, loss), expected = example(), example()
@@ -72,6 +83,14 @@ def test_python_calls_operators_where_it_is_not(trace: Any, monkeypatch: Any) ->
         step(*expected)
     assert graph.needs_python
     assert torch.equal(weight, expected[0])
+
+
+def test_it_goes_with_what_holds_it() -> None:
+    functions: Any = vars(_state)["_python_cu"].get_functions
+    graphs = len(functions())
+    script = interpreted(traced(), example())
+    assert script is not None
+    assert len(functions()) == graphs
 
 
 def test_a_traced_graph_needs_no_python() -> None:

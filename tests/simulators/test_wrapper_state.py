@@ -6,7 +6,7 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -187,13 +187,20 @@ def test_an_object_that_is_made_later_is_told(caplog: pytest.LogCaptureFixture) 
 class Shop(gymnasium.Wrapper):
     """Keeps what no checkpoint can."""
 
+    @cached_property
+    def discount(self) -> Fraction:
+        return Fraction(1, 10)
+
     def __init__(self, env: Any) -> None:
         super().__init__(env)
         self.price, self.prices, self.fixed = Fraction(1, 2), {"a": Fraction(1)}, Fraction(1, 3)
-        self.rng, self.sold = np.random.default_rng(0), 0
+        self.rng, self.sold, self.till = np.random.default_rng(0), 0, Moments()
+        self.till.best = Fraction(0)  # type: ignore[attr-defined]
 
     def reset(self, **arguments: Any) -> Any:
-        self.rng, self.sold = np.random.default_rng(1), 0
+        self.rng, self.sold, self.round = np.random.default_rng(1), 0, self.close
+        assert self.spec is not None
+        assert self.discount == Fraction(1, 10)
         return self.env.reset(**arguments)
 
 
@@ -208,12 +215,13 @@ def test_what_no_checkpoint_can_hold_is_told_where_it_has_changed(
     assert not caplog.messages
     for env, state in zip(envs, states, strict=True):
         env.price, env.prices["b"], env.sold = Fraction(3, 4), Fraction(2), 1
+        env.till.best = Fraction(5)  # type: ignore[attr-defined]
         assert state.get() == {"Shop": {"sold": 1}}
     told = [message.partition("; ")[0] for message in caplog.messages]
     assert told == [
         f"env.wrappers: Shop.{name} starts anew in evaluations and resumed runs, "
         f"for a {kind} cannot be kept"
-        for name, kind in (("price", "Fraction"), ("prices", "dict"))
+        for name, kind in (("price", "Fraction"), ("prices", "Fraction"), ("till.best", "Fraction"))
     ]
 
 
