@@ -79,11 +79,15 @@ def summary(runs: list[Run]) -> tuple[str, str, str]:
         return "not run", "", ""
     scores = [run.score for run in runs]
     minutes = statistics.fmean(run.seconds for run in runs) / 60
-    text = f"{statistics.fmean(scores):.1f}"
+    text = _shown(statistics.fmean(scores))
     if len(scores) in INTERVAL:
         half = INTERVAL[len(scores)] * statistics.stdev(scores) / math.sqrt(len(scores))
-        text = f"**{text}** ± {half:.1f}"
-    return text, f"{minutes:.1f}", ", ".join(f"{score:.1f}" for score in scores)
+        text = f"**{text}** ± {_shown(half)}"
+    return text, f"{minutes:.1f}", ", ".join(map(_shown, scores))
+
+
+def _shown(score: float) -> str:
+    return f"{score:.1f}" if abs(score) >= 10 else f"{score:.2f}"
 
 
 if __name__ == "__main__":
