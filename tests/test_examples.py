@@ -93,7 +93,7 @@ def test_what_a_config_directory_has_trained_can_be_evaluated(
     """The policy, environment and callback are the user's own; another process finds them again."""
     command(*words_of("own config directory"))
     assert len(rows(tmp_path / "run")) < 4
-    run(tmp_path, "-m", "ppo1_lightning", "evaluate", "run=run", "episodes=10")
+    run(tmp_path, "-m", "ppo1_lightning", "evaluate", "run=run", "trust=true", "episodes=10")
     report = json.loads((tmp_path / "run/checkpoints/last.evaluation.json").read_text("utf-8"))
     assert report["environment"] == "corridor:Corridor-v0"
 
@@ -135,7 +135,6 @@ def test_lightning_cli(tmp_path: Path) -> None:
     assert list(map(float, rates)) == [2e-3, 1e-3]
 
 
-@pytest.mark.slow
 def test_notebook(tmp_path: Path) -> None:
     pytest.importorskip("nbconvert")
     words = ["--to", "notebook", "--execute", "--output-dir", str(tmp_path)]
