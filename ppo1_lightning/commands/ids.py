@@ -43,8 +43,9 @@ def joined(words: Sequence[str]) -> list[str]:
     is_plain = all(re.fullmatch(r"[\w:/.-]+", env_id) for env_id in env_ids)
     if library not in _LIBRARIES or not is_plain or "algo" in given:
         return [*words]
-    others = [word for word in words if word.partition("=")[0] not in ("env", "env.id")]
-    return [f"env={','.join(f'{library}/{env_id}' for env_id in env_ids)}", *others]
+    word_of = {f"env={library}": f"env={','.join(f'{library}/{env_id}' for env_id in env_ids)}"}
+    # In its place: Hydra wants options such as ``-m`` before or behind all overrides.
+    return [word_of.get(word, word) for word in words if not word.startswith("env.id=")]
 
 
 class IdSearchPath(SearchPathPlugin):

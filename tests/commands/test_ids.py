@@ -82,3 +82,9 @@ def test_what_is_no_id_is_left_to_who_makes_it(rest: list[str]) -> None:
 def test_other_words_stay_unknown() -> None:
     with pytest.raises(MissingConfigException, match="env/Ponk-v5"):
         composed("env=Ponk-v5")
+
+
+def test_options_stay_in_front_of_a_library_and_an_id() -> None:
+    words = ["-m", "seed=1,2", "env=gymnasium", "trainer.devices=2", "env.id=A-v0,B-v0"]
+    joined = ["-m", "seed=1,2", "env=gymnasium/A-v0,gymnasium/B-v0", "trainer.devices=2"]
+    assert ids.joined(words) == joined
