@@ -100,6 +100,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if unknown := set(arguments.cases) - set(STEPS):
         parser.error(f"unknown case {min(unknown)}, expected some of {', '.join(STEPS)}")
+    for peer in set(PEERS).intersection(arguments.systems):
+        if not peer_python(peer).exists():
+            parser.error(f"{peer} is not installed: python -m benchmarks.setup_peers {peer}")
     host: dict[str, Any] = machine()
     results = run(arguments.cases or [*STEPS], arguments.systems, arguments.repeats)
     show(results)

@@ -85,10 +85,7 @@ class Watch(threading.Thread):
         self._since = 0.0  # when the call was first seen
         self._number, self._told, self._again = 0, 0.0, False
         self._clock, self._ticked = 0.0, time.monotonic()
-        self._parent = os.getppid()
-        parent = multiprocessing.parent_process()
-        self._was_started = parent is not None
-        self._is_late = parent is not None and not system.is_running(parent.pid or 0)
+        self._parent = _parent()
         self.is_orphan = False
 
     def run(self) -> None:
@@ -119,9 +116,9 @@ class Watch(threading.Thread):
             self._number, self._told, self._again = number, now, True
 
     def _look(self) -> None:
-        if self._was_started and not self.is_orphan:
-            self.is_orphan = self._is_late or os.getppid() != self._parent
-            if self.is_orphan and not self._number:  # else it stops already
+        if self._parent not in (None, os.getppid()) and not self.is_orphan:
+            self.is_orphan = True
+            if not self._number:  # else it stops already
                 log.warning("the command that started this job has ended: stopping")
                 os.kill(os.getpid(), signal.SIGTERM)
         now, call = self._now(), hanging.call_under_way(self._main)
@@ -137,6 +134,17 @@ class Watch(threading.Thread):
             which = hanging.waits_for(call, self._main)
             self._tell(f"{which} has not returned for {seconds:g} s (env.timeout)")
             _end_now(HUNG)
+
+
+def _parent() -> int | None:
+    """Return the process that multiprocessing has started this one from, 0 where it is gone.
+
+    By its number: joblib's processes do not have what `is_alive` looks at.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return None
+    return os.getppid() if system.is_running(parent.pid or 0) else 0
 
 
 def end_orphan(watch: Watch | None) -> None:

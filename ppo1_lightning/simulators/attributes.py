@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import enum
+import inspect
 import logging
 import random
 import sys
@@ -28,8 +29,6 @@ _GYMNASIUMS = {
 
 _GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
 """What episodes are drawn from: each environment has its own, seeded anew."""
-
-_CACHED = cached_property  # computed anew where it is asked for
 
 _DEPTH = 6
 """Objects within objects."""
@@ -73,18 +72,23 @@ def left_out(part: Any, kept: Mapping[str, Any]) -> dict[str, list[Any]]:
     """
     found = {}
     for name, value in vars(part).items() if not says_itself(part) else ():
-        if name.lstrip("_") in _GYMNASIUMS or isinstance(vars(type(part)).get(name), _CACHED):
+        is_computed = isinstance(inspect.getattr_static(type(part), name, None), cached_property)
+        if is_computed or name.lstrip("_") in _GYMNASIUMS:
             continue
-        if name in kept:
-            if isinstance(kept[name], tuple | list) and kept[name][:1] in (("object",), ["object"]):
-                inner = left_out(value, kept[name][1])
-                found |= {f"{name}.{attribute}": rest for attribute, rest in inner.items()}
-            continue
-        items = value.values() if isinstance(value, dict) else value
-        values = [*items] if isinstance(value, _CONTAINERS) else [value]
-        if values := [v for v in values if not (callable(v) or isinstance(v, _GENERATORS))]:
-            found[name] = values
+        match kept.get(name):
+            case ("object", content):
+                inner = left_out(value, content)
+                found |= {f"{name}.{attribute}": objects for attribute, objects in inner.items()}
+            case _ if name not in kept:
+                items = value.values() if isinstance(value, dict) else value
+                objects = [*items] if isinstance(value, _CONTAINERS) else [value]
+                if objects := [o for o in objects if not _is_as_it_was_made(o)]:
+                    found[name] = objects
     return found
+
+
+def _is_as_it_was_made(value: Any) -> bool:
+    return inspect.isroutine(value) or isinstance(value, _GENERATORS)
 
 
 def put_attributes(part: Any, kept: dict[str, Any], copies: dict[int, Any]) -> None:

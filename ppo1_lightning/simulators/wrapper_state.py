@@ -43,8 +43,9 @@ class WrapperState:
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         self._parts = _parts(env)
-        self._initial = {name: _initial(part) for name, part in self._parts.items()}
-        self._left_out = {n: left_out(part, self._initial[n]) for n, part in self._parts.items()}
+        first = {name: _kept_so_far(part) for name, part in self._parts.items()}
+        self._initial = digest(first)
+        self._left_out = {name: left_out(part, first[name]) for name, part in self._parts.items()}
 
     def get(self) -> State:
         """Return what has changed, by wrapper and attribute; nothing for most environments.
@@ -94,9 +95,9 @@ def _parts(env: Any) -> dict[str, Any]:
         env = env.env
 
 
-def _initial(part: Any) -> Any:
+def _kept_so_far(part: Any) -> dict[str, Any]:
     try:
-        return digest(kept_attributes(part, set()))
+        return kept_attributes(part, set())
     except Exception:  # a state_dict() that needs a reset before
         return {}
 

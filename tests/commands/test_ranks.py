@@ -144,8 +144,9 @@ def test_ranks_save_and_end_with_their_launcher(
     words = ["-m", *OWN, "env.id=launched_envs:Slow-v0", "seed=1,2", "hydra.sweep.dir=sweep"]
     process = start(tmp_path, *words, "total_iterations=1000000")
     files = [tmp_path / "pid_0", tmp_path / "pid_1"]
+    begun = tmp_path / "sweep/0/csv/metrics.csv"  # before, there is nothing to save
     try:
-        wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+        wait_until(lambda: all(file.exists() and file.read_text() for file in (*files, begun)))
         process.send_signal(number)
         assert finish(process)[0] == status
         wait_until(lambda: not any(is_running(int(file.read_text())) for file in files))
