@@ -36,6 +36,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # pyright: ignore
 
 from ppo1_lightning import system
 from ppo1_lightning.commands.process import outlive_readers
@@ -172,7 +173,11 @@ def _job_logging() -> tuple[Any, Any] | None:
 
 
 def _run_rank(task: Callable[[DictConfig], Any], config: Any, logs: tuple[Any, Any] | None) -> Any:
-    """Do this rank's part of its job. It is sent SIGINT when the launcher has died."""
+    """Do this rank's part of its job. It is sent SIGTERM when the launcher has died.
+
+    PyTorch would send SIGINT, once for each thread of the launcher, and two of them stop at once.
+    """
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)  # does nothing but on Linux
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     system.leave_terminal()  # a terminal's Ctrl-C comes from the launcher, and only once
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored after `nohup ... &`
@@ -192,7 +197,7 @@ def _run_rank(task: Callable[[DictConfig], Any], config: Any, logs: tuple[Any, A
 
 
 def _end_with_launcher() -> None:
-    """End this rank where SIGINT could not: it waits in a collective, say."""
+    """End this rank where SIGTERM could not: it waits in a collective, say."""
     launcher = multiprocessing.parent_process()
     assert launcher is not None
     launcher.join()
