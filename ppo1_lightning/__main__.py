@@ -9,7 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from ppo1_lightning.commands.process import outlive_readers, spin_briefly
+from ppo1_lightning.commands.process import outlive_readers, refuse_in_one_line, spin_briefly
 from ppo1_lightning.errors import ConfigurationError, check_choice
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ COMMANDS = ("train", "tune", "evaluate", "record", "play", "export", "report", "
 def main() -> None:
     """Run the command that the first word names."""
     spin_briefly()
+    refuse_in_one_line()
     with outlive_readers():
         _run()
 

@@ -11,6 +11,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ppo1_lightning.errors import ConfigurationError, check_flag, check_number, one_line
+
+
+def make_optimizer(
+    factory: Callable[..., torch.optim.Optimizer],
+    parameters: Sequence[tuple[str, torch.nn.Parameter]],
+    learning_rate: float,
+) -> torch.optim.Optimizer:
+    """Return ``factory(parameters, lr=learning_rate)``.
+
+    Raises:
+        ConfigurationError: an argument that was given to the factory before is not one of its own,
+            or has a value that it refuses.
+    """
+    try:
+        optimizer = factory(parameters, lr=learning_rate)
+        for group in optimizer.param_groups:
+            _, _ = group.get("betas", (0, 0))  # PyTorch looks at the first two only
+        return optimizer
+    except (TypeError, ValueError) as error:
+        made = getattr(factory, "func", factory)  # of a partial
+        name = getattr(made, "__name__", type(made).__name__)
+        raise ConfigurationError(f"optimizer: {name} cannot be made: {one_line(error)}") from error
+
 
 class TensorFlowAdam(torch.optim.Adam):
     """Adam whose epsilon is added to the *uncorrected* sqrt(v) (``common/mpi_adam.py``).
@@ -35,6 +59,8 @@ class TensorFlowAdam(torch.optim.Adam):
         eps: float = 1e-5,
         float32_constants: bool = False,
     ) -> None:
+        check_flag("float32_constants", float32_constants)
+        check_number("eps", eps, at_least=0)
         super().__init__(params, lr=lr, betas=betas, eps=eps)
         self.defaults["float32_constants"] = float32_constants
         for group in self.param_groups:
@@ -121,6 +147,8 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
     def __init__(
         self, params: Any, lr: float = 7e-4, alpha: float = 0.99, eps: float = 1e-5
     ) -> None:
+        for name, value in {"lr": lr, "alpha": alpha, "eps": eps}.items():
+            check_number(name, value, at_least=0)
         super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]

@@ -83,13 +83,9 @@ def judge(status: int | None, stderr: str) -> str | None:
         return f"the process died by {signal.Signals(-status).name}"
     if status == 0 and not errors:
         return None
-    if status == 2 and (len(errors) == 1 or _by_argparse(lines)):
-        return None if not errors or len(errors[0]) < 2000 else f"a line of {len(errors[0])}"
+    if status == 2 and len(errors) == 1:
+        return None if len(errors[0]) < 2000 else f"a line of {len(errors[0])}"
     return f"status {status} with {len(errors)} error lines: {stderr[-500:]}"
-
-
-def _by_argparse(lines: list[str]) -> bool:
-    return bool(lines) and lines[0].startswith("usage: ") and ": error: " in lines[-1]
 
 
 def run(words: list[str], trained: Path | None, timeout: float) -> tuple[int | None, str]:

@@ -206,7 +206,10 @@ WRITTEN = [
     [*CARTPOLE, UNREAD],
     ["evaluate", f"run={TRAINED}", "episodes=2", UNREAD],
     ["record", f"run={TRAINED}", "max_steps=2", "output=[]"],
+    ["record", f"run={TRAINED}", "max_steps=2", "++seed=cpu"],
+    ["record", f"run={TRAINED}", f"ckpt_path={'x' * 300}"],
     ["report", TRAINED, UNREAD],
+    ["report", "x" * 300],
     ["report"],
 ]
 """Of what was found once, and what is not drawn often."""

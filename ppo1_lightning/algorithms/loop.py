@@ -12,6 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
+from ppo1_lightning.optimizers import make_optimizer
+
 if TYPE_CHECKING:
     from ppo1_lightning.algorithms.on_policy import OnPolicyModule
     from ppo1_lightning.algorithms.policy_module import PolicyModule
@@ -41,11 +43,16 @@ def for_the_optimizer(module: OnPolicyModule) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in named if parameter.requires_grad or not left]
 
 
-def open_to_finetuning(module: OnPolicyModule, optimizer: Optimizer) -> Optimizer:
+def new_optimizer(module: OnPolicyModule) -> Optimizer:
     """Return an optimizer, without names of parameters where a `BaseFinetuning` adds some.
 
     It adds them without, and PyTorch takes no group without names beside one with.
+
+    Raises:
+        ConfigurationError: the factory does not take what it was given.
     """
+    factory, parameters = module.optimizer_factory, module.learning_parameters()
+    optimizer = make_optimizer(factory, parameters, module.learning_rate)
     if has_finetuning(module):
         for group in optimizer.param_groups:
             group.pop("param_names", None)

@@ -243,9 +243,8 @@ class OnPolicyModule(PolicyModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of `learning_parameters`."""
-        made = self.optimizer_factory(self.learning_parameters(), lr=self.learning_rate)
-        self.own_optimizer = optimizer = loop.open_to_finetuning(self, made)
-        return optimizer
+        self.own_optimizer = loop.new_optimizer(self)
+        return self.own_optimizer
 
     def learning_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the named parameters that `update` changes."""

@@ -107,7 +107,7 @@ _PATHS = ("run", "ckpt_path", "init_from", "output")
 def _quoted(word: str) -> str:
     """Return a word of the command line with an existing path quoted, in Hydra's grammar."""
     key, _, path = word.partition("=")
-    if key not in _PATHS or not Path(path).exists():
+    if key not in _PATHS or not os.path.exists(path):  # `Path` has errors of its own
         return word
     escaped = path.replace("'", r"\'")
     return f"{key}='{escaped}'"

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -79,8 +80,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="checked at once")
     arguments = parser.parse_args()
     output = None if arguments.output is None else Path(arguments.output)
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        _refuse(f"--output={arguments.output} is not the name of a file in a folder that exists")
+    if output is not None:
+        with _refusals_told(f"--output={arguments.output}"):
+            output.open("a").close()  # before a check of hours, not after it
     chosen = matching(arguments.pattern)
     if not chosen:
         hint = nearest(arguments.pattern, simulators.ids()) or ", expected part of one"
@@ -91,10 +93,17 @@ def main() -> None:
         title, rows = Listed._fields, [listed(env_id) for env_id in chosen]
         _print(rows)
     if output is not None:
-        try:
+        with _refusals_told(f"--output={arguments.output}"):
             write(output, title, rows)
-        except OSError as error:
-            _refuse(f"--output={output} cannot be written ({error.strerror or error})")
+
+
+@contextmanager
+def _refusals_told(what: str) -> Iterator[None]:
+    """End in one line where the system does not let a file be written."""
+    try:
+        yield
+    except OSError as error:
+        _refuse(f"{what} cannot be written ({error.strerror or error})")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -5,13 +5,14 @@ Read before PyTorch is loaded, and so free of it.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
@@ -44,6 +45,21 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def refuse_in_one_line() -> None:
+    """Let argparse tell what is wrong with a command line as all other mistakes are told.
+
+    Hydra makes a parser of its own, whose usage is a page and whose quotes are as they were typed.
+    """
+    argparse.ArgumentParser.error = _refuse  # type: ignore[method-assign]
+
+
+def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    from ppo1_lightning.runs.untrusted import printable
+
+    print(f"error: {printable(' '.join(message.split()))}; see --help", file=sys.stderr)
+    sys.exit(2)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def main() -> None:
     try:
         folders, options = parse(words)
         path = make_report(folders, **options)
-    except RunError as error:
+    except (RunError, OSError) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     print(printable(str(path)))
@@ -44,7 +45,7 @@ def parse(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     options: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or Path(word).is_dir():  # a sweep's folder may be called seed=1
+        if not equals or os.path.isdir(word):  # a sweep's folder may be called seed=1
             folders.append(Path(word))
         elif key not in ("format", "output"):
             raise ConfigurationError(

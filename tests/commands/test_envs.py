@@ -10,7 +10,7 @@ import pytest
 from ppo1_lightning.commands import envs
 
 
-@pytest.mark.parametrize("output", ["", ".", "/proc/1/x", "no/x.md"])
+@pytest.mark.parametrize("output", ["", ".", "/proc/1/x", "no/x.md", "x" * 300, "/dev/full"])
 def test_a_table_that_cannot_be_written_is_told_in_one_line(
     output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

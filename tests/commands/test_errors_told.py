@@ -136,6 +136,7 @@ BAD_INPUT = {
     "target": (["algo._target_=ppo1_lightning.PPOO"], "PPOO"),
     # the command line itself
     "no equals sign": (["num_envs"], "num_envs"),
+    "word behind an option": (["-m", "+a\n=1\x1b[31m"], "unrecognized arguments: +a =1\\x1b"),
     "two equals signs": (["seed==1"], "seed==1"),
     "several values without -m": (["seed=1,2"], "-m"),
     "no option": (["env=null"], "Config group override must be a string"),
@@ -191,6 +192,16 @@ BAD_INPUT = {
     ),
     "pictures": (["env=pong", "num_envs=100", "num_steps=1e6"], "num_envs=100 over num_steps"),
     "many threads": (["env.num_threads=1000000"], "env.num_threads=1000000"),
+    # the optimizer, which says itself what it takes
+    "argument of the optimizer": (["+algo.optimizer.a=-16"], "TensorFlowAdam cannot be made"),
+    "negative epsilon": (
+        ["algo.optimizer.eps=-12"],
+        "eps=-12 is out of range, expected a number at least 0",
+    ),
+    "betas": (["+algo.optimizer.betas=7"], "TensorFlowAdam cannot be made"),
+    "a beta too many": (["+algo.optimizer.betas=[0.9,0.9,0.9]"], "too many values to unpack"),
+    "a beta that is a word": (["+algo.optimizer.betas=[a,b]"], "TensorFlowAdam cannot be made"),
+    "epsilon of RMSprop": (["algo=a2c", "algo.optimizer.eps=-1"], "eps=-1"),
     # paths that are none
     "number for a folder": (["callbacks.checkpoint.dirpath=7"], "dirpath=7"),
     "config for a folder": (["trainer.default_root_dir={a:1}"], "trainer.default_root_dir"),
@@ -330,6 +341,29 @@ def test_checkpoint_of_another_run(
     words: list[str], fragment: str, checkpoint: Path, command: Callable[..., str]
 ) -> None:
     assert fragment in command(*TINY, *words, f"ckpt_path={checkpoint}")
+
+
+LONG = "x" * 300
+"""No file's name."""
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["record", "max_steps=2", "++seed=cpu"], "seed='cpu' is not a whole number"),
+        (["evaluate", "episodes=1", "seed=-1"], "seed=-1"),
+        (["export", f"ckpt_path={LONG}"], "ckpt_path=xxx"),
+        (["record", f"output={LONG}/a"], "xxx"),
+        (["report", LONG], "xxx"),
+        (["envs", "--nothing"], "unrecognized arguments: --nothing; see --help"),
+    ],
+)
+def test_a_tool_refuses(
+    words: list[str], fragment: str, checkpoint: Path, command: Callable[..., str]
+) -> None:
+    tool, *rest = words
+    run = [] if tool in ("report", "envs") else [f"run={checkpoint.parents[1]}"]
+    assert fragment in command(tool, *run, *rest)
 
 
 def test_finished_run_is_kept(checkpoint: Path, command: Callable[..., str]) -> None:
