@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -19,21 +20,42 @@ def make_optimizer(
     parameters: Sequence[tuple[str, torch.nn.Parameter]],
     learning_rate: float,
 ) -> torch.optim.Optimizer:
-    """Return ``factory(parameters, lr=learning_rate)``.
+    """Return ``factory(parameters, lr=learning_rate)``, after a step of copies that moves nothing.
+
+    Some arguments are looked at in the first step only, and some optimizers need more than
+    gradients for it.
 
     Raises:
-        ConfigurationError: an argument that was given to the factory before is not one of its own,
-            or has a value that it refuses.
+        ConfigurationError: the factory or the step fails, or what is made is no optimizer.
     """
+    made = getattr(factory, "func", factory)  # of a partial
+    name = getattr(made, "__name__", type(made).__name__)
     try:
         optimizer = factory(parameters, lr=learning_rate)
-        for group in optimizer.param_groups:
-            _, _ = group.get("betas", (0, 0))  # PyTorch looks at the first two only
-        return optimizer
-    except (TypeError, ValueError) as error:
-        made = getattr(factory, "func", factory)  # of a partial
-        name = getattr(made, "__name__", type(made).__name__)
+    except Exception as error:  # whichever an optimizer has for its arguments
         raise ConfigurationError(f"optimizer: {name} cannot be made: {one_line(error)}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigurationError(
+            f"optimizer: {name} returns a {type(optimizer).__name__}, expected a "
+            "torch.optim.Optimizer; schedulers come from a configure_optimizers of your own"
+        )
+    try:
+        _take_a_step_without_gradient(optimizer)
+    except Exception as error:
+        raise ConfigurationError(f"optimizer: {name} takes no step: {one_line(error)}") from error
+    return optimizer
+
+
+def _take_a_step_without_gradient(optimizer: torch.optim.Optimizer) -> None:
+    """Let a copy of an optimizer, and of its parameters, take a step."""
+    try:
+        copied = copy.deepcopy(optimizer)
+    except Exception:  # of what cannot be copied the run's first step has to tell
+        return
+    for group in copied.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    copied.step()
 
 
 class TensorFlowAdam(torch.optim.Adam):
@@ -43,6 +65,9 @@ class TensorFlowAdam(torch.optim.Adam):
 
     That is the "epsilon hat" form of Kingma & Ba 2015, section 2. In PyTorch's parametrisation its
     epsilon is ``eps / sqrt(1 - beta2^t)``, which is all that this class changes.
+
+    Raises:
+        ConfigurationError: a value out of range.
 
     Args:
         params, lr, betas: as `torch.optim.Adam`.
@@ -61,6 +86,11 @@ class TensorFlowAdam(torch.optim.Adam):
     ) -> None:
         check_flag("float32_constants", float32_constants)
         check_number("eps", eps, at_least=0)
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ConfigurationError(f"betas={betas} is not two numbers")
+        for beta in decay_rates({"betas": betas, "float32_constants": float32_constants}):
+            if not 0 <= beta < 1:
+                raise ConfigurationError(f"betas={betas} is out of range, expected 0 to below 1")
         super().__init__(params, lr=lr, betas=betas, eps=eps)
         self.defaults["float32_constants"] = float32_constants
         for group in self.param_groups:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 import torch
 
+from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.optimizers import (
     TensorFlowAdam,
     TensorFlowRMSprop,
     clip_factor,
+    make_optimizer,
     step_sizes,
 )
 
@@ -192,3 +195,44 @@ def test_rmsprop_continues_from_its_state():
     second = TensorFlowRMSprop(copy.deepcopy(first.param_groups[0]["params"]))
     second.load_state_dict(first.state_dict())
     assert np.array_equal(run(second, range(20, STEPS)), whole)
+
+
+class Adan(torch.optim.SGD):
+    """Three betas, and a step that says that it was taken."""
+
+    steps: ClassVar[list[float]] = []
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr)
+        self.param_groups[0]["betas"] = (0.98, 0.92, 0.99)
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps.append(sum(p.sum().item() for p in self.param_groups[0]["params"]))
+        return super().step(closure)
+
+
+def test_an_optimizer_of_the_users_is_tried_on_copies():
+    parameters = [torch.nn.Parameter(torch.ones(3))]
+    optimizer = make_optimizer(Adan, [("a", parameters[0])], 0.1)
+    assert Adan.steps == [3.0]
+    assert optimizer.param_groups[0]["params"][0] is parameters[0]
+    assert parameters[0].grad is None
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        (lambda parameters, lr: None, "<lambda> returns a NoneType"),
+        (lambda parameters, lr: ([torch.optim.SGD(parameters, lr)], []), "returns a tuple"),
+        (partial(torch.optim.Adam, fused=True, foreach=True), "Adam cannot be made: `fused`"),
+        (
+            partial(cast(Any, torch.optim.Adam), betas=(0.9,) * 3),
+            "Adam takes no step: too many values",
+        ),
+        (torch.optim.SparseAdam, "SparseAdam takes no step: .*dense gradients"),
+    ],
+)
+def test_what_makes_no_optimizer_is_told(factory: Any, said: str):
+    with pytest.raises(ConfigurationError, match=f"optimizer: .*{said}"):
+        make_optimizer(factory, [("a", torch.nn.Parameter(torch.ones(3)))], 0.1)

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
+from ppo1_lightning.distributed import fail_together
 from ppo1_lightning.optimizers import make_optimizer
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def new_optimizer(module: OnPolicyModule) -> Optimizer:
     Raises:
         ConfigurationError: the factory does not take what it was given.
     """
-    factory, parameters = module.optimizer_factory, module.learning_parameters()
-    optimizer = make_optimizer(factory, parameters, module.learning_rate)
+    arguments = module.optimizer_factory, module.learning_parameters(), module.learning_rate
+    optimizer = fail_together(lambda: make_optimizer(*arguments), module.device)
     if has_finetuning(module):
         for group in optimizer.param_groups:
             group.pop("param_names", None)

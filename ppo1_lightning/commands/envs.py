@@ -80,13 +80,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="checked at once")
     arguments = parser.parse_args()
     output = None if arguments.output is None else Path(arguments.output)
-    if output is not None:
-        with _refusals_told(f"--output={arguments.output}"):
-            output.open("a").close()  # before a check of hours, not after it
     chosen = matching(arguments.pattern)
     if not chosen:
         hint = nearest(arguments.pattern, simulators.ids()) or ", expected part of one"
         _refuse(f"no environment's id has {arguments.pattern!r} in it{hint}")
+    if output is not None:
+        with _refusals_told(f"--output={arguments.output}"):
+            output.open("a").close()  # before a check of hours, not after it
     if arguments.check:
         title, rows = Checked._fields, _told(check(chosen, arguments.workers), len(chosen))
     else:

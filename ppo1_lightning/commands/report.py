@@ -30,7 +30,9 @@ def main() -> None:
         folders, options = parse(words)
         path = make_report(folders, **options)
     except (RunError, OSError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        from ppo1_lightning.commands.config import explain
+
+        print(f"error: {printable(explain(error))}", file=sys.stderr)
         sys.exit(2)
     print(printable(str(path)))
 

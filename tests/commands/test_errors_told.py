@@ -194,12 +194,29 @@ BAD_INPUT = {
     "many threads": (["env.num_threads=1000000"], "env.num_threads=1000000"),
     # the optimizer, which says itself what it takes
     "argument of the optimizer": (["+algo.optimizer.a=-16"], "TensorFlowAdam cannot be made"),
+    "optimizer of other arguments": (
+        ["algo.optimizer._target_=torch.optim.SGD"],
+        "SGD cannot be made: SGD.__init__() got an unexpected",
+    ),
+    "optimizer that needs a closure": (
+        ["algo.optimizer._target_=torch.optim.LBFGS", "~algo.optimizer.eps"],
+        "LBFGS takes no step: ",
+    ),
+    "no optimizer": (
+        ["algo.optimizer._target_=builtins.dict", "~algo.optimizer.eps"],
+        "dict returns a dict, expected a torch.optim.Optimizer",
+    ),
+    "one beta": (["+algo.optimizer.betas=[0.9]"], "betas=[0.9] is not two numbers"),
+    "a beta of 1 in float32": (
+        ["algo=ppo2", "+algo.optimizer.betas=[0.9,0.99999999]"],
+        "expected 0 to below 1",
+    ),
     "negative epsilon": (
         ["algo.optimizer.eps=-12"],
         "eps=-12 is out of range, expected a number at least 0",
     ),
-    "betas": (["+algo.optimizer.betas=7"], "TensorFlowAdam cannot be made"),
-    "a beta too many": (["+algo.optimizer.betas=[0.9,0.9,0.9]"], "too many values to unpack"),
+    "betas": (["+algo.optimizer.betas=7"], "betas=7 is not two numbers"),
+    "a beta too many": (["+algo.optimizer.betas=[0.9,0.9,0.9]"], "is not two numbers"),
     "a beta that is a word": (["+algo.optimizer.betas=[a,b]"], "TensorFlowAdam cannot be made"),
     "epsilon of RMSprop": (["algo=a2c", "algo.optimizer.eps=-1"], "eps=-1"),
     # paths that are none

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,27 @@ def write_figure(runs: Sequence[Run], path: Path) -> None:
         if len(groups) > 1:
             lines = [line for panel in panels for line in panel.lines]
             named = {str(line.get_label()): line for line in lines if line.get_label()[0] != "_"}
-            place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
-            figure.legend(named.values(), named.keys(), ncols=min(len(named), 4), **place)
+            add_legend(figure, named)
         metadata = {"Date": None} if path.suffix == ".svg" else None
         with replacing(path) as new:
             figure.savefig(new, dpi=200, metadata=metadata)
+
+
+def add_legend(figure: Figure, named: Mapping[str, Any]) -> None:
+    """Add a legend below the panels, in as many columns as there is room for, of its own height."""
+    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
+    legend = None
+    for columns, size in ((4, 8), (3, 8), (2, 8), (1, 8), (1, 6), (1, 4)):
+        if legend is not None:
+            legend.remove()
+        look = {"ncols": min(columns, len(named)), "fontsize": size}
+        legend = figure.legend(named.values(), named.keys(), **look, **place)
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= figure.bbox.width:
+            break
+    assert legend is not None
+    height = legend.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height)
 
 
 def _draw(panel: Axes, groups: Sequence[Group], env: str) -> None:
