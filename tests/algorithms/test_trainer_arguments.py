@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_lightning_callbacks
 from lightning import Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.profilers import SimpleProfiler
@@ -99,6 +101,17 @@ def fit(folder: Path, **options: Any) -> tuple[PPO, Trainer]:
     trainer = Trainer(**{"accelerator": "cpu", "default_root_dir": folder, **QUIET, **options})
     trainer.fit(module, data)
     return module, trainer
+
+
+def test_the_table_of_the_docs_is_that_of_these_tests() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own_project.md").read_text("utf-8")
+    table = page.partition("\n## The Trainer's arguments\n")[2].partition("\n## ")[0]
+    lines = (line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `"))
+    rows = {name: row for names, row in lines for name in re.findall("`(.+?)`", names)}
+    refused = REFUSED | test_lightning_callbacks.REFUSED
+    assert rows.keys() == refused.keys() | {"strategy", "sync_batchnorm", "torch.compile(module)"}
+    for name, (_, advice) in refused.items():
+        assert advice in rows[name]
 
 
 def test_each_argument_is_here() -> None:
