@@ -75,9 +75,8 @@ def environment_seeds(
     block, drawn by hash from a range apart, so that it does not start from the same states again.
 
     Raises:
-        ConfigurationError: more than `MAX_ENVS` environments, or a seed that is none.
+        ConfigurationError: more than `MAX_ENVS` environments.
     """
-    seed = check_integer("seed", seed, at_least=0)
     if num_envs > MAX_ENVS:
         raise ConfigurationError(f"num_envs={num_envs} is too many, expected at most {MAX_ENVS}")
     block = 2 * seed + (purpose == "evaluation")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ppo1_lightning import simulators
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.rollouts.evaluation import Player
-from ppo1_lightning.rollouts.seeding import environment_seeds, generator
+from ppo1_lightning.rollouts.seeding import chosen_seed, environment_seeds, generator
 from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.simulators.base import EnvironmentSpec
 
@@ -54,10 +54,10 @@ def play(
     free it early.
 
     Raises:
-        ConfigurationError: the environment cannot be rendered.
+        ConfigurationError: the environment cannot be rendered, or the seed is none.
         SimulationError: a reward or an observation is not finite.
     """
-    seeds = environment_seeds(seed, 1, purpose="evaluation")
+    seeds = environment_seeds(chosen_seed(seed), 1, purpose="evaluation")
     simulator = simulators.make_simulator(
         replace(env, num_pools=1), seeds, render=True, wrapper_states=player.wrapper_states[:1]
     )
