@@ -9,7 +9,12 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from ppo1_lightning.commands.process import outlive_readers, refuse_in_one_line, spin_briefly
+from ppo1_lightning.commands.process import (
+    outlive_readers,
+    refuse,
+    refuse_in_one_line,
+    spin_briefly,
+)
 from ppo1_lightning.errors import ConfigurationError, check_choice
 
 if TYPE_CHECKING:
@@ -35,8 +40,7 @@ def _run() -> None:
     try:
         check_choice("command", command, COMMANDS)
     except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(str(error))
     if command == "train":
         from ppo1_lightning.commands import config
 

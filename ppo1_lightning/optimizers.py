@@ -66,14 +66,14 @@ class TensorFlowAdam(torch.optim.Adam):
     That is the "epsilon hat" form of Kingma & Ba 2015, section 2. In PyTorch's parametrisation its
     epsilon is ``eps / sqrt(1 - beta2^t)``, which is all that this class changes.
 
-    Raises:
-        ConfigurationError: a value out of range.
-
     Args:
         params, lr, betas: as `torch.optim.Adam`.
         eps: the original's ``adam_epsilon``.
         float32_constants: keep betas and their powers in float32, as ``tf.train.AdamOptimizer``
             does (``ppo2/model.py``), where 1 - 0.999 is 0.00099998713.
+
+    Raises:
+        ConfigurationError: a value out of range.
     """
 
     def __init__(
@@ -172,6 +172,9 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
         params, lr: as `torch.optim.RMSprop`.
         alpha: decay of the mean square.
         eps: added inside of the root.
+
+    Raises:
+        ConfigurationError: a value out of range.
     """
 
     def __init__(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from typing import Any
 
 import gymnasium
@@ -19,9 +18,8 @@ from gymnasium.spaces import Box
 from gymnasium.wrappers import TransformObservation
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
 
-from benchmarks.peers.zoo import VALUES
+from benchmarks.peers.zoo import VALUES, learn
 
 TASKS = {
     "cartpole": ("CartPole-v1", [0, 2], 100_000),
@@ -44,20 +42,9 @@ def main() -> None:
         seen = Box(space.low[columns], space.high[columns])
         return TransformObservation(env, lambda observation: observation[columns], seen)
 
-    envs: Any = make_vec_env(make, options.pop("n_envs"))
-    if options.pop("normalize", False):
-        envs = VecNormalize(envs, gamma=options["gamma"])
-    started = time.monotonic()
-    model = RecurrentPPO("MlpLstmPolicy", envs, seed=seed, **options)
-    model.learn(steps)
-    returns = [episode["r"] for episode in model.ep_info_buffer or ()]
-    row = {
-        "task": task,
-        "seed": seed,
-        "return": round(float(sum(returns)) / len(returns), 2),
-        "seconds": round(time.monotonic() - started),
-    }
-    print(json.dumps(row), flush=True)
+    envs = make_vec_env(make, options.pop("n_envs"))
+    result = learn(RecurrentPPO, "MlpLstmPolicy", envs, seed, steps, options)
+    print(json.dumps({"task": task, "seed": seed, **result}), flush=True)
 
 
 if __name__ == "__main__":

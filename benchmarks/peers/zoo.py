@@ -148,26 +148,31 @@ def make_envs(env_id: str, num_envs: int, seed: int) -> VecEnv:
     return VecMonitor(EnvPoolVecEnv(env_id, num_envs, seed, without=["mission"]))
 
 
+def learn(
+    algorithm: Any, policy: str, envs: VecEnv, seed: int, steps: int, options: dict[str, Any]
+) -> dict[str, float]:
+    """Train with RL Zoo's options; return the mean return of the last 100 episodes, and seconds."""
+    options = {**options}
+    if options.pop("normalize", False):
+        envs = VecNormalize(envs, gamma=options.get("gamma", 0.99))
+    started = time.monotonic()
+    model = algorithm(policy, envs, seed=seed, device="cpu", **options)
+    model.learn(steps)
+    returns = [episode["r"] for episode in model.ep_info_buffer or ()]
+    return {
+        "return": round(float(sum(returns)) / len(returns), 2),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
 def main() -> None:
     env_id, seed, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     known = VALUES.get(env_id, {}) if env_id in gymnasium.registry else KINDS[kind_of(env_id)]
     options = {**known}
-    envs: Any = make_envs(env_id, options.pop("n_envs", 1), seed)
-    if options.pop("normalize", False):
-        envs = VecNormalize(envs, gamma=options.get("gamma", 0.99))
-    started = time.monotonic()
-    policy = options.pop("policy", "MlpPolicy")
-    model = PPO(policy, envs, seed=seed, device="cpu", **options)
-    model.learn(steps)
-    returns = [episode["r"] for episode in model.ep_info_buffer or ()]
-    row = {
-        "env": env_id,
-        "seed": seed,
-        "steps": steps,
-        "return": round(float(sum(returns)) / len(returns), 2),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    envs = make_envs(env_id, options.pop("n_envs", 1), seed)
+    result = learn(PPO, options.pop("policy", "MlpPolicy"), envs, seed, steps, options)
+    row = {"env": env_id, "seed": seed, "steps": steps, **result}
     print(json.dumps(row), flush=True)
 
 

@@ -31,13 +31,11 @@ from omegaconf.errors import OmegaConfBaseException
 from ppo1_lightning import distributed, simulators
 from ppo1_lightning.commands import ids, sweep_report, watchdog
 from ppo1_lightning.commands import ranks as launch
+from ppo1_lightning.commands.process import EXIT_STATUS
 from ppo1_lightning.errors import RunError, nearest
 from ppo1_lightning.runs.signals import exit_status
 from ppo1_lightning.runs.trackers import kept
 from ppo1_lightning.runs.untrusted import printable
-
-EXIT_STATUS = 2
-"""Of a run that ended by a mistake of the user."""
 
 MISTAKES = (RunError, MisconfigurationException, HydraException, OmegaConfBaseException)
 """Exceptions that are told in one line; anything else is a bug and keeps its traceback."""
@@ -107,7 +105,7 @@ _PATHS = ("run", "ckpt_path", "init_from", "output")
 def _quoted(word: str) -> str:
     """Return a word of the command line with an existing path quoted, in Hydra's grammar."""
     key, _, path = word.partition("=")
-    if key not in _PATHS or not os.path.exists(path):  # `Path` has errors of its own
+    if key not in _PATHS or not os.path.exists(path):  # no error of a long name, unlike `Path`
         return word
     escaped = path.replace("'", r"\'")
     return f"{key}='{escaped}'"

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +27,7 @@ from rich.text import Text
 
 from ppo1_lightning import simulators
 from ppo1_lightning.commands.ids import algorithm_for, family_of
+from ppo1_lightning.commands.process import refuse
 from ppo1_lightning.errors import RunError, nearest, one_line
 from ppo1_lightning.policies.auto import architecture_for
 from ppo1_lightning.policies.spaces import name_of
@@ -83,7 +84,7 @@ def main() -> None:
     chosen = matching(arguments.pattern)
     if not chosen:
         hint = nearest(arguments.pattern, simulators.ids()) or ", expected part of one"
-        _refuse(f"no environment's id has {arguments.pattern!r} in it{hint}")
+        refuse(f"no environment's id has {arguments.pattern!r} in it{hint}")
     if output is not None:
         with _refusals_told(f"--output={arguments.output}"):
             output.open("a").close()  # before a check of hours, not after it
@@ -103,12 +104,7 @@ def _refusals_told(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        _refuse(f"{what} cannot be written ({error.strerror or error})")
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"error: {printable(message)}", file=sys.stderr)
-    sys.exit(2)
+        refuse(f"{what} cannot be written ({error.strerror or error})")
 
 
 def matching(pattern: str) -> list[str]:

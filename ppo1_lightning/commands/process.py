@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+EXIT_STATUS = 2
+"""Of a run that ended by a mistake of the user."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.EBADF)
 _USERS_CHOICE = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
@@ -52,14 +55,19 @@ def refuse_in_one_line() -> None:
 
     Hydra makes a parser of its own, whose usage is a page and whose quotes are as they were typed.
     """
-    argparse.ArgumentParser.error = _refuse  # type: ignore[method-assign]
+    argparse.ArgumentParser.error = _refuse_words  # type: ignore[method-assign]
 
 
-def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+def _refuse_words(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    refuse(f"{' '.join(message.split())}; see --help")
+
+
+def refuse(message: str) -> NoReturn:
+    """Exit with an error line: of a command without Hydra, or before it."""
     from ppo1_lightning.runs.untrusted import printable
 
-    print(f"error: {printable(' '.join(message.split()))}; see --help", file=sys.stderr)
-    sys.exit(2)
+    print(f"error: {printable(message)}", file=sys.stderr)
+    sys.exit(EXIT_STATUS)
 
 
 @contextmanager

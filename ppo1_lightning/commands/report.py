@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ppo1_lightning.commands.process import refuse
 from ppo1_lightning.errors import ConfigurationError, RunError, nearest
 from ppo1_lightning.runs.report import make_report
 from ppo1_lightning.runs.untrusted import printable
@@ -32,8 +33,7 @@ def main() -> None:
     except (RunError, OSError) as error:
         from ppo1_lightning.commands.config import explain
 
-        print(f"error: {printable(explain(error))}", file=sys.stderr)
-        sys.exit(2)
+        refuse(explain(error))
     print(printable(str(path)))
 
 
@@ -47,7 +47,8 @@ def parse(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
     options: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or os.path.isdir(word):  # a sweep's folder may be called seed=1
+        # A sweep's folder may be called seed=1; `Path` would have an error for a long name.
+        if not equals or os.path.isdir(word):
             folders.append(Path(word))
         elif key not in ("format", "output"):
             raise ConfigurationError(

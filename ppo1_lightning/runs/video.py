@@ -54,7 +54,7 @@ def play(
     free it early.
 
     Raises:
-        ConfigurationError: the environment cannot be rendered, or the seed is none.
+        ConfigurationError: the environment cannot be rendered, or the seed is out of range.
         SimulationError: a reward or an observation is not finite.
     """
     seeds = environment_seeds(chosen_seed(seed), 1, purpose="evaluation")
