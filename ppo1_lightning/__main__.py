@@ -6,6 +6,7 @@ The first word may name a command; without one it is ``train``.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,11 @@ def main() -> None:
     """Run the command that the first word names."""
     spin_briefly()
     refuse_in_one_line()
-    with outlive_readers():
-        _run()
+    try:
+        with outlive_readers():
+            _run()
+    except KeyboardInterrupt:  # of who knows what he did, mostly in the seconds of imports
+        sys.exit(128 + signal.SIGINT)
 
 
 def _run() -> None:

@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-RECORDINGS = ("cnn_small_black", "cnn_small_discrete", "mlp_box")
+RECORDINGS = (
+    "cnn_small_black",
+    "cnn_small_discrete",
+    "mlp_box",
+    "trpo_box",
+    "trpo_box_linesearch",
+)
 
 # PyTorch's kernels, the loops of its compiled graphs and its convolutions.
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -25,22 +31,24 @@ MACHINES = {
 }
 
 REPLAY = """
-import logging, pathlib, sys
+import logging, sys
 import torch
 from golden_vectorized import find
 from golden_replay import replay
-from test_golden import PATHS, check_parameters
+from test_golden import DIRECTORIES, PATHS, check_parameters, check_step
 from ppo1_lightning import fast
 from ppo1_lightning.fast import winograd
 
 logging.basicConfig(level="WARNING")
 torch.set_num_threads(1)
 fast.worth_compiling = lambda *_: True  # with compile="auto"
-folder, names, paths = sys.argv[1], sys.argv[2].split(), sys.argv[3:]
-for recording in find(pathlib.Path(folder)):
+names, paths = sys.argv[1].split(), sys.argv[2:]
+for recording in [r for folder in DIRECTORIES for r in find(folder)]:
     for path in paths if recording.name in names else []:
         for i, ours in enumerate(replay(recording, compile=(PATHS | {"auto": "auto"})[path])):
             check_parameters(recording, i, ours)
+            if recording.algorithm == "trpo":
+                check_step(recording, i, ours["intermediates"])
         print(recording.name, ours["path"], winograd._is_loaded())
 """
 
@@ -50,7 +58,7 @@ def replay(folder: Path, variables: dict[str, str], *paths: str) -> tuple[list[s
     places = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(places), "XDG_CACHE_HOME": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", REPLAY, str(TESTS / "golden"), " ".join(RECORDINGS), *paths],
+        [sys.executable, "-c", REPLAY, " ".join(RECORDINGS), *paths],
         env=os.environ | own | variables,
         cwd=folder,
         capture_output=True,

@@ -88,14 +88,18 @@ def main() -> None:
     if output is not None:
         with _refusals_told(f"--output={arguments.output}"):
             output.open("a").close()  # before a check of hours, not after it
-    if arguments.check:
-        title, rows = Checked._fields, _told(check(chosen, arguments.workers), len(chosen))
-    else:
-        title, rows = Listed._fields, [listed(env_id) for env_id in chosen]
-        _print(rows)
-    if output is not None:
-        with _refusals_told(f"--output={arguments.output}"):
-            write(output, title, rows)
+    kind = Checked if arguments.check else Listed
+    rows: list[Any] = []
+    try:
+        if arguments.check:
+            _tell(check(chosen, arguments.workers), len(chosen), rows)
+        else:
+            rows += map(listed, chosen)
+            _print(rows)
+    finally:  # also what was checked until somebody interrupted
+        if output is not None:
+            with _refusals_told(f"--output={arguments.output}"):
+                write(output, kind._fields, rows)
 
 
 @contextmanager
@@ -178,15 +182,13 @@ def _train(env_id: str, folder: str) -> None:
     config.run(train, "train")
 
 
-def _told(checks: Iterator[Checked], count: int) -> list[Checked]:
-    """Print each check as it ends, and how many came to what."""
-    rows: list[Checked] = []
+def _tell(checks: Iterator[Checked], count: int, rows: list[Checked]) -> None:
+    """Print each check as it ends, add it to ``rows``, and print how many came to what."""
     for row in checks:
         rows.append(row)
         print(f"{len(rows)}/{count} {row.env_id}: {row.outcome} {row.said}", flush=True)
     counts = Counter(row.outcome for row in rows)
     print(", ".join(f"{outcome} {number}" for outcome, number in counts.most_common()))
-    return rows
 
 
 def _print(rows: Sequence[Listed]) -> None:

@@ -87,7 +87,8 @@ def compile_update(
 
 
 def make_surfaces(
-    objective: nn.Module,
+    here: nn.Module,
+    around: nn.Module,
     parameters: Sequence[nn.Parameter],
     eager: Any,
     batches: Sequence[Sequence[Tensor]],
@@ -100,7 +101,7 @@ def make_surfaces(
     """
 
     def make() -> SurfaceGraphs:
-        graphs = SurfaceGraphs(objective, parameters, batches, compiled=compiled)
+        graphs = SurfaceGraphs(here, around, parameters, batches, compiled=compiled)
         check.compare_surfaces(graphs(*batches), eager, parameters, graphs.names)
         return graphs
 

@@ -25,6 +25,7 @@ from ppo1_lightning.fast.interpreter import interpreted, unoptimized
 from ppo1_lightning.fast.native import cache_folder, own_caches
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
+from ppo1_lightning.fast.sums import sum_in_double
 from ppo1_lightning.fast.winograd import replace_convolutions
 
 _Bind = Callable[[Sequence[Tensor], Sequence[Tensor]], Run]
@@ -42,15 +43,22 @@ class Graph:
             it does must not depend on the numbers in them.
         module: that the function calls; None where it calls none.
         compiled: compile the graph too, see `compile`.
+        sums_in_double: where it is compiled, see `sums`.
 
     Attributes:
         needs_python: whether a call of what `bind` has returned keeps other threads waiting.
     """
 
     def __init__(
-        self, function: Callable[..., None], *, module: ModuleCall | None = None, compiled: bool
+        self,
+        function: Callable[..., None],
+        *,
+        module: ModuleCall | None = None,
+        compiled: bool,
+        sums_in_double: bool = False,
     ) -> None:
         self._function, self._module, self._compiled = function, module, compiled
+        self._sums_in_double = sums_in_double
         self._traced: GraphModule | None = None
         self._layout: list[tuple[Any, ...]] = []
         self._devices: set[str] = set()
@@ -146,6 +154,8 @@ class Graph:
         assert graph is not None
         replace_convolutions(graph)
         replace_products_of_a_row(graph)
+        if self._sums_in_double:
+            sum_in_double(graph)
         with torch.inference_mode(False):
             likewise = [
                 torch.empty_strided(shape, stride, dtype=dtype).zero_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,23 @@ def test_a_table_that_cannot_be_written_is_told_in_one_line(
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: --output={output} ")
+
+
+def test_an_interrupted_check_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(env_ids: Sequence[str], workers: int) -> Iterator[envs.Checked]:
+        yield envs.Checked(env_ids[0], "trains", "", 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(envs, "check", interrupted)
+    table = tmp_path / "table.md"
+    monkeypatch.setattr(sys, "argv", ["envs", "CartPole", "--check", f"--output={table}"])
+    with pytest.raises(KeyboardInterrupt):
+        envs.main()
+    title, _, row = table.read_text().splitlines()
+    assert title == "| env_id | outcome | said | seconds |"
+    assert "| trains |" in row
 
 
 def test_a_cell_of_a_table_is_nothing_else(tmp_path: Path) -> None:

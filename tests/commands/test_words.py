@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -82,3 +84,25 @@ def test_the_old_form_works_with_a_notice(tmp_path: Path) -> None:
     assert notice not in new.stderr
     assert "episodes" in new.stdout
     assert old.stdout == new.stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at Linux's /proc")
+@pytest.mark.parametrize("words", [["env=cartpole"], ["evaluate", "run=x"]])
+def test_an_interruption_while_things_are_imported_says_nothing(
+    words: list[str], tmp_path: Path
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ppo1_lightning", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+        # where it is ignored, as of a job in the background, Python leaves it so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    maps = Path(f"/proc/{child.pid}/maps")
+    while "libtorch" not in maps.read_text() and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    said, _ = child.communicate(timeout=60)
+    assert (child.returncode, said) == (130, b"")
