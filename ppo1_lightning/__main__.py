@@ -31,7 +31,7 @@ def main() -> None:
     try:
         with outlive_readers():
             _run()
-    except KeyboardInterrupt:  # of who knows what he did, mostly in the seconds of imports
+    except KeyboardInterrupt:  # mostly in the seconds of imports
         sys.exit(128 + signal.SIGINT)
 
 

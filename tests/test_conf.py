@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from typing import Any
 
 import hydra
@@ -204,8 +205,8 @@ def test_policy_defaults_are_the_constructors(name: str, policy: type) -> None:
     assert values(compose(f"policy={name}").policy) == expected
     # A policy of somebody's own that takes a preset's place is not given what it may not know.
     family = name.partition("_")[0]
-    for kind in ("gru", "lstm"):
-        config = values(compose(f"policy={family}_{kind}").policy)
+    for name, kind in itertools.product((family, "auto"), ("gru", "lstm")):
+        config = values(compose(f"policy={name}_{kind}").policy)
         assert {key: config[key] for key in memory} == memory | {"memory": kind}
 
 

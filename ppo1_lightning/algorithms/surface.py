@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,18 +21,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-class Objectives(NamedTuple):
-    """What returns this rank's shares of gain and KL for its rows: two scalars."""
-
-    here: Callable[[Minibatch], tuple[Tensor, Tensor]]  # the policy as it is being the old one
-    around: Callable[[Minibatch], tuple[Tensor, Tensor]]
-
-
 class Surface(Protocol):
     """Gain and KL of some rows, this rank's shares, for the parameters as they are when asked."""
 
     def gain_and_gradient(self) -> tuple[Tensor, Tensor]:
-        """Return the gain, a scalar, and its gradient ``[P]``, at the old policy."""
+        """Return the gain, a scalar, and its gradient ``[P]``."""
         ...
 
     def hessian(self) -> Callable[[Tensor], Tensor]:
@@ -64,27 +57,27 @@ class EagerSurface:
 
     def __init__(
         self,
-        objectives: Objectives,
+        gain_and_kl: Callable[[Minibatch], tuple[Tensor, Tensor]],
         parameters: FlatParameters,
         batch: Minibatch,
         fisher_batch: Minibatch,
     ) -> None:
-        self._objectives, self._parameters = objectives, parameters
+        self._gain_and_kl, self._parameters = gain_and_kl, parameters
         self._batch, self._fisher_batch = batch, fisher_batch
 
     def gain_and_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the gain, a scalar, and its gradient ``[P]``."""
-        gain, _ = self._objectives.here(self._batch)
+        gain, _ = self._gain_and_kl(self._batch)
         return gain.detach(), self._parameters.gradient(gain)
 
     def hessian(self) -> Callable[[Tensor], Tensor]:
         """Return what multiplies a vector ``[P]`` by the KL's Hessian at the old policy."""
-        return self._parameters.hessian(self._objectives.here(self._fisher_batch)[1])
+        return self._parameters.hessian(self._gain_and_kl(self._fisher_batch)[1])
 
     @torch.no_grad()
     def gain_and_kl(self) -> Tensor:
         """Return both: ``[2]``."""
-        return torch.stack(self._objectives.around(self._batch))
+        return torch.stack(self._gain_and_kl(self._batch))
 
 
 class SummedSurface:
@@ -121,11 +114,11 @@ def make_graphs(
         return None
     from ppo1_lightning import fast
 
-    here, around = (Objective(module, objective) for objective in module.objectives)
-    eager = EagerSurface(module.objectives, parameters, batch, fisher_batch)
+    objective = Objective(module, module.gain_and_kl)
+    eager = EagerSurface(module.gain_and_kl, parameters, batch, fisher_batch)
     compiled = update.path == "compiled"
     graphs, reason = fast.make_surfaces(
-        here, around, parameters.parameters, eager, (batch, fisher_batch), compiled=compiled
+        objective, parameters.parameters, eager, (batch, fisher_batch), compiled=compiled
     )
     if graphs is None:
         _log.warning("policy step: eager: %s", reason)

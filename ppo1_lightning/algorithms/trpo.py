@@ -16,7 +16,6 @@ from ppo1_lightning.algorithms.flat import FlatParameters, acting_and_valuing
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.algorithms.surface import (
     EagerSurface,
-    Objectives,
     SummedSurface,
     Surface,
     Surfaces,
@@ -155,7 +154,7 @@ class TRPO(OnPolicyModule):
         self._graphs = self._update, graphs
         if graphs is not None:
             return graphs(batch, fisher_batch)
-        return EagerSurface(self.objectives, policy, batch, fisher_batch)
+        return EagerSurface(self.gain_and_kl, policy, batch, fisher_batch)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to one process."""
@@ -168,23 +167,6 @@ class TRPO(OnPolicyModule):
         kl = self.distribution.kl(batch.old_dist_params, dist_params)
         gain = -terms["loss/surrogate"] - terms["loss/entropy_penalty"]
         return gain, weighted_mean(kl, batch.weights)
-
-    def gain_and_kl_here(self, batch: Minibatch) -> tuple[Tensor, Tensor]:
-        """Return the same where the policy as it is is the old one: ratios of 1 and a KL of 0.
-
-        The original takes both policies' outputs from one graph, so that its ratios are exactly 1.
-        Against outputs of an operator that rounds otherwise they are off by what the logarithms of
-        small probabilities round to, and so is each row's gradient.
-        """
-        dist_params = self.outputs(batch)[0].detach()
-        log_probs = self.distribution.log_prob(dist_params, batch.actions)
-        here = batch._replace(old_dist_params=dist_params, old_log_probs=log_probs)
-        return self.gain_and_kl(here)
-
-    @property
-    def objectives(self) -> Objectives:
-        """Return gain and KL at the old policy and around it."""
-        return Objectives(self.gain_and_kl_here, self.gain_and_kl)
 
     def loss(self, batch: Minibatch) -> Tensor:
         """Return this rank's share of the value function's mean squared error."""

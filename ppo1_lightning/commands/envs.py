@@ -97,7 +97,7 @@ def main() -> None:
             rows += map(listed, chosen)
             _print(rows)
     finally:  # also what was checked until somebody interrupted
-        if output is not None:
+        if output is not None and rows:
             with _refusals_told(f"--output={arguments.output}"):
                 write(output, kind._fields, rows)
 

@@ -87,8 +87,7 @@ def compile_update(
 
 
 def make_surfaces(
-    here: nn.Module,
-    around: nn.Module,
+    objective: nn.Module,
     parameters: Sequence[nn.Parameter],
     eager: Any,
     batches: Sequence[Sequence[Tensor]],
@@ -101,7 +100,7 @@ def make_surfaces(
     """
 
     def make() -> SurfaceGraphs:
-        graphs = SurfaceGraphs(here, around, parameters, batches, compiled=compiled)
+        graphs = SurfaceGraphs(objective, parameters, batches, compiled=compiled)
         check.compare_surfaces(graphs(*batches), eager, parameters, graphs.names)
         return graphs
 

@@ -43,7 +43,7 @@ class Graph:
             it does must not depend on the numbers in them.
         module: that the function calls; None where it calls none.
         compiled: compile the graph too, see `compile`.
-        sums_in_double: where it is compiled, see `sums`.
+        sums_in_double: where it is compiled for the CPU, see `sums`.
 
     Attributes:
         needs_python: whether a call of what `bind` has returned keeps other threads waiting.

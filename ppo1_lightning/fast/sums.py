@@ -18,7 +18,10 @@ _SUMS = (_aten.sum.default, _aten.sum.dim_IntList, _aten.mean.default, _aten.mea
 
 
 def sum_in_double(graph: GraphModule) -> None:
-    """Let the sums and means of a traced graph add float32 numbers in float64."""
+    """Let `sum` and `mean` in a traced graph add float32 numbers in float64, and round once.
+
+    Norms, variances and products stay as they are.
+    """
     replaced = [_replace(node) for node in graph.graph.nodes if node.target in _SUMS]
     if any(replaced):
         graph.recompile()

@@ -19,9 +19,8 @@ class SurfaceGraphs:
     """Makes a `algorithms.surface.Surface` of graphs for each two minibatches.
 
     Args:
-        here: a module; called with a minibatch's tensors it returns this rank's shares of gain and
-            KL, scalars, the policy as it is being the old one.
-        around: the same module's for the old policy that the minibatch goes by.
+        objective: a module; called with a minibatch's tensors it returns this rank's shares of
+            gain and KL, scalars.
         parameters: with respect to which, in the order in which the module names them.
         batches: the first minibatch and the one of the Fisher matrix, see `algorithms.trpo`.
         compiled: see `Graph`.
@@ -29,31 +28,25 @@ class SurfaceGraphs:
 
     def __init__(
         self,
-        here: nn.Module,
-        around: nn.Module,
+        objective: nn.Module,
         parameters: Sequence[nn.Parameter],
         batches: Sequence[Sequence[Tensor]],
         *,
         compiled: bool,
     ) -> None:
-        self._here, self._around = (ModuleCall(module, parameters) for module in (here, around))
-        self._reads = Reads()
-        assert all(a is b for a, b in zip(parameters, self._here.learning.values(), strict=True))
-        self.parameters, self.names = parameters, [*self._here.learning]
+        self._call, self._reads = ModuleCall(objective, parameters), Reads()
+        assert all(a is b for a, b in zip(parameters, self._call.learning.values(), strict=True))
+        self.parameters, self.names = parameters, [*self._call.learning]
         flat = torch.cat([p.detach().flatten() for p in parameters])
         vector, gradient, product = (torch.empty_like(flat) for _ in range(3))
         # Where graphs read and write them: they stay where they are.
         self._inputs = flat, vector
         self._results = flat.new_empty(()), gradient, product, flat.new_empty(2)
         self._graphs = [
-            Graph(function, module=call, compiled=compiled, sums_in_double=True)
-            for function, call in (
-                (self._write_gradient, self._here),
-                (self._write_product, self._here),
-                (self._write_value, self._around),
-            )
+            Graph(function, module=self._call, compiled=compiled, sums_in_double=True)
+            for function in (self._write_gradient, self._write_product, self._write_value)
         ]
-        with check.buffers_unchanged(self._around), self._reads.recorded(around):
+        with check.buffers_unchanged(self._call), self._reads.recorded(objective):
             self(*batches)
 
     def outdated(self) -> str | None:
@@ -65,7 +58,7 @@ class SurfaceGraphs:
 
         There is one surface at a time: they share what their results are written into.
         """
-        others = [tensor.detach() for tensor in self._around.others()]
+        others = [tensor.detach() for tensor in self._call.others()]
         (flat, vector), (gain, gradient, product, both) = self._inputs, self._results
         fixed = (flat, gain, gradient), (flat, vector, product), (flat, both)
         given = batch, fisher_batch, batch
@@ -79,22 +72,22 @@ class SurfaceGraphs:
     # ---------------------------------------------------------------- what the graphs hold
 
     def _write_gradient(self, flat: Tensor, gain: Tensor, gradient: Tensor, *given: Tensor) -> None:
-        slope, reached = grad_and_value(lambda flat: self._at(self._here, flat, given)[0])(flat)
+        slope, reached = grad_and_value(lambda flat: self._gain_and_kl(flat, given)[0])(flat)
         gain.copy_(reached)
         gradient.copy_(slope)
 
     def _write_product(self, flat: Tensor, vector: Tensor, product: Tensor, *given: Tensor) -> None:
-        slope = grad(lambda flat: self._at(self._here, flat, given)[1])
+        slope = grad(lambda flat: self._gain_and_kl(flat, given)[1])
         product.copy_(grad(lambda flat: slope(flat) @ vector)(flat))
 
     def _write_value(self, flat: Tensor, both: Tensor, *given: Tensor) -> None:
-        both.copy_(torch.stack(self._at(self._around, flat, given)))
+        both.copy_(torch.stack(self._gain_and_kl(flat, given)))
 
-    def _at(self, objective: ModuleCall, flat: Tensor, given: Sequence[Tensor]) -> Any:
-        count, shapes = objective.num_others, objective.learning.values()
+    def _gain_and_kl(self, flat: Tensor, given: Sequence[Tensor]) -> Any:
+        count, shapes = self._call.num_others, self._call.learning.values()
         pieces = flat.split([shape.numel() for shape in shapes])
         views = [piece.view(shape.shape) for piece, shape in zip(pieces, shapes, strict=True)]
-        return objective(views, given[:count], *given[count:])
+        return self._call(views, given[:count], *given[count:])
 
 
 class GraphSurface:

@@ -57,10 +57,10 @@ def minibatch(module: TRPO, rows: int) -> Minibatch:
 def surfaces(module: TRPO, *, compiled: bool = False) -> tuple[Any, EagerSurface, str]:
     batch, fisher = minibatch(module, 12), minibatch(module, 5)
     parameters = module.acting_parameters
-    eager = EagerSurface(module.objectives, parameters, batch, fisher)
-    here, around = (Objective(module, objective) for objective in module.objectives)
+    eager = EagerSurface(module.gain_and_kl, parameters, batch, fisher)
+    objective = Objective(module, module.gain_and_kl)
     graphs, reason = make_surfaces(
-        here, around, parameters.parameters, eager, (batch, fisher), compiled=compiled
+        objective, parameters.parameters, eager, (batch, fisher), compiled=compiled
     )
     return graphs and graphs(batch, fisher), eager, reason
 
@@ -113,7 +113,7 @@ def test_ranks_see_what_one_sees() -> None:
 def seen(batch: Minibatch) -> list[Tensor]:
     module = small(Discrete(3))
     parameters = module.acting_parameters
-    surface = SummedSurface(EagerSurface(module.objectives, parameters, batch, batch))
+    surface = SummedSurface(EagerSurface(module.gain_and_kl, parameters, batch, batch))
     gain, gradient = surface.gain_and_gradient()
     direction = torch.linspace(-1, 1, len(gradient))
     numbers = torch.tensor([gain, *surface.gain_and_kl()])

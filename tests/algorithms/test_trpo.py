@@ -220,23 +220,6 @@ def test_entropy_bonus_is_part_of_the_gain() -> None:
     assert abs(kl.item()) < 1e-6
 
 
-def test_ratios_at_the_old_policy_are_exactly_one() -> None:
-    """However the rollout's probabilities were rounded: the original has both from one graph."""
-    module = trpo(observation_space=Box(-1, 1, (3,)), action_space=Box(-1, 1, (2,)))
-    module.configure_model()
-    batch = rows(module)
-    rounded = batch._replace(
-        old_log_probs=batch.old_log_probs + 1e-5, old_dist_params=batch.old_dist_params + 1e-5
-    )
-    gain, kl = module.gain_and_kl_here(rounded)
-    assert gain == module.gain_and_kl_here(batch)[0]
-    torch.testing.assert_close(gain, (batch.weights * batch.advantages)[:63].sum())
-    assert kl == 0
-    gradient = module.acting_parameters.gradient(gain)
-    at_old = module.acting_parameters.gradient(module.gain_and_kl(batch)[0])
-    torch.testing.assert_close(gradient, at_old)
-
-
 @pytest.mark.parametrize("every", [1, 5])
 def test_the_fisher_matrix_is_that_of_every_nth_row(every: int) -> None:
     seen: list[int] = []

@@ -20,16 +20,20 @@ from ppo1_lightning.fast.sums import FEW, sum_in_double
         lambda t: t.sum(0),
         lambda t: t.sum(0, keepdim=True),
         lambda t: t.mean((0,)),
-        lambda t: (t.sum(0) * t.mean(0)).sum(),
+        lambda t: torch.stack([t.sum(0), t.mean(0)]),
     ],
 )
 def test_sums_are_rounded_once(function: Callable[[Tensor], Tensor]) -> None:
-    terms = torch.rand(100_003, 3) + 0.1
+    terms = torch.full((10_003, 3), 0.1)
+    terms[0] = 2.0**24  # to which a tenth cannot be added in float32
+    terms[1] = -(2.0**24)
     graph = make_fx(function)(terms)
+    without = graph(terms)
     sum_in_double(graph)
-    result, exact = graph(terms), function(terms.double())
+    result, exact = graph(terms), function(terms.double()).float()
     assert result.dtype == torch.float32
-    torch.testing.assert_close(result, exact.float(), atol=0, rtol=2e-7)
+    assert torch.equal(result, exact)
+    assert not torch.equal(without, exact)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,9 @@ def test_sums_are_rounded_once(function: Callable[[Tensor], Tensor]) -> None:
         lambda t: t.double().sum(0),
         lambda t: t.long().sum(0),
         lambda t: t.sum(0, dtype=torch.float64),
-        lambda t: t.amax(0),
+        lambda t: t.half().sum(0),
+        lambda t: t.bfloat16().mean(0),
+        lambda t: t.norm(),
     ],
 )
 def test_what_stays(function: Callable[[Tensor], Tensor]) -> None:
