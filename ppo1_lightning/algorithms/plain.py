@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import zipfile
@@ -188,9 +189,17 @@ class PlainDataIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return the content of a checkpoint; ``weights_only=False`` only for one you trust."""
+        """Return the content of a checkpoint; ``weights_only=False`` only for one you trust.
+
+        Raises:
+            FileNotFoundError: with its ``errno``, unlike Lightning's, so that it is told as others.
+        """
         weights_only = True if weights_only is None else weights_only
-        return super().load_checkpoint(path, map_location, weights_only)
+        try:
+            return super().load_checkpoint(path, map_location, weights_only)
+        except FileNotFoundError as error:
+            number = errno.ENOENT
+            raise FileNotFoundError(number, os.strerror(number), str(path)) from error
 
 
 def read_plain_data(strategy: Strategy) -> None:

@@ -13,7 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from tiny_runs import train_tiny
 
-from ppo1_lightning.algorithms.plain import read_checkpoint
+from ppo1_lightning.algorithms.plain import PlainDataIO, read_checkpoint
+from ppo1_lightning.commands.config import is_of_a_file
 from ppo1_lightning.errors import ConfigurationError, StorageError
 from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.runs.report.runs import read_metrics, read_run
@@ -274,3 +275,11 @@ def test_control_characters_of_a_config_are_written_out(run: Path) -> None:
     content = read_config(config, run)
     assert content.added == [r"a\x1b[2Jb"]
     assert content[r"k\x07"] == 1
+
+
+def test_a_checkpoint_that_is_gone_is_a_missing_file(tmp_path: Path) -> None:
+    """Told in one line, as each missing file: Lightning's error has no number."""
+    with pytest.raises(FileNotFoundError) as raised:
+        PlainDataIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert is_of_a_file(raised.value)
+    assert raised.value.filename == str(tmp_path / "last.ckpt")
