@@ -17,6 +17,7 @@ from ppo1_lightning.commands.process import (
     spin_briefly,
 )
 from ppo1_lightning.errors import ConfigurationError, check_choice
+from ppo1_lightning.system import exit_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,8 +32,8 @@ def main() -> None:
     try:
         with outlive_readers():
             _run()
-    except KeyboardInterrupt:  # mostly in the seconds of imports
-        sys.exit(128 + signal.SIGINT)
+    except KeyboardInterrupt:  # of who knows what he did
+        sys.exit(exit_status(signal.SIGINT))
 
 
 def _run() -> None:

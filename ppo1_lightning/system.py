@@ -24,6 +24,11 @@ if sys.platform != "win32":
     HANG_UP, REQUEUE = signal.SIGHUP, signal.SIGUSR1
 
 
+def exit_status(number: int) -> int:
+    """Return the exit status of a process that a signal ended, as shells have it."""
+    return 128 + number
+
+
 def cores() -> list[int]:
     """Return the cores that this process may use; all of the machine where that is not known."""
     if sys.platform == "linux":

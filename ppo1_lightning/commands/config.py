@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import re
-import signal
 import socket
 import sys
 import threading
@@ -33,7 +32,6 @@ from ppo1_lightning.commands import ids, sweep_report, watchdog
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands.process import EXIT_STATUS
 from ppo1_lightning.errors import RunError, nearest
-from ppo1_lightning.runs.signals import exit_status
 from ppo1_lightning.runs.trackers import kept
 from ppo1_lightning.runs.untrusted import printable
 
@@ -81,8 +79,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     except JobFailed as error:
         sweep_report.write()
         sys.exit(error.status)
-    except KeyboardInterrupt:  # of who knows what he did
-        sys.exit(exit_status(signal.SIGINT))
     except Exception as error:  # of Hydra, before the task or after it
         report(explain(error, config_name))
         sys.exit(EXIT_STATUS)

@@ -20,8 +20,9 @@ from types import FrameType
 from typing import NoReturn
 
 from ppo1_lightning import system
-from ppo1_lightning.runs.signals import REPEAT_SECONDS, exit_status
+from ppo1_lightning.runs.signals import REPEAT_SECONDS
 from ppo1_lightning.simulators import hanging
+from ppo1_lightning.system import exit_status
 
 log = logging.getLogger("ppo1_lightning")
 

@@ -26,7 +26,8 @@ from ppo1_lightning.errors import (
     check_path,
 )
 from ppo1_lightning.runs import files, lock
-from ppo1_lightning.runs.signals import StopSignals, exit_status, requeue_slurm_job
+from ppo1_lightning.runs.signals import StopSignals, requeue_slurm_job
+from ppo1_lightning.system import exit_status
 
 log = logging.getLogger("ppo1_lightning")
 

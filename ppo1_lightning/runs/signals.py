@@ -71,9 +71,9 @@ class StopSignals:
         if not self.told and self._at_once is not None and self._at_once():
             log.warning("%s: stopping", signal.Signals(number).name)
             self.told, self._since = number, now
-            raise SystemExit(exit_status(number))
+            raise SystemExit(system.exit_status(number))
         if self.told and number == signal.SIGTERM and now - self._since > REPEAT_SECONDS:
-            raise SystemExit(exit_status(number))
+            raise SystemExit(system.exit_status(number))
         if not self.told:
             log.warning(
                 "%s: finishing this iteration; once more stops at once", signal.Signals(number).name
@@ -84,21 +84,16 @@ class StopSignals:
             signal.signal(number, signal.default_int_handler)
 
 
-def exit_status(number: int) -> int:
-    """Return the exit status of a process that a signal ended, as shells have it."""
-    return 128 + number
-
-
 @contextmanager
 def exit_status_of_signals() -> Iterator[None]:
     """Give a process that Lightning ends because of a signal the status that goes with it."""
     try:
         yield
     except SIGTERMException:  # before the first iteration
-        raise SystemExit(exit_status(signal.SIGTERM)) from None
+        raise SystemExit(system.exit_status(signal.SIGTERM)) from None
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
-            raise SystemExit(exit_status(signal.SIGINT)) from None
+            raise SystemExit(system.exit_status(signal.SIGINT)) from None
         raise
 
 
