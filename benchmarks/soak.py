@@ -3,12 +3,15 @@
 CartPole and Breakout in turns, each on two devices, with evaluations and checkpoints often. About
 ``pause`` seconds after it has begun to write, a run is sent SIGKILL, SIGTERM or SIGINT, or its disk
 is full, and later it is started again by the same command, ``resume=auto``, until the time is over.
-What is counted goes to ``benchmarks/results/soak.json``, also after each stop. Linux only.
+What is counted goes to ``benchmarks/results/soak.json``, also after each stop. With ``folder=DIR``
+the runs and what was seen of them stay there, and the same command goes on with both: hours may be
+spent in parts. Linux only.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import resource
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +158,7 @@ def runs_for(seconds: float, process: subprocess.Popen[bytes]) -> bool:
 
 
 class Case:
-    """One run that is stopped and continued, and what was seen of it."""
+    """One run that is stopped and continued, and what was seen of it (kept in ``seen.json``)."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -163,16 +166,37 @@ class Case:
         self.slowest = 0.0
         self.seen: list[dict[str, float]] = []
         self.problems: list[str] = []
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
+        if (folder / "seen.json").exists():
+            vars(self).update(json.loads((folder / "seen.json").read_text()))
+
+    @property
+    def clock(self) -> float:
+        """Seconds after which it was seen last."""
+        return self.seen[-1]["clock"] if self.seen else 0.0
+
+    def keep(self) -> None:
+        """Write what was seen, for a soak that goes on later."""
+        names = ("stops", "slowest", "seen", "problems")
+        write_json(self.folder / "seen.json", {name: getattr(self, name) for name in names})
 
     def go_on(self, seconds: float, fault: str, clock: float) -> bool:
         """Start, wait, stop; return False where the run did not go on."""
         process = start(self.name, self.folder)
+        try:
+            return self.watch(process, seconds, fault, clock)
+        finally:  # by Ctrl-C too: what goes on later must find the folder free
+            if process.poll() is None:
+                kill(process.pid)
+                process.wait()
+
+    def watch(
+        self, process: subprocess.Popen[bytes], seconds: float, fault: str, clock: float
+    ) -> bool:
+        """Wait, stop, and take down what was seen."""
         if not (wait_for_rows(self.folder, process) and runs_for(seconds, process)):
             said = (self.folder / "log.txt").read_text(errors="replace")[-2000:]
             self.problems.append(f"after {sum(self.stops.values())} stops it did not go on: {said}")
-            kill(process.pid)
-            process.wait()
             return False
         self.seen.append({"clock": clock, **use(process.pid, self.folder)})
         took = stop(process, fault, self.folder)
@@ -205,17 +229,21 @@ class Case:
         }
 
 
-def soak(hours: float, pause: float, seed: float = 0) -> dict[str, Any]:
+def soak(hours: float, pause: float, seed: float = 0, folder: str = "") -> dict[str, Any]:
     """Stop and continue for so long, about every ``pause`` seconds; return what was counted."""
-    chance, end, began = random.Random(seed), 3600 * hours, time.monotonic()
     about = {"machine": machine(), "hours": hours, "pause": pause}
     result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        cases = [Case(case, Path(name) / case) for case in CASES]
+    with ExitStack() as stack:
+        place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory())).resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        cases = [Case(case, place / case) for case in CASES]
+        before, end = max(case.clock for case in cases), 3600 * hours
+        chance, began = random.Random(seed + before), time.monotonic() - before
         while (clock := time.monotonic() - began) < end and cases:
             cases.append(case := cases.pop(0))  # in turns
             if not case.go_on(chance.uniform(0.1, 1.9) * pause, chance.choice(FAULTS), clock):
                 cases.remove(case)
+            case.keep()
             result[case.name] = case.result(end)
             write_json(ROOT / "benchmarks" / "results" / "soak.json", {**about, **result})
     return result
@@ -237,6 +265,7 @@ def _cell(value: Any) -> str:
 
 def main() -> None:
     words = {name: value for name, _, value in (word.partition("=") for word in sys.argv[1:])}
+    folder = words.pop("folder", "")
     try:
         hours, pause, seed = (float(words.pop(name, usual)) for name, usual in USUAL.items())
     except ValueError:
@@ -244,7 +273,7 @@ def main() -> None:
     if words or not (hours > 0 and pause > 0):
         sys.exit(f"{' '.join(sys.argv[1:])}: expected hours=NUMBER and pause=SECONDS, above 0")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's `&` has ignored
-    console.print(table(soak(hours, pause, seed)))
+    console.print(table(soak(hours, pause, seed, folder)))
 
 
 if __name__ == "__main__":
