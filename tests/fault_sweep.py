@@ -1,7 +1,8 @@
 """Short trainings of which one file operation fails, in turn, each in a fork of a warm process.
 
-python tests/fault_sweep.py          # all of them, with one of five errors each
-python tests/fault_sweep.py 17 28    # write number 17 fails with ENOSPC (28)
+python tests/fault_sweep.py              # all of them, with one of five errors each
+python tests/fault_sweep.py 1 0 3        # each, from the first, with the third error after that one
+python tests/fault_sweep.py one 17 28    # number 17 fails with ENOSPC (28)
 """
 
 from __future__ import annotations
@@ -150,12 +151,17 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def sweep(step: int = 1, first: int = 0) -> Iterator[tuple[int, int, str, str | None]]:
-    """Yield number, error, name and problem of every ``step``-th operation."""
+def sweep(
+    step: int = 1, first: int = 0, turn: int = 0
+) -> Iterator[tuple[int, int, str, str | None]]:
+    """Yield number, error, name and problem of every ``step``-th operation.
+
+    Five turns, 0 to 4, give each of them each error.
+    """
     with tempfile.TemporaryDirectory() as folder:
         runs = Sweep(Path(folder))
         for at in range(1 + first, len(runs.operations) + 1, step):
-            error = ERRORS[at % len(ERRORS)]
+            error = ERRORS[(at + turn) % len(ERRORS)]
             yield at, error, runs.operations[at - 1], runs.problem(at, error)
 
 

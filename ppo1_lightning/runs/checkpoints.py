@@ -161,9 +161,7 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         """Save when it is time to, or when any rank was told to stop."""
         self._updating = False
-        told = self._signals.told or (signal.SIGTERM if trainer.received_sigterm else 0)
-        # it may have reached only one rank, or the ranks in different iterations
-        told = int(all_max(told, trainer.strategy.root_device))
+        told = self._told(trainer)
         is_due = trainer.global_step % self.every_n_iterations == 0
         if is_due or (told and not self.exact_resume):
             self._save(trainer)
@@ -189,16 +187,27 @@ class RunCheckpoint(Checkpoint):
         if self._start_step is not None and self._saved_step == trainer.global_step:
             self._save(trainer)
 
+    def _told(self, trainer: Trainer) -> int:
+        """Return the signal that has come, to only one rank maybe; called on all ranks."""
+        told = self._signals.told or (signal.SIGTERM if trainer.received_sigterm else 0)
+        return int(all_max(told, trainer.strategy.root_device))
+
     def _stop(self, trainer: Trainer, told: int) -> None:
         """End the run on this rank; Lightning's launcher would take a status for a failure."""
         raise SystemExit(exit_status(told) if trainer.is_global_zero else 0)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, also where the last iteration was saved: now the epoch counts as done."""
+        """Save the end, also where the last iteration was saved: now the epoch counts as done.
+
+        A signal that came since is about what follows, the next job of a sweep.
+        """
         self._signals.release()
+        told = self._told(trainer)
         if trainer.global_step != self._start_step:
             self._save(trainer)
         self._start_step = None
+        if told:
+            self._stop(trainer, told)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let other processes write the folder."""

@@ -178,6 +178,20 @@ def test_second_interrupt_keeps_the_last_whole_iteration(tmp_path: Path) -> None
     assert iterations(tmp_path / "last.ckpt") == 3
 
 
+def test_an_interrupt_after_the_last_iteration_stops_what_would_follow(tmp_path: Path) -> None:
+    """Where a sweep would go on with its next job."""
+
+    class Interrupted(StandIn):
+        def on_train_batch_end(self, *_: Any) -> None:  # after that of the callbacks
+            if self.counters.iterations == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(SystemExit) as exit_:
+        fit(tmp_path, Interrupted([1.0]), 5, every=3)
+    assert exit_.value.code == 130
+    assert iterations(tmp_path / "last.ckpt") == 5
+
+
 def test_interrupt_is_released_after_the_run(tmp_path: Path) -> None:
     fit(tmp_path, StandIn(), 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
