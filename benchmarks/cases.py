@@ -42,6 +42,8 @@ CASES: dict[str, list[str]] = {
         "algo.minibatch_size=512",
         "algo.update_epochs=10",
     ],
+    # CleanRL's sizes: the Nature network and an LSTM of 128, one frame.
+    "lstm_atari": ["env=pong", "algo=cleanrl_atari", "policy=cnn_lstm", "frame_stack=1"],
     "trpo_cartpole": ["env=cartpole", "algo=trpo_classic", "num_envs=8", "num_steps=128"],
 }
 """Arguments of our command line. MLPs are 2x64 tanh, Atari is Pong with the Nature network."""
@@ -50,6 +52,7 @@ SYSTEMS_OF = {
     "atari": ("ours", "ours_bf16", "bare", "sb3", "sheeprl", "cleanrl", "simulator", "rollout"),
     "trpo": ("ours", "sb3", "simulator"),
     "memory": ("ours", "sb3", "simulator"),
+    "lstm": ("ours", "cleanrl", "simulator"),
 }
 """By a case's first word: the systems that have its algorithm; where it is not here, all do."""
 

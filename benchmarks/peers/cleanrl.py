@@ -12,6 +12,7 @@ import tempfile
 from contextlib import chdir, suppress
 from importlib import metadata
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ CASES = {
         "--update-epochs=20",
     ],
     "atari": ["ppo_atari_envpool", "--env-id=Pong-v5", "--num-envs=8"],
+    "lstm_atari": ["ppo_atari_lstm", "--env-id=Pong-v5", "--num-envs=8"],
 }
 """A script and its arguments; of the defaults, only what other systems do differently."""
 
@@ -51,6 +53,43 @@ def watch(measurement: Measurement) -> None:
     tensorboard.SummaryWriter = Clock
 
 
+class Games:
+    """EnvPool's single frames in the place of the script's games, one after the other in Python.
+
+    Those want packages that Python 3.11 has not, and would be slower.
+    """
+
+    def __init__(self, each: list[Any]) -> None:
+        import envpool
+
+        options = {"stack_num": 1, "episodic_life": True, "reward_clip": True}
+        self._games = envpool.make("Pong-v5", env_type="gym", num_envs=len(each), **options)
+        self.single_action_space = self._games.action_space
+        self.single_observation_space = self._games.observation_space
+
+    def reset(self) -> Any:
+        return self._games.reset()
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, list[Any]]:
+        return *self._games.step(actions)[:3], []
+
+    def close(self) -> None:
+        self._games.close()
+
+
+def play_games_by_envpool() -> None:
+    """Let a script that makes its games by Gym and SB3's wrappers have `Games`."""
+    import gym
+
+    gym.vector.SyncVectorEnv = Games
+    names = "ClipRewardEnv", "EpisodicLifeEnv", "FireResetEnv", "MaxAndSkipEnv", "NoopResetEnv"
+    for name in ("stable_baselines3", "stable_baselines3.common"):
+        sys.modules[name] = ModuleType(name)
+    wrappers = ModuleType("stable_baselines3.common.atari_wrappers")
+    vars(wrappers).update(dict.fromkeys(names))
+    sys.modules[wrappers.__name__] = wrappers
+
+
 def script_file(name: str) -> str:
     """Return where a script is installed, without importing the package."""
     spec = find_spec("cleanrl")
@@ -64,12 +103,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of PyTorch")
     arguments = parser.parse_args()
     # One thread is faster for the MLPs; the CNN keeps PyTorch's default.
-    threads = arguments.threads or (None if arguments.case == "atari" else 1)
+    threads = arguments.threads or (None if "atari" in arguments.case else 1)
     if threads:
         torch.set_num_threads(threads)
     measurement = Measurement(arguments.seconds, steps=arguments.steps)
     watch(measurement)
     script, *options = CASES[arguments.case]
+    if script == "ppo_atari_lstm":
+        play_games_by_envpool()
     with tempfile.TemporaryDirectory() as folder, chdir(folder), suppress(Enough):
         sys.argv[1:] = [*options, "--cuda=false", "--total-timesteps=1000000000"]
         runpy.run_path(script_file(script), run_name="__main__")
