@@ -182,7 +182,8 @@ def test_an_interrupt_after_the_last_iteration_stops_what_would_follow(tmp_path:
     """Where a sweep would go on with its next job."""
 
     class Interrupted(StandIn):
-        def on_train_batch_end(self, *_: Any) -> None:  # after that of the callbacks
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            """Come after that of the callbacks."""
             if self.counters.iterations == 5:
                 os.kill(os.getpid(), signal.SIGINT)
 
