@@ -178,7 +178,9 @@ class Case:
     def keep(self) -> None:
         """Write what was seen, for a soak that goes on later."""
         names = ("stops", "slowest", "seen", "problems")
-        write_json(self.folder / "seen.json", {name: getattr(self, name) for name in names})
+        new = self.folder / "seen.new"
+        write_json(new, {name: getattr(self, name) for name in names})
+        new.replace(self.folder / "seen.json")
 
     def go_on(self, seconds: float, fault: str, clock: float) -> bool:
         """Start, wait, stop; return False where the run did not go on."""
@@ -232,12 +234,13 @@ class Case:
 def soak(hours: float, pause: float, seed: float = 0, folder: str = "") -> dict[str, Any]:
     """Stop and continue for so long, about every ``pause`` seconds; return what was counted."""
     about = {"machine": machine(), "hours": hours, "pause": pause}
-    result: dict[str, Any] = {}
     with ExitStack() as stack:
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory())).resolve()
         place.mkdir(parents=True, exist_ok=True)
         cases = [Case(case, place / case) for case in CASES]
         before, end = max(case.clock for case in cases), 3600 * hours
+        cases.sort(key=lambda case: case.clock)  # whose turn it is
+        result = {case.name: case.result(end) for case in cases}
         chance, began = random.Random(seed + before), time.monotonic() - before
         while (clock := time.monotonic() - began) < end and cases:
             cases.append(case := cases.pop(0))  # in turns
@@ -272,7 +275,8 @@ def main() -> None:
         hours = pause = seed = 0.0
     if words or not (hours > 0 and pause > 0):
         sys.exit(f"{' '.join(sys.argv[1:])}: expected hours=NUMBER and pause=SECONDS, above 0")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's `&` has ignored
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's `&` ignores the first
+        signal.signal(number, signal.default_int_handler)
     console.print(table(soak(hours, pause, seed, folder)))
 
 

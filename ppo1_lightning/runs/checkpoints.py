@@ -199,15 +199,14 @@ class RunCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end, also where the last iteration was saved: now the epoch counts as done.
 
-        A signal that came since is about what follows, the next job of a sweep.
+        A signal that came since is about what follows, as the next job of a sweep.
         """
-        self._signals.release()
-        told = self._told(trainer)
         if trainer.global_step != self._start_step:
             self._save(trainer)
+        if told := self._told(trainer):
+            self._stop(trainer, told)  # with the signals still ours, see `on_exception`
         self._start_step = None
-        if told:
-            self._stop(trainer, told)
+        self._signals.release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let other processes write the folder."""

@@ -178,19 +178,33 @@ def test_second_interrupt_keeps_the_last_whole_iteration(tmp_path: Path) -> None
     assert iterations(tmp_path / "last.ckpt") == 3
 
 
-def test_an_interrupt_after_the_last_iteration_stops_what_would_follow(tmp_path: Path) -> None:
+LATE = {
+    "before the end": "on_train_batch_end",  # the module's come after those of the callbacks
+    "in the last save": "on_save_checkpoint",
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("hook", LATE.values(), ids=LATE)
+def test_a_signal_after_the_last_iteration_stops_what_would_follow(
+    hook: str, number: int, tmp_path: Path
+) -> None:
     """Where a sweep would go on with its next job."""
+    module = StandIn([1.0])
+    inner: Any = getattr(module, hook)
 
-    class Interrupted(StandIn):
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            """Come after that of the callbacks."""
-            if self.counters.iterations == 5:
-                os.kill(os.getpid(), signal.SIGINT)
+    def tell(*given: Any) -> None:
+        if module.counters.iterations == 5:
+            os.kill(os.getpid(), number)
+        inner(*given)
 
+    setattr(module, hook, tell)
     with pytest.raises(SystemExit) as exit_:
-        fit(tmp_path, Interrupted([1.0]), 5, every=3)
-    assert exit_.value.code == 130
+        fit(tmp_path, module, 5, every=3)
+    assert exit_.value.code == 128 + number
     assert iterations(tmp_path / "last.ckpt") == 5
+    fit(tmp_path, StandIn([1.0]), 7, resume=tmp_path / "last.ckpt")
+    assert iterations(tmp_path / "last.ckpt") == 7
 
 
 def test_interrupt_is_released_after_the_run(tmp_path: Path) -> None:
