@@ -326,6 +326,7 @@ def test_a_full_disk_keeps_no_package(
     assert "is not kept for the next run" in caplog.text
 
 
+@pytest.mark.heavy  # `own_cache` asks for the compiler's version
 def test_a_folder_that_others_may_write_to_is_not_used(
     own_cache: Path, caplog: pytest.LogCaptureFixture
 ):
