@@ -205,8 +205,8 @@ def test_policy_defaults_are_the_constructors(name: str, policy: type) -> None:
     assert values(compose(f"policy={name}").policy) == expected
     # A policy of somebody's own that takes a preset's place is not given what it may not know.
     family = name.partition("_")[0]
-    for name, kind in itertools.product((family, "auto"), ("gru", "lstm")):
-        config = values(compose(f"policy={name}_{kind}").policy)
+    for preset, kind in itertools.product((family, "auto"), ("gru", "lstm")):
+        config = values(compose(f"policy={preset}_{kind}").policy)
         assert {key: config[key] for key in memory} == memory | {"memory": kind}
 
 
