@@ -23,13 +23,14 @@ class EnvPoolVecEnv(VecEnv):
         space = self.envs.observation_space
         self.leaves = [name for name in getattr(space, "spaces", {}) if name not in without]
         first = self._joined(self.envs.reset()[0])
-        picture = len(first.shape) == 4
-        seen = space if picture else spaces.Box(-np.inf, np.inf, first.shape[1:], np.float32)
+        as_it_is = len(first.shape) == 4 or isinstance(space, spaces.Discrete)
+        seen = space if as_it_is else spaces.Box(-np.inf, np.inf, first.shape[1:], np.float32)
         super().__init__(num_envs, seen, self.envs.action_space)
 
     def _joined(self, observations: Any) -> np.ndarray:
         if not self.leaves:
-            return observations if observations.ndim == 4 else observations.astype(np.float32)
+            vectors = observations.ndim == 2
+            return observations.astype(np.float32) if vectors else observations
         parts = (np.asarray(observations[name]) for name in self.leaves)
         rows = [part.reshape(len(part), -1).astype(np.float32) for part in parts]
         return np.concatenate(rows, axis=1)

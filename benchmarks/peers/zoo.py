@@ -93,6 +93,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "use_sde": True,
         "sde_sample_freq": 4,
     },
+    "Taxi-v3": {"n_envs": 1},  # RL Zoo has none: the defaults
 }
 
 
@@ -168,8 +169,7 @@ def learn(
 def main() -> None:
     env_id, seed, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
-    known = VALUES.get(env_id, {}) if env_id in gymnasium.registry else KINDS[kind_of(env_id)]
-    options = {**known}
+    options = {**(VALUES.get(env_id) or KINDS[kind_of(env_id)])}
     envs = make_envs(env_id, options.pop("n_envs", 1), seed)
     result = learn(PPO, options.pop("policy", "MlpPolicy"), envs, seed, steps, options)
     row = {"env": env_id, "seed": seed, "steps": steps, **result}
