@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,6 @@ class Sweep:
 
     def _train(self, iterations: int) -> None:
         tempfile.tempdir = str(self._temporary)
-        threading.excepthook = cli.told_of_thread
         log = logging.getLogger("ppo1_lightning")
         log.handlers = [LogFile(self._run / "train.log", delay=True)]
         log.setLevel(logging.INFO)

@@ -59,8 +59,6 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     register_resolvers()
     ids.register()
-    logging.setLogRecordFactory(_without_control_characters)
-    threading.excepthook = told_of_thread
     sys.argv = [sys.argv[0], *map(_quoted, ids.joined(sys.argv[1:]))]
     main = hydra.main(str(config_directory()), config_name, version_base="1.3")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -138,6 +136,8 @@ def told(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         JobFailed: an error was told, and this is a job of a sweep.
         SystemExit: an error was told, and this is not.
     """
+    logging.setLogRecordFactory(_without_control_characters)
+    threading.excepthook = _told_of_thread
     # of Lightning's own code: nobody who reads it can do anything about it
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     if process_rank():
@@ -186,10 +186,10 @@ def report(message: str) -> None:
     print(f"error: {where}{printable(message)}", file=sys.stderr, flush=True)
 
 
-def told_of_thread(failed: Any) -> None:
+def _told_of_thread(failed: Any) -> None:
     """Tell in one line that a thread, TensorBoard's, could not write: it is raised in ours, too."""
     if failed.exc_value is not None and is_of_a_file(failed.exc_value):
-        print(explain(failed.exc_value), file=sys.stderr)
+        print(printable(explain(failed.exc_value)), file=sys.stderr)
     else:
         threading.__excepthook__(failed)
 

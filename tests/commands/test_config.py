@@ -9,7 +9,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -258,3 +260,32 @@ def test_a_broken_pipe_is_a_lost_rank_only_where_there_are_others(
     told = capsys.readouterr().err
     assert ("another rank ended" in told) == (ranks > 1)
     assert ("Traceback" in told) == (ranks == 1)
+
+
+def test_a_thread_that_cannot_write_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard's, on a full disk, in whatever process a job runs."""
+
+    def write(config: DictConfig) -> None:
+        full = OSError(errno.ENOSPC, "No space left on device", "events\x1b[1m")
+        thread = threading.Thread(target=partial(fail_with, full))
+        thread.start()
+        thread.join()
+
+    def fail_with(error: Exception) -> None:
+        raise error
+
+    threading.excepthook = threading.__excepthook__
+    cli.told(write, OmegaConf.create())
+    line = "events\\x1b[1m could not be read or written (No space left on device)\n"
+    assert capsys.readouterr().err == line
+
+
+def test_control_characters_in_a_log_are_shown(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a rank, too, which Hydra has not started."""
+    logging.setLogRecordFactory(logging.LogRecord)
+
+    def name(config: DictConfig) -> None:
+        logging.getLogger("ppo1_lightning").warning("named %s", "a\x1bb")
+
+    cli.told(name, OmegaConf.create())
+    assert caplog.messages == ["named a\\x1bb"]
