@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from ppo1_lightning import system
 
 LARGEST = 1e30
 """Of a number that is computed with: its product with another one is still a float32."""
+
+LARGEST_INTEGER = 2**63 - 1
 
 _NUMBERS = (int, float, np.integer, np.floating)
 
@@ -105,11 +108,12 @@ def check_number(
     at_most: float = math.inf,
 ) -> float:
     """Return ``value`` as a float, or raise `ConfigurationError` when it is not one in range."""
-    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not _is_finite(value):
         raise ConfigurationError(f"{key}={value!r} is not a finite number")
-    if abs(value) > LARGEST:
+    if abs(value) > LARGEST:  # before it becomes a float: an int may be too large for one
         raise ConfigurationError(
-            f"{key}={value!r} is beyond what float32 computes with, expected at most {LARGEST:g}"
+            f"{key}={_short(value)} is beyond what float32 computes with, expected at most "
+            f"{LARGEST:g}"
         )
     bounds = [
         (value > above, f"above {above:g}"),
@@ -122,13 +126,29 @@ def check_number(
     return float(value)
 
 
-def check_integer(key: str, value: object, *, at_least: int) -> int:
+def _is_finite(value: Any) -> bool:
+    return value == value and abs(value) != math.inf  # `math.isfinite` makes an int a float
+
+
+def check_integer(key: str, value: object, *, at_least: int, at_most: int = LARGEST_INTEGER) -> int:
     """Return ``value`` as an int (``1e6`` is one), or raise `ConfigurationError`."""
     if isinstance(value, bool) or not isinstance(value, _NUMBERS) or value != value // 1:
         raise ConfigurationError(f"{key}={value!r} is not a whole number")
     if value < at_least:
-        raise ConfigurationError(f"{key}={value!r} is out of range, expected at least {at_least}")
+        raise ConfigurationError(
+            f"{key}={_short(value)} is out of range, expected at least {at_least}"
+        )
+    if value > at_most:
+        raise ConfigurationError(
+            f"{key}={_short(value)} is out of range, expected at most {at_most:g}"
+        )
     return int(value)
+
+
+def _short(value: object) -> str:
+    """Return a number as it was given, the middle of a very long one left out."""
+    text = repr(value)
+    return text if len(text) <= 50 else f"{text[:20]}...{text[-20:]} ({len(text)} digits)"
 
 
 def check_path(key: str, value: object) -> Path:
@@ -160,4 +180,7 @@ def check_flag(key: str, value: object) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Return the first line of an error of somebody else's, to be quoted in one of ours."""
-    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    try:
+        return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    except Exception:  # of its own methods
+        return "which does not say what it is"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from contextvars import ContextVar
 from dataclasses import fields
 from functools import partial
@@ -103,11 +102,12 @@ def identity(
 def _optimizer_of(checkpoint: dict[str, Any]) -> str | None:
     """Return the name of a checkpoint's optimizer, for one of 0.1 as its hyperparameters say."""
     given = checkpoint.get("hyper_parameters", {})
-    if "adam_epsilon_style" not in given:
+    if not isinstance(given, dict) or "adam_epsilon_style" not in given:
         return checkpoint[KEY].get("optimizer")
-    if given["optimizer"] == "rmsprop":
+    if given.get("optimizer") == "rmsprop":
         return "TensorFlowRMSprop"
-    return {"tensorflow": "TensorFlowAdam", "torch": "Adam"}[given["adam_epsilon_style"]]
+    styles = {"tensorflow": "TensorFlowAdam", "torch": "Adam"}
+    return styles.get(str(given["adam_epsilon_style"]))
 
 
 def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -130,9 +130,12 @@ def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     ]
     if not damaged and not isinstance(entry.get("wrapper_states", []), list):
         damaged = ["wrapper_states"]
+    if not damaged and not all(map(_is_episode, entry["episodes"])):
+        damaged = ["episodes"]
     counters = {field.name for field in fields(Counters)}
     if not damaged and (
-        entry["counters"].keys() != counters or not all(map(_is_count, entry["counters"].values()))
+        entry["counters"].keys() != counters
+        or not all(_is_count(name, value) for name, value in entry["counters"].items())
     ):
         damaged = ["counters"]
     if damaged:
@@ -142,9 +145,19 @@ def entry_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "optimizer": _optimizer_of(checkpoint)}
 
 
-def _is_count(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0
+def _is_count(name: str, value: Any) -> bool:
+    """Whether it is a whole number, or those seconds that were counted."""
+    return _is_number(value) and value >= 0 and (name == "seconds" or isinstance(value, int))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that float64 can hold."""
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e308
+
+
+def _is_episode(value: Any) -> bool:
+    """Whether it is a pair: its return, and its length."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
 
 
 STRICT: ContextVar[bool | None] = ContextVar("strict", default=None)
@@ -182,6 +195,12 @@ def check_same_weights(
             raise ConfigurationError(
                 f"the checkpoint does not fit: {name!r} has the shape {tuple(tensor.shape)}, "
                 f"expected {tuple(current[name].shape)}"
+            )
+        kinds = (tensor.dtype.is_floating_point, tensor.dtype.is_complex)
+        if kinds != (current[name].dtype.is_floating_point, current[name].dtype.is_complex):
+            raise ConfigurationError(
+                f"the checkpoint does not fit: {name!r} is of {tensor.dtype}, expected "
+                f"{current[name].dtype}"
             )
         if not tensor.isfinite().all():
             raise ConfigurationError(f"the checkpoint is damaged: {name!r} is not finite")

@@ -22,6 +22,12 @@ from ppo1_lightning.errors import ConfigurationError, StorageError, check_memory
 _ZIP = b"PK"
 """How a checkpoint begins."""
 
+_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.complex128, torch.uint16, torch.uint32, torch.uint64),
+}
+
 _SCALARS = (bool, int, float, complex, str, bytes)
 
 
@@ -124,8 +130,12 @@ def read_checkpoint(path: str | Path, key: str = "ckpt_path") -> dict[str, Any]:
         ) from error
     if damaged is not None:
         raise ConfigurationError(f"{key}={path} is {damaged}, expected a whole checkpoint")
-    if not isinstance(content, dict) or not {"state_dict", "loops"} <= content.keys():
+    content = content if isinstance(content, dict) else {}
+    weights = content.get("state_dict")
+    if not isinstance(weights, dict) or "loops" not in content:
         raise ConfigurationError(f"{key}={path} is not a checkpoint of a training run")
+    if not all(isinstance(name, str) for name in (*content, *weights)):
+        raise ConfigurationError(f"{key}={path} is damaged, expected names of its parts")
     return content
 
 
@@ -162,22 +172,38 @@ def _loaded(data: bytes) -> Any:
     """Return the content of a checkpoint.
 
     Raises:
-        ValueError: there is a tensor in it that is not all there: sparse, quantized, meta.
+        ValueError: there is a tensor in it that is not all there, or of a kind that no run has:
+            sparse, quantized, meta, nested, of 8-bit floats; or it unfolds without end.
     """
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    for tensor in filter(torch.is_tensor, _values(content)):
+    for tensor in filter(torch.is_tensor, _values(content, len(data))):
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise ValueError("a tensor is sparse, quantized or not there")
+        if tensor.is_nested or tensor.dtype not in _DTYPES:
+            raise ValueError(f"a tensor is nested, or of {tensor.dtype}")
+        if tensor.numel() * tensor.element_size() > len(data):  # the same numbers again and again
+            raise ValueError("a tensor is larger than its file")
     return content
 
 
-def _values(content: Any) -> Iterator[Any]:
-    """Yield what nested containers hold."""
-    if isinstance(content, dict | list | tuple):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _values(value)
-    else:
-        yield content
+def _values(content: Any, at_most: int) -> Iterator[Any]:
+    """Yield what nested containers hold.
+
+    Raises:
+        ValueError: more than ``at_most``, the bytes that they were read from: what is shared, or
+            holds itself, unfolds without end.
+    """
+    waiting = [content]
+    for _ in range(at_most):
+        if not waiting:
+            return
+        value = waiting.pop()
+        if isinstance(value, dict | list | tuple | set):
+            waiting += value.values() if isinstance(value, dict) else value
+        else:
+            yield value
+    if waiting:
+        raise ValueError("it unfolds to more than a file of its size can hold")
 
 
 class PlainDataIO(TorchCheckpointIO):

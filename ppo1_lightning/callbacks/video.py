@@ -50,7 +50,7 @@ class RecordVideo(Callback):
             "episodes": check_integer("episodes", episodes, at_least=1),
             "deterministic": check_flag("deterministic", deterministic),
             "text": check_flag("text", text),
-            "fps": check_integer("fps", fps, at_least=1),
+            "fps": check_integer("fps", fps, at_least=1, at_most=video.MOST_FPS),
         }
         if max_steps is not None:
             self._options["max_steps"] = check_integer("max_steps", max_steps, at_least=1)

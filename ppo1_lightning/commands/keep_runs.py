@@ -15,6 +15,7 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.errors import ConfigurationError, RunError
 from ppo1_lightning.runs import lock, resume
+from ppo1_lightning.runs.untrusted import refuse_ways_out
 
 _before: dict[Path, bytes] = {}
 """Hydra's files of the folder that this process goes on in, as they were."""
@@ -45,6 +46,10 @@ class KeepRuns(Callback):
                 f"hydra.sweep.dir={folder} holds runs already; continue them with resume=auto, "
                 "or choose another folder"
             )
+        try:
+            refuse_ways_out(folder)
+        except (RunError, OSError) as error:
+            _refuse(cli.explain(error))
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit where the config cannot start here, or each rank would make its own folder."""
@@ -64,6 +69,7 @@ class KeepRuns(Callback):
                 )
             resume.refuse_finished_run(folder, config)
             if cli.process_rank() == 0:
+                refuse_ways_out(folder)
                 with suppress(OSError):  # Hydra is about to say why not
                     folder.mkdir(parents=True, exist_ok=True)
                 lock.hold(folder)

@@ -38,7 +38,7 @@ def record(config: DictConfig) -> float:
     """
     options = {
         "episodes": check_integer("episodes", config.episodes, at_least=1),
-        "fps": check_integer("fps", config.fps, at_least=1),
+        "fps": check_integer("fps", config.fps, at_least=1, at_most=video.MOST_FPS),
         "text": check_flag("text", config.text),
         "deterministic": check_flag("deterministic", config.deterministic),
     }

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppo1_lightning.errors import check_choice, check_integer, check_memory
+from ppo1_lightning.errors import LARGEST_INTEGER, check_choice, check_integer, check_memory
 
 TRAINED = 16
 """Bytes of a weight that learns: itself, its gradient and two moments."""
+
+MOST_LAYERS = 1000
 
 Scan = Callable[[str, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """`unrolled`, or what computes the same."""
@@ -167,8 +169,9 @@ class MemoryOptions:
     def __post_init__(self) -> None:
         if self.memory is not None:
             check_choice("policy.memory", self.memory, CELLS)
-        for name in ("memory_size", "memory_layers"):
-            size = check_integer(f"policy.{name}", getattr(self, name), at_least=1)
+        for name, most in {"memory_size": LARGEST_INTEGER, "memory_layers": MOST_LAYERS}.items():
+            value = getattr(self, name)
+            size = check_integer(f"policy.{name}", value, at_least=1, at_most=most)
             object.__setattr__(self, name, size)  # 1e2 is one
 
     def make(self, num_features: int) -> Memory | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ppo1_lightning.errors import ConfigurationError, check_integer, check_memory
 from ppo1_lightning.policies.base import ActorCritic
 from ppo1_lightning.policies.initialization import linear
-from ppo1_lightning.policies.memory import TRAINED, MemoryOptions
+from ppo1_lightning.policies.memory import MOST_LAYERS, TRAINED, MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import name_of, parts_of
 
@@ -59,7 +59,7 @@ class MlpPolicy(ActorCritic):
                 "cnn_large"
             )
         hidden_size = check_integer("policy.hidden_size", hidden_size, at_least=1)
-        num_layers = check_integer("policy.num_layers", num_layers, at_least=1)
+        num_layers = check_integer("policy.num_layers", num_layers, at_least=1, at_most=MOST_LAYERS)
         vector = parts["vector"]
         weights = hidden_size * (vector.space.shape[0] + hidden_size * (num_layers - 1))
         check_memory(f"policy.num_layers={num_layers} of {hidden_size} units", weights * TRAINED)

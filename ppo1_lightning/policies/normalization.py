@@ -79,10 +79,23 @@ class ObservationNormalizer(nn.Module):
         return {"sum": self.sum, "sum_squares": self.sum_squares, "count": self.count}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.sum = state["sum"].to("cpu", torch.float64).clone()
-        self.sum_squares = state["sum_squares"].to("cpu", torch.float64).clone()
-        self.count = state["count"].to("cpu", torch.float64).clone()
+        kept = {name: _restored(state, name, its) for name, its in self.get_extra_state().items()}
+        self.sum, self.sum_squares, self.count = kept["sum"], kept["sum_squares"], kept["count"]
         self._refresh()
+
+
+def _restored(state: Any, name: str, current: Tensor) -> Tensor:
+    """Return a statistic as a checkpoint has it: float64, on the CPU.
+
+    Raises:
+        ConfigurationError: it has none, or not of that shape.
+    """
+    kept = state.get(name) if isinstance(state, dict) else None
+    if not isinstance(kept, Tensor) or kept.shape != current.shape or not kept.isfinite().all():
+        raise ConfigurationError(
+            f"the checkpoint is damaged: no valid {name!r} of a normaliser in it"
+        )
+    return kept.to("cpu", torch.float64).clone()
 
 
 class RunningMoments(nn.Module):
@@ -112,10 +125,9 @@ class RunningMoments(nn.Module):
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in moments.items()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        mean, variance, count = (
-            state[name].cpu().numpy().astype(np.float64) for name in ("mean", "variance", "count")
-        )
-        self.mean, self.variance, self.count = mean, variance, float(count)
+        kept = {name: _restored(state, name, its) for name, its in self.get_extra_state().items()}
+        self.mean, self.variance = kept["mean"].numpy(), kept["variance"].numpy()
+        self.count = float(kept["count"])
 
 
 class StepNormalizer(RunningMoments):
@@ -230,7 +242,9 @@ class RewardNormalizer(RunningMoments):
         return returns
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        if "moments" in state:  # count, sum and sum of squares, as 0.1 wrote them
+        if (
+            isinstance(state, dict) and "moments" in state
+        ):  # count, sum and sum of squares, as 0.1 wrote them
             count, total, squares = state["moments"].cpu().double()
             mean = total / count
             state = {"mean": mean, "variance": squares / count - mean.square(), "count": count}

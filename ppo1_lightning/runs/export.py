@@ -33,6 +33,8 @@ from ppo1_lightning.simulators.observations import ObservationAdapter
 METADATA = "ppo1_lightning.json"
 """Where both files say what they are from: ONNX's metadata, an extra file of ``torch.export``."""
 
+_METADATA_BYTES, _ONNX_BYTES = 2**20, 2**31  # at most; of protobuf's no message is larger
+
 
 class GreedyPolicy(nn.Module):
     """The most likely actions of a policy, from native observations to native actions.
@@ -251,11 +253,14 @@ WRITERS = {"onnx": _save_onnx, "pt2": _save_torch}
 
 def read_metadata(path: str | Path) -> dict[str, Any] | None:
     """Return what an exported file says of itself, None where it is not an export."""
+    if not Path(path).is_file() or Path(path).stat().st_size > _ONNX_BYTES:
+        return None
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                entries = [name for name in archive.namelist() if name.endswith(METADATA)]
-                return json.loads(archive.read(entries[0])) if entries else None
+                entries = [e for e in archive.infolist() if e.filename.endswith(METADATA)]
+                known = entries and entries[0].file_size <= _METADATA_BYTES
+                return json.loads(archive.read(entries[0])) if known else None
         import onnx
 
         properties = onnx.load(path, load_external_data=False).metadata_props

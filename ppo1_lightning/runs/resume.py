@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo1_lightning.algorithms.entry import entry_of
 from ppo1_lightning.algorithms.plain import read_checkpoint
+from ppo1_lightning.algorithms.resumable import check_resumable
 from ppo1_lightning.errors import ConfigurationError, check_choice, check_path
 from ppo1_lightning.rollouts.budget import Budget, Counters
 from ppo1_lightning.runs import files
@@ -79,7 +80,7 @@ def settle(config: DictConfig, folder: Path) -> tuple[DictConfig, dict[str, Any]
     settled = copy.deepcopy(config)
     path, content = config.ckpt_path, None
     if path is not None:
-        content = read_checkpoint(path)
+        content = _read(path)
     elif goes_on(config):
         path, content = find_checkpoint(checkpoint_folder(config, folder))
         if path is None and config.run is not None:
@@ -101,6 +102,14 @@ def settle(config: DictConfig, folder: Path) -> tuple[DictConfig, dict[str, Any]
         if isinstance(logger, DictConfig) and "purge_step" in logger:
             logger.purge_step = env_steps + 1
     return settled, content
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """Return the content of a checkpoint that a run can go on from; otherwise raise."""
+    content = read_checkpoint(path)
+    entry_of(content)
+    check_resumable(content)
+    return content
 
 
 def checkpoint_folder(config: DictConfig, folder: Path) -> Path:
@@ -125,8 +134,7 @@ def find_checkpoint(folder: Path) -> tuple[Path | None, dict[str, Any] | None]:
     errors: list[ConfigurationError] = []
     for path in existing:
         try:
-            content = read_checkpoint(path)
-            entry_of(content)
+            content = _read(path)
         except ConfigurationError as error:
             errors.append(error)
             continue

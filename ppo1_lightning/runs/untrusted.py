@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo1_lightning.errors import ConfigurationError, check_path, one_line
 
+_LONG_NUMBER = re.compile(r"[-+.:_0-9a-fA-FxXoO]{100,}")  # hexadecimal, and in base 60
+
 CONFIG_BYTES = 2**20
 """Of a config, at most; ours have some thousand."""
 
@@ -85,18 +87,50 @@ def open_inside(path: Path, folder: Path, limit: int) -> IO[bytes]:
         raise
 
 
+def refuse_ways_out(folder: Path) -> None:
+    """Look through a folder that a run is about to write to.
+
+    Raises:
+        ConfigurationError: something in it is a link that leads out of it, or neither a file nor a
+            folder: a pipe would be waited for.
+    """
+    own = folder.resolve()
+    for place, folders, names in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode) and not _leads_into(path, own):
+                raise ConfigurationError(
+                    f"{path} leads out of {folder}, expected a run's own files: move it away, or "
+                    "say where checkpoints are to be, callbacks.checkpoint.dirpath=DIR"
+                )
+            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ConfigurationError(f"{path} is no file, expected a run's own: move it away")
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # it leads to itself
+        return False
+
+
 def read_yaml(path: Path, folder: Path) -> Any:
     """Return the plain content of a YAML file: interpolations stay text, see also `printable`.
 
     Raises:
         OSError: see `open_inside`.
-        ValueError: it is no YAML, or has aliases, by which a few bytes can stand for gigabytes.
+        ValueError: it is no YAML, or has aliases, by which a few bytes can stand for gigabytes, or
+            a number of a hundred digits, which no library expects.
     """
     with open_inside(path, folder, CONFIG_BYTES) as file:
         text = file.read().decode("utf-8")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it has YAML aliases")
+        for event in yaml.parse(text):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has YAML aliases")
+            unquoted = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
+            if unquoted and _LONG_NUMBER.fullmatch(event.value):
+                raise ValueError(f"it has a number of {len(event.value):,} digits")
         content = OmegaConf.create(text)
         return _printable(
             OmegaConf.to_container(content) if OmegaConf.is_config(content) else content

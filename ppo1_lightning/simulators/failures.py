@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,10 +54,25 @@ def _own_errors() -> Iterator[None]:
     except Exception as error:
         if _is_of_the_interface(error):
             raise
-        raise OwnError(_said(error)) from None  # it may be one that cannot be pickled
+        raise OwnError(said(error)) from None  # it may be one that cannot be pickled
 
 
-def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Exception) -> RunError:
+def is_an_end(error: BaseException) -> bool:
+    """Tell whether this process is to end, and no environment has raised it.
+
+    A signal's handler raises wherever the process is, so in a step too. An environment that calls
+    `sys.exit` has failed.
+    """
+    if isinstance(error, SystemExit):
+        handlers = map(signal.getsignal, signal.valid_signals())
+        codes = {getattr(handler, "__code__", None) for handler in handlers}
+        return any(frame.f_code in codes for frame in _frames(error))
+    return isinstance(error, KeyboardInterrupt)
+
+
+def explained(
+    env_id: str, observation_space: gymnasium.Space[Any], error: BaseException
+) -> RunError:
     """Return an error of one line for one that came out of a vector environment.
 
     Args:
@@ -69,11 +85,11 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
     frames = _frames(error)
     if isinstance(error, OwnError):
         return SimulationError(f"of {env_id!r} raised {error}", environment=index_of(frames) or 0)
-    said = f"{type(error).__name__}: {one_line(error)}"
+    what = f"{type(error).__name__}: {one_line(error)}"
     if any(frame.f_code.co_filename == space_utils.__file__ for frame in frames):
         return ConfigurationError(
             f"environment {env_id!r} returns an observation that is not in its space "
-            f"{observation_space} ({said})"
+            f"{observation_space} ({what})"
         )
     if isinstance(error, EOFError | ConnectionError | BrokenPipeError):
         return SimulationError(
@@ -81,17 +97,15 @@ def explained(env_id: str, observation_space: gymnasium.Space[Any], error: Excep
             environment=index_of(frames) or 0,
         )
     if isinstance(error, WrongRewardError) or _is_of_the_interface(error):
-        expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in str(error))
+        expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in one_line(error))
         return ConfigurationError(
             f"environment {env_id!r} does not step as Gymnasium's do: its reward, its flags or "
-            f"their number ({said}), expected {expected}"
+            f"their number ({what}), expected {expected}"
         )
-    return SimulationError(
-        f"of {env_id!r} raised {_said(error)}", environment=index_of(frames) or 0
-    )
+    return SimulationError(f"of {env_id!r} raised {said(error)}", environment=index_of(frames) or 0)
 
 
-def _said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return what was raised and where, in one line."""
     where = Path(_frames(error)[-1].f_code.co_filename).name
     return (
@@ -100,19 +114,19 @@ def _said(error: Exception) -> str:
     )
 
 
-def _frames(error: Exception) -> list[FrameType]:
+def _frames(error: BaseException) -> list[FrameType]:
     return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
-def _is_of_the_interface(error: Exception) -> bool:
+def _is_of_the_interface(error: BaseException) -> bool:
     """Whether it is Gymnasium that could not take what an environment returned."""
     words = ("unpack", "sequence", "scalar", "truth value", "float", "must be real number")
     by_gymnasium = _frames(error)[-1].f_code.co_filename.startswith(_GYMNASIUM)
-    is_about_it = any(word in str(error) for word in words)
+    is_about_it = any(word in one_line(error) for word in words)
     return by_gymnasium and isinstance(error, TypeError | ValueError) and is_about_it
 
 
-def _line(error: Exception) -> int | None:
+def _line(error: BaseException) -> int | None:
     return list(traceback.walk_tb(error.__traceback__))[-1][1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import random
 import signal
@@ -24,7 +25,13 @@ from ppo1_lightning import system
 from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice
 from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
-from ppo1_lightning.simulators.failures import OwnErrors, WrongRewardError, explained
+from ppo1_lightning.simulators.failures import (
+    OwnErrors,
+    WrongRewardError,
+    explained,
+    is_an_end,
+    said,
+)
 from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
 from ppo1_lightning.simulators.wrapper_state import watched
@@ -34,6 +41,8 @@ from ppo1_lightning.simulators.wrappers import (
     observing_mask,
     refuse_running_statistics,
 )
+
+log = logging.getLogger("ppo1_lightning")
 
 T = TypeVar("T")
 
@@ -76,7 +85,9 @@ class GymnasiumSimulator(VectorSimulator):
         if module:
             try:
                 importlib.import_module(module)
-            except Exception as error:
+            except BaseException as error:
+                if is_an_end(error):
+                    raise
                 raise ConfigurationError(
                     f"module {module!r} of the environment id {env_id!r} cannot be imported "
                     f"({error}), expected one on Python's path that registers its environments"
@@ -91,9 +102,11 @@ class GymnasiumSimulator(VectorSimulator):
         make, _ = cls._makers(spec)
         try:
             env = make()
-        except Exception as error:
+        except BaseException as error:
+            if is_an_end(error):
+                raise
             raise cls.refused(spec, error) from error
-        env.close()
+        _close(spec.id, env)
         refuse_running_statistics(env)
         return env.observation_space, env.action_space
 
@@ -121,7 +134,7 @@ class GymnasiumSimulator(VectorSimulator):
         """Raise `ConfigurationError` where the environment does not say that it draws pictures."""
         env = cls._makers(spec)[0]()
         modes = env.metadata.get("render_modes") or []
-        env.close()
+        _close(spec.id, env)
         if "rgb_array" not in modes:
             raise ConfigurationError(
                 f"environment {spec.id!r} cannot be drawn: its metadata has the render_modes "
@@ -152,7 +165,9 @@ class GymnasiumSimulator(VectorSimulator):
         """
         try:
             return call()
-        except Exception as error:
+        except BaseException as error:
+            if is_an_end(error):
+                raise
             told = explained(self.id, self._pools[0].single_observation_space, error)
             if isinstance(told, SimulationError):
                 told.environment += self.pools[pool].start
@@ -180,7 +195,7 @@ class GymnasiumSimulator(VectorSimulator):
         for envs in self._pools:
             if getattr(envs, "_state", AsyncState.DEFAULT) != AsyncState.DEFAULT:
                 _end(envs)  # it would wait for the step that was interrupted, which may hang
-            envs.close()
+            _close(self.id, envs)
 
     @classmethod
     def _makers(cls, spec: EnvironmentSpec) -> tuple[Callable[[], gymnasium.Env], Callable]:
@@ -220,6 +235,16 @@ def _step(wait: Callable[[], tuple[Any, ...]]) -> tuple[Any, RawStep]:
         raise WrongRewardError(f"rewards of the shape {np.shape(reward)}")
     raw_reward, game_over = info.get(RAW_REWARD, reward), info.get(GAME_OVER, terminated)
     return observation, (reward, raw_reward, terminated, truncated, game_over)
+
+
+def _close(env_id: str, env: Any) -> None:
+    """Close an environment, or several; what it raises is told, and loses nothing."""
+    try:
+        env.close()
+    except BaseException as error:
+        if is_an_end(error):
+            raise
+        log.warning("environment %r raised %s when it was closed", env_id, said(error))
 
 
 def _end(envs: Any) -> None:

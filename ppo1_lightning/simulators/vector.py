@@ -15,6 +15,7 @@ from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest, 
 from ppo1_lightning.simulators.actions import ActionAdapter, masked_choices
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 from ppo1_lightning.simulators.bounds import Bounds
+from ppo1_lightning.simulators.failures import is_an_end
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.placement import own_cores
 
@@ -77,7 +78,9 @@ class VectorSimulator(Simulator):
             self._open(spec, [checked[envs] for envs in self.pools], render=render)
         except ConfigurationError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if is_an_end(error):
+                raise
             raise self.refused(spec, error) from error
 
     @staticmethod
@@ -221,10 +224,12 @@ class VectorSimulator(Simulator):
             )
 
     @classmethod
-    def refused(cls, spec: EnvironmentSpec, error: Exception) -> ConfigurationError:
+    def refused(cls, spec: EnvironmentSpec, error: BaseException) -> ConfigurationError:
         """Return the error for what the library refuses, such as a missing system library."""
         options = f" with {dict(spec.options)}" if spec.options else ""
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = one_line(error).strip()
+        if not isinstance(error, Exception):  # such as SystemExit
+            reason = f"it raised {type(error).__name__} ({reason})"
         return ConfigurationError(f"{cls.library} cannot make {spec.id!r}{options}: {reason}")
 
     @classmethod

@@ -233,6 +233,11 @@ BAD_INPUT = {
     "negative seed": (["seed=-1"], "seed=-1"),
     # budgets
     "two budgets": (["total_seconds=5"], "exactly one"),
+    **{
+        f"{key} of 400 digits": ([f"{key}={10**400}"], "(401 digits) is ")
+        for key in ("num_envs", "algo.update_epochs", "algo.learning_rate", "env.timeout")
+    },
+    "layers": (["policy.num_layers=100000", "policy.hidden_size=1"], "at most 1000"),
     "no budget": (["total_iterations=null"], "exactly one"),
     "negative budget": (["total_iterations=-3"], "total_iterations=-3"),
     "zero seconds": (["total_iterations=null", "total_seconds=0"], "total_seconds=0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import sys
 from functools import partial, reduce
 from pathlib import Path
@@ -320,6 +321,9 @@ def test_what_is_no_export_is_left_alone(
     assert capsys.readouterr().err.startswith(f"error: {path} exists and is no export, expected")
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == others[kind]
+    path.unlink()
+    os.mkfifo(path)
+    assert export.read_metadata(path) is None  # nobody writes into it
 
 
 def test_missing_extra_is_told_in_one_line(

@@ -19,7 +19,13 @@ from ppo1_lightning.errors import ConfigurationError, StorageError
 from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.runs.report.runs import read_metrics, read_run
 from ppo1_lightning.runs.resume import find_checkpoint
-from ppo1_lightning.runs.untrusted import open_inside, printable, read_config, read_yaml
+from ppo1_lightning.runs.untrusted import (
+    open_inside,
+    printable,
+    read_config,
+    read_yaml,
+    refuse_ways_out,
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,10 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("content", [BOMB, "x: [", "- 1", "\0", "a: " + "[" * 5000])
+LONG = ["seed: 0x" + "f" * 5000, "seed: 1" + "0" * 400, "seed: " + "59:" * 300 + "59"]
+
+
+@pytest.mark.parametrize("content", [BOMB, *LONG, "x: [", "- 1", "\0", "a: " + "[" * 5000])
 def test_a_config_that_is_none(tmp_path: Path, content: str) -> None:
     file = tmp_path / "resolved.yaml"
     file.write_text(content)
@@ -191,7 +200,66 @@ def test_pipes_and_large_files_are_left_alone(tmp_path: Path) -> None:
         open_inside(tmp_path / "sparse", tmp_path, 2**30)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link", "sparse", "field"])
+def test_a_hash_is_no_long_number(tmp_path: Path) -> None:
+    digest = "1" + "0a" * 64
+    (tmp_path / "file.yaml").write_text(f"a: '{digest}'\nb: /{digest}")
+    assert read_yaml(tmp_path / "file.yaml", tmp_path) == {"a": digest, "b": f"/{digest}"}
+
+
+WAYS_OUT = ["train.log", ".hydra/config.yaml", "csv/metrics.csv", "tensorboard", "checkpoints"]
+
+
+@pytest.mark.parametrize("name", WAYS_OUT)
+@pytest.mark.parametrize("words", [[], ["-m"]], ids=["run", "sweep"])
+def test_a_run_does_not_go_on_through_a_link(
+    name: str, words: list[str], tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "runs" / "0"))
+    way, elsewhere = folder / name, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if way.exists():
+        shutil.move(way, elsewhere / "precious")
+    else:
+        (elsewhere / "precious").write_text("precious")
+    way.parent.mkdir(exist_ok=True)
+    way.symlink_to(elsewhere / "precious")
+    before = contents(elsewhere)
+    place = f"hydra.sweep.dir={folder.parent}" if words else f"hydra.run.dir={folder}"
+    refused = f"error: {way} leads out of {folder.parent if words else folder}"
+    with pytest.raises(SystemExit) as end:
+        train_tiny(folder, "env=cartpole", "resume=auto", place, *words)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(refused)
+    assert contents(elsewhere) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", [*WAYS_OUT[:3], "checkpoints/last.ckpt"])
+def test_a_run_does_not_wait_for_a_pipe(
+    name: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / name).unlink(missing_ok=True)
+    (run / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(run / name)
+    with pytest.raises(SystemExit):
+        train_tiny(run, "env=cartpole", "resume=auto")
+    assert capsys.readouterr().err.startswith(f"error: {run / name} is no file")
+
+
+def test_links_within_a_folder_are_its_own(run: Path) -> None:
+    """As Weights & Biases makes them."""
+    (run / "latest").symlink_to("csv")
+    refuse_ways_out(run)
+    (run / "latest").unlink()
+    (run / "latest").symlink_to("latest")
+    with pytest.raises(ConfigurationError, match="leads out of"):
+        refuse_ways_out(run)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "sparse", "field", "wide"])
 def test_a_report_reads_metrics_that_are_files_of_the_run(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "run" / "csv"
     folder.mkdir(parents=True)
@@ -205,6 +273,9 @@ def test_a_report_reads_metrics_that_are_files_of_the_run(tmp_path: Path, kind: 
     elif kind == "sparse":
         with rows.open("wb") as file:
             file.truncate(10**11)
+    elif kind == "wide":  # a hundred million values, if those that are left out were made
+        names = ",".join(f"name_{number}" for number in range(10_000))
+        rows.write_text(f"env_steps,{names}\n" + "64\n" * 10_000)
     else:
         rows.write_text(text + "128," + "9" * 200_000 + "\n")
     steps = read_run(tmp_path / "run").steps.tolist()

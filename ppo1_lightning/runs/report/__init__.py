@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ppo1_lightning.errors import ConfigurationError, check_choice
 from ppo1_lightning.runs.report.runs import find_runs
 
@@ -44,7 +46,8 @@ def make_report(folders: Sequence[Path], format: str = "", output: str = "") -> 
             from ppo1_lightning.runs.report.page import write_page as write
         else:
             from ppo1_lightning.runs.report.figure import write_figure as write
-        write(runs, path)
+        with np.errstate(all="ignore"):  # a stranger's numbers, whatever they are
+            write(runs, path)
     except ImportError as error:
         raise ConfigurationError(
             f"the report needs {error.name}: pip install 'ppo1-lightning[report]'"

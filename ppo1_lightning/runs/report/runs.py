@@ -22,7 +22,7 @@ from ppo1_lightning.runs.untrusted import open_inside, printable, read_yaml
 SCORE = "episode_return_mean"
 """The column that runs are compared by: mean return of the last 100 training episodes."""
 
-METRICS_BYTES = 2**30
+METRICS_BYTES = 2**28
 """Of a CSV file, at most."""
 
 UNKNOWN_SEED = "?"
@@ -135,16 +135,16 @@ class Run:
     @property
     def share(self) -> float:
         """Part of the budget that is spent, in [0, 1], NaN where it is not known."""
-        if self.budget is None:
+        key, limit = self.budget or ("", 0)
+        if limit <= 0:
             return float("nan")
-        key, limit = self.budget
         values = self.column(_BUDGETS[key])
         if not len(values):
             return float("nan")
         # a run's last iteration always has a row; its seconds are those of training alone
         before = values[-2] if len(values) > 1 else 0
         slack = values[-1] - before if key == "total_seconds" else 0
-        return 1.0 if values[-1] + slack >= limit else float(values[-1] / limit)
+        return 1.0 if values[-1] + slack >= limit else max(0.0, float(values[-1]) / limit)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:
@@ -214,10 +214,14 @@ def read_metrics(path: Path, folder: Path | None = None) -> dict[str, NDArray[np
         open_inside(path, folder, METRICS_BYTES) as binary,
         TextIOWrapper(binary, "utf-8", "replace", newline="") as text,
     ):
-        for cells in csv.DictReader(text):
-            row = {str(name): _number(cell) for name, cell in cells.items()}
+        lines = csv.reader(text)
+        header = next(lines, [])
+        for cells in lines:
+            if len(cells) < len(header):
+                continue
+            row = dict(zip(header, map(_number, cells), strict=False))
             step = row.get("env_steps", np.nan)
-            if not np.isfinite(step) or None in cells.values():
+            if not np.isfinite(step):
                 continue
             while rows and rows[-1]["env_steps"] > step:
                 rows.pop()
@@ -229,9 +233,9 @@ def read_metrics(path: Path, folder: Path | None = None) -> dict[str, NDArray[np
     return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
 
-def _number(cell: object) -> float:
+def _number(cell: str) -> float:
     try:
-        return float(str(cell))
+        return float(cell)
     except ValueError:
         return float("nan")
 
@@ -267,6 +271,6 @@ def _videos(run: Path) -> tuple[Path, ...]:
 def _in_order(path: Path) -> list[Any]:
     """Sort key of a path that puts job 2 before job 10."""
     return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
         for part in (*path.parts[:-1], path.stem, path.name)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_a_run_ends_with_its_budget(tmp_path: Path, budget: str, share: float) -
     (tmp_path / "csv" / "metrics.csv").write_text(text)
     (tmp_path / ".hydra" / "resolved.yaml").write_text(budget)
     assert read_run(tmp_path).share == pytest.approx(share)
+
+
+@pytest.mark.parametrize("steps", [-5, 1e300, -1e300, 1e-300])
+@pytest.mark.parametrize("budget", ["0", "-1", "1e-300", "1e300", f"1{'0' * 90}", ".nan", "[1]"])
+def test_a_status_for_any_numbers(tmp_path: Path, budget: str, steps: float) -> None:
+    write_run(tmp_path)
+    (tmp_path / "csv" / "metrics.csv").write_text(f"env_steps,iteration\n{steps},1\n")
+    (tmp_path / ".hydra" / "resolved.yaml").write_text(f"total_steps: {budget}")
+    assert re.fullmatch(r"finished|unknown|\d+ % done", read_run(tmp_path).status)
+
+
+def test_digits_that_are_no_number(tmp_path: Path) -> None:
+    """Those that Python calls digits, and takes for none."""
+    for name in ("\u00b2", "10", "2"):
+        write_run(tmp_path / name)
+    assert [run.name for run in find_runs([tmp_path])] == ["2", "10", "\u00b2"]
 
 
 @pytest.mark.parametrize(
