@@ -147,8 +147,11 @@ def check_integer(key: str, value: object, *, at_least: int, at_most: int = LARG
 
 def _short(value: object) -> str:
     """Return a number as it was given, the middle of a very long one left out."""
-    text = repr(value)
-    return text if len(text) <= 50 else f"{text[:20]}...{text[-20:]} ({len(text)} digits)"
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no more than 4,300 digits
+        return "a number of more than 4,300 digits"
+    return text if len(text) <= 50 else f"{text[:20]}...{text[-20:]} ({len(text)} characters)"
 
 
 def check_path(key: str, value: object) -> Path:

@@ -151,7 +151,7 @@ def _is_count(name: str, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that float64 can hold."""
+    """Whether it is one that can be computed with in float64."""
     return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e308
 
 

@@ -194,16 +194,15 @@ def _values(content: Any, at_most: int) -> Iterator[Any]:
             holds itself, unfolds without end.
     """
     waiting = [content]
-    for _ in range(at_most):
-        if not waiting:
-            return
+    while waiting:
         value = waiting.pop()
-        if isinstance(value, dict | list | tuple | set):
-            waiting += value.values() if isinstance(value, dict) else value
-        else:
+        if not isinstance(value, dict | list | tuple | set):
             yield value
-    if waiting:
-        raise ValueError("it unfolds to more than a file of its size can hold")
+            continue
+        at_most -= len(value)
+        if at_most < 0:
+            raise ValueError("it unfolds to more than a file of its size can hold")
+        waiting += value.values() if isinstance(value, dict) else value
 
 
 class PlainDataIO(TorchCheckpointIO):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -12,6 +11,9 @@ from torch import Tensor
 from ppo1_lightning.errors import ConfigurationError
 
 _PROGRESS = ("total", "current")
+
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg"}
+"""What PyTorch's optimizers and ours keep of each weight; others keep less, as Adafactor does."""
 
 
 def check_resumable(checkpoint: dict[str, Any]) -> None:
@@ -70,24 +72,25 @@ def _is_optimizer(state: Any, groups: Any, weights: dict[str, Any]) -> bool:
     lists = isinstance(groups, list) and groups and _are_states(dict(enumerate(groups)))
     if not (lists and _are_states(state)):
         return False
-    if not all(isinstance(group.get("params"), list) for group in groups):
+    if not all(_are(int, group.get("params")) for group in groups):
         return False
-    names = dict(chain.from_iterable(map(_named, groups)))
+    if not all(_are(str, group.get("param_names", [])) for group in groups):
+        return False
+    named = (zip(g["params"], g.get("param_names", []), strict=False) for g in groups)
+    names = dict(chain.from_iterable(named))
     return all(
-        _is_of(tensor, weights.get(names.get(number, "")))
+        _is_of(name, tensor, weights.get(names.get(number, "")))
         for number, numbers in state.items()
-        for tensor in numbers.values()
+        for name, tensor in numbers.items()
         if isinstance(tensor, Tensor)
     )
 
 
-def _named(group: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield a group's parameters' numbers and names, where it says them."""
-    names = group.get("param_names")
-    return zip(group["params"], names if isinstance(names, list) else (), strict=False)
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
-def _is_of(tensor: Tensor, weight: Any) -> bool:
-    """Whether numbers are finite, and one or those of a weight, where it is known."""
-    fits = not isinstance(weight, Tensor) or tensor.ndim == 0 or tensor.shape == weight.shape
+def _is_of(name: str, tensor: Tensor, weight: Any) -> bool:
+    """Whether numbers are finite and, of a moment, as many as a weight has, where it is known."""
+    fits = name not in _MOMENTS or not isinstance(weight, Tensor) or tensor.shape == weight.shape
     return fits and bool(tensor.isfinite().all())

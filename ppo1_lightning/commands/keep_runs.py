@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +17,7 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.errors import ConfigurationError, RunError
 from ppo1_lightning.runs import lock, resume
-from ppo1_lightning.runs.untrusted import refuse_ways_out
+from ppo1_lightning.runs.untrusted import refuse_link_out, refuse_ways_out
 
 _before: dict[Path, bytes] = {}
 """Hydra's files of the folder that this process goes on in, as they were."""
@@ -47,7 +49,8 @@ class KeepRuns(Callback):
                 "or choose another folder"
             )
         try:
-            refuse_ways_out(folder)
+            for job in _jobs(folder):
+                refuse_ways_out(job)
         except (RunError, OSError) as error:
             _refuse(cli.explain(error))
 
@@ -79,6 +82,20 @@ class KeepRuns(Callback):
             _refuse(cli.explain(error))
         except OmegaConfBaseException:
             pass  # the folder's name cannot be resolved: Hydra is about to say so
+
+
+def _jobs(folder: Path) -> Iterator[Path]:
+    """Yield the folders of a sweep's jobs, those that are links to others included.
+
+    Raises:
+        ConfigurationError: one is a link that leads out of the sweep's folder.
+    """
+    for place, folders, _ in os.walk(folder):
+        for name in folders:
+            if name.isdecimal() and Path(place, name).is_symlink():
+                refuse_link_out(Path(place, name), folder)
+        if {".hydra", "checkpoints"} & set(folders):
+            yield Path(place)
 
 
 def _refuse(message: str) -> NoReturn:

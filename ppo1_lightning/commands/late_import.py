@@ -15,16 +15,17 @@ from types import ModuleType
 from typing import Any
 
 _lock = threading.RLock()
+_loading: list[ModuleType] = []
 
 
 class _Late(ModuleType):
     """A module that has not been executed; the first question for what it lacks does so."""
 
     def __getattr__(self, name: str) -> Any:
-        with _lock:
-            if type(self) is _Late:  # another thread may have loaded it meanwhile
+        with _lock:  # another thread waits until it is loaded
+            if type(self) is _Late and self not in _loading:
                 _load(self)
-        return getattr(self, name)
+        return ModuleType.__getattribute__(self, name)
 
     def __dir__(self) -> list[str]:
         getattr(self, "__all__", None)  # a question as any other
@@ -32,12 +33,12 @@ class _Late(ModuleType):
 
 
 def _load(module: ModuleType) -> None:
-    module.__class__ = ModuleType
+    _loading.append(module)  # what it asks itself for meanwhile, it has or has not
     try:
         module.__loader__.exec_module(module)  # type: ignore[union-attr]
-    except BaseException:
-        module.__class__ = _Late
-        raise
+        module.__class__ = ModuleType
+    finally:
+        _loading.remove(module)
 
 
 def import_late(name: str, **known: Any) -> None:

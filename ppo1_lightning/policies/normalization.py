@@ -88,7 +88,7 @@ def _restored(state: Any, name: str, current: Tensor) -> Tensor:
     """Return a statistic as a checkpoint has it: float64, on the CPU.
 
     Raises:
-        ConfigurationError: it has none, or not of that shape.
+        ConfigurationError: it has none, not of that shape, or one that is not finite.
     """
     kept = state.get(name) if isinstance(state, dict) else None
     if not isinstance(kept, Tensor) or kept.shape != current.shape or not kept.isfinite().all():
@@ -242,10 +242,9 @@ class RewardNormalizer(RunningMoments):
         return returns
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        if (
-            isinstance(state, dict) and "moments" in state
-        ):  # count, sum and sum of squares, as 0.1 wrote them
-            count, total, squares = state["moments"].cpu().double()
+        if isinstance(state, dict) and "moments" in state:
+            # count, sum and sum of squares, as 0.1 wrote them
+            count, total, squares = _restored(state, "moments", torch.zeros(3))
             mean = total / count
             state = {"mean": mean, "variance": squares / count - mean.square(), "count": count}
         super().set_extra_state(state)

@@ -20,7 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo1_lightning.errors import ConfigurationError, check_path, one_line
 
-_LONG_NUMBER = re.compile(r"[-+.:_0-9a-fA-FxXoO]{100,}")  # hexadecimal, and in base 60
+_LONG_NUMBER = re.compile(r"(?=.{100})[-+]?(0[xXoObB][0-9a-fA-F_]+|[0-9][0-9_:.]*)")
+"""Of a hundred digits or more, as YAML 1.1 has them: also with another base, and in base 60."""
+
+WRITTEN = (".hydra", "checkpoints", "csv", "tensorboard", "train.log", "videos")
+"""In a run's folder, what a run writes."""
 
 CONFIG_BYTES = 2**20
 """Of a config, at most; ours have some thousand."""
@@ -88,30 +92,38 @@ def open_inside(path: Path, folder: Path, limit: int) -> IO[bytes]:
 
 
 def refuse_ways_out(folder: Path) -> None:
-    """Look through a folder that a run is about to write to.
+    """Look through what a run is about to write to in a folder.
 
     Raises:
-        ConfigurationError: something in it is a link that leads out of it, or neither a file nor a
-            folder: a pipe would be waited for.
+        ConfigurationError: something there is a link that leads out of the folder, or neither a
+            file nor a folder: a pipe would be waited for.
     """
-    own = folder.resolve()
-    for place, folders, names in os.walk(folder):
-        for path in (Path(place, name) for name in (*folders, *names)):
+    for path in (path for name in WRITTEN for path in _below(folder / name)):
+        try:
             mode = path.lstat().st_mode
-            if stat.S_ISLNK(mode) and not _leads_into(path, own):
-                raise ConfigurationError(
-                    f"{path} leads out of {folder}, expected a run's own files: move it away, or "
-                    "say where checkpoints are to be, callbacks.checkpoint.dirpath=DIR"
-                )
-            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise ConfigurationError(f"{path} is no file, expected a run's own: move it away")
+        except FileNotFoundError:  # there is none, or another process is writing here
+            continue
+        if stat.S_ISLNK(mode):
+            refuse_link_out(path, folder)
+        elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ConfigurationError(f"{path} is no file, expected a run's own: move it away")
 
 
-def _leads_into(link: Path, folder: Path) -> bool:
-    try:
-        return link.resolve().is_relative_to(folder)
-    except (OSError, RuntimeError):  # it leads to itself
-        return False
+def refuse_link_out(link: Path, folder: Path) -> None:
+    """Raise `ConfigurationError` where a link leads out of a folder."""
+    if not Path(os.path.realpath(link)).is_relative_to(folder.resolve()):
+        instead = ", or callbacks.checkpoint.dirpath=DIR" if link.name == "checkpoints" else ""
+        raise ConfigurationError(
+            f"{link} leads out of {folder}, expected a run's own files: move it away{instead}"
+        )
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """Yield a path and all that is below it; no link is followed."""
+    yield path
+    if not path.is_symlink():
+        for place, folders, names in os.walk(path):
+            yield from (Path(place, name) for name in (*folders, *names))
 
 
 def read_yaml(path: Path, folder: Path) -> Any:

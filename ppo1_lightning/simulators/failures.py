@@ -61,13 +61,19 @@ def is_an_end(error: BaseException) -> bool:
     """Tell whether this process is to end, and no environment has raised it.
 
     A signal's handler raises wherever the process is, so in a step too. An environment that calls
-    `sys.exit` has failed.
+    `sys.exit` has failed. A handler that has taken itself back before it raises is not known.
     """
-    if isinstance(error, SystemExit):
-        handlers = map(signal.getsignal, signal.valid_signals())
-        codes = {getattr(handler, "__code__", None) for handler in handlers}
-        return any(frame.f_code in codes for frame in _frames(error))
-    return isinstance(error, KeyboardInterrupt)
+    if isinstance(error, Exception | KeyboardInterrupt):
+        return isinstance(error, KeyboardInterrupt)
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {_code(handler) for handler in handlers if callable(handler)}
+    return any(frame.f_code in codes for frame in _frames(error))
+
+
+def _code(function: Any) -> Any:
+    """Return what a function, a partial of one, or an object that can be called runs."""
+    function = getattr(function, "func", function)
+    return getattr(function, "__code__", getattr(type(function).__call__, "__code__", ""))
 
 
 def explained(

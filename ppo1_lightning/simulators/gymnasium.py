@@ -223,7 +223,9 @@ class GymnasiumSimulator(VectorSimulator):
             )
         try:
             creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-        except Exception as error:  # such as a package that is not installed
+        except BaseException as error:  # such as a package that is not installed
+            if is_an_end(error):
+                raise
             raise cls.refused(spec, error) from error
         return dict(inspect.signature(creator).parameters)
 
@@ -238,7 +240,12 @@ def _step(wait: Callable[[], tuple[Any, ...]]) -> tuple[Any, RawStep]:
 
 
 def _close(env_id: str, env: Any) -> None:
-    """Close an environment, or several; what it raises is told, and loses nothing."""
+    """Close an environment, or several; what one raises is told, and the others are closed."""
+    if isinstance(env, SyncVectorEnv):
+        for own in env.envs:
+            _close(env_id, own)
+        env.closed = True
+        return
     try:
         env.close()
     except BaseException as error:

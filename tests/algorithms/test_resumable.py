@@ -13,6 +13,7 @@ import torch
 from tiny_runs import train_tiny
 
 from ppo1_lightning.algorithms.plain import read_checkpoint
+from ppo1_lightning.algorithms.resumable import check_resumable
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.runs.resume import find_checkpoint
@@ -87,9 +88,9 @@ def unfolding(kind: Callable[[list[Any]], Any]) -> Any:
     return value
 
 
-def holding_itself() -> list[Any]:
+def holding_itself(times: int) -> list[Any]:
     value: list[Any] = []
-    value.append(value)
+    value.extend([value] * times)
     return value
 
 
@@ -113,7 +114,9 @@ TO_PLAY: dict[str, tuple[Change, str]] = {
     ),
     "unfolding": (put(unfolding(list), "x"), "damaged"),
     "unfolding sets": (put({"a": unfolding(tuple)}, "x"), "damaged"),
-    "holding itself": (put(holding_itself(), "x"), "damaged"),
+    "holding itself": (put(holding_itself(1), "x"), "damaged"),
+    "holding itself often": (put(holding_itself(5000), "x"), "damaged"),
+    "moments of 0.1": (extra_states({"moments": "x"}), "no valid 'sum'"),
 }
 
 
@@ -146,6 +149,8 @@ TO_GO_ON: dict[str, Change] = {
     "no optimizer": put(["x"], "optimizer_states"),
     "an empty one": put([{}], "optimizer_states"),
     "no groups": put([], "optimizer_states", 0, "param_groups"),
+    "parameters": put([[1]], "optimizer_states", 0, "param_groups", 0, "params"),
+    "names": put([[1]], "optimizer_states", 0, "param_groups", 0, "param_names"),
     "moments of another shape": moments_of(lambda m: torch.zeros(3)),
     "moments that are NaN": moments_of(lambda m: m * float("nan")),
     "endless moments": moments_of(lambda m: torch.zeros(1).expand(10**5, 10**6)),
@@ -171,6 +176,19 @@ def test_the_one_before_it_is_taken(
 def test_what_a_run_writes_is_taken(trained: Path) -> None:
     path, _ = find_checkpoint(trained / "checkpoints")
     assert path == trained / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.SGD, torch.optim.RMSprop])
+def test_other_optimizers_go_on(kind: type[torch.optim.Optimizer], written: Checkpoint) -> None:
+    """One that keeps rows and columns of a weight's moments, and one that keeps nothing."""
+    weight = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = kind([("weight", weight)], lr=0.1)  # type: ignore[call-arg]
+    weight.sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert state["param_groups"][0]["param_names"] == ["weight"]
+    weights = {"weight": weight.detach()}
+    check_resumable(written | {"state_dict": weights, "optimizer_states": [state]})
 
 
 def test_values_that_are_shared_are_read(tmp_path: Path, written: Checkpoint) -> None:

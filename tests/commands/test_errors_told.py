@@ -234,7 +234,7 @@ BAD_INPUT = {
     # budgets
     "two budgets": (["total_seconds=5"], "exactly one"),
     **{
-        f"{key} of 400 digits": ([f"{key}={10**400}"], "(401 digits) is ")
+        f"{key} of 400 digits": ([f"{key}={10**400}"], "(401 characters) is ")
         for key in ("num_envs", "algo.update_epochs", "algo.learning_rate", "env.timeout")
     },
     "layers": (["policy.num_layers=100000", "policy.hidden_size=1"], "at most 1000"),

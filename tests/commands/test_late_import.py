@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_is_executed_once_by_the_first_question_for_what_it_lacks(late: str) -> 
     assert counted_late.known == 7  # as TorchMetrics leaves it
     with pytest.raises(AttributeError, match=r"counted_late.*no attribute 'other'"):
         _ = counted_late.other
+
+
+def test_another_thread_waits_until_it_is_loaded(late: str, tmp_path: Path) -> None:
+    (tmp_path / "counted_late.py").write_text("import time\ntime.sleep(0.2)\n" + SOURCE)
+    with ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(lambda _: sys.modules[late].value, range(4)))
+    assert (values, loads()) == ([3] * 4, 1)
 
 
 def test_from_import_and_dir_load_it(late: str) -> None:

@@ -201,9 +201,9 @@ def test_pipes_and_large_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_hash_is_no_long_number(tmp_path: Path) -> None:
-    digest = "1" + "0a" * 64
-    (tmp_path / "file.yaml").write_text(f"a: '{digest}'\nb: /{digest}")
-    assert read_yaml(tmp_path / "file.yaml", tmp_path) == {"a": digest, "b": f"/{digest}"}
+    for digest in ("1" + "0a" * 64, "a4" * 64, "/" + "12" * 64, "2026-11-27_" * 12):
+        (tmp_path / "file.yaml").write_text(f"a: '{digest}'\nb: {digest}")
+        assert read_yaml(tmp_path / "file.yaml", tmp_path) == {"a": digest, "b": digest}
 
 
 WAYS_OUT = ["train.log", ".hydra/config.yaml", "csv/metrics.csv", "tensorboard", "checkpoints"]
@@ -225,7 +225,7 @@ def test_a_run_does_not_go_on_through_a_link(
     way.symlink_to(elsewhere / "precious")
     before = contents(elsewhere)
     place = f"hydra.sweep.dir={folder.parent}" if words else f"hydra.run.dir={folder}"
-    refused = f"error: {way} leads out of {folder.parent if words else folder}"
+    refused = f"error: {way} leads out of {folder}"
     with pytest.raises(SystemExit) as end:
         train_tiny(folder, "env=cartpole", "resume=auto", place, *words)
     assert end.value.code == 2
@@ -250,13 +250,28 @@ def test_a_run_does_not_wait_for_a_pipe(
 
 
 def test_links_within_a_folder_are_its_own(run: Path) -> None:
-    """As Weights & Biases makes them."""
-    (run / "latest").symlink_to("csv")
+    (run / "csv" / "latest").symlink_to("metrics.csv")
+    (run / "csv" / "itself").symlink_to("itself")
     refuse_ways_out(run)
-    (run / "latest").unlink()
-    (run / "latest").symlink_to("latest")
-    with pytest.raises(ConfigurationError, match="leads out of"):
-        refuse_ways_out(run)
+
+
+def test_what_no_run_writes_may_lead_anywhere(run: Path, tmp_path: Path) -> None:
+    (run / "dataset").symlink_to(tmp_path)
+    os.mkfifo(run / "pipe")
+    refuse_ways_out(run)
+
+
+def test_a_job_that_is_a_link_is_refused(
+    tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, sweep = Path(shutil.copytree(trained, tmp_path / "other")), tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "0").symlink_to(other)
+    before = contents(other)
+    with pytest.raises(SystemExit):
+        train_tiny(other, "env=cartpole", "resume=auto", f"hydra.sweep.dir={sweep}", "-m")
+    assert capsys.readouterr().err.startswith(f"error: {sweep}/0 leads out of {sweep}")
+    assert contents(other) == before
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "sparse", "field", "wide"])

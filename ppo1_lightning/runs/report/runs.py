@@ -22,7 +22,7 @@ from ppo1_lightning.runs.untrusted import open_inside, printable, read_yaml
 SCORE = "episode_return_mean"
 """The column that runs are compared by: mean return of the last 100 training episodes."""
 
-METRICS_BYTES = 2**28
+METRICS_BYTES = 2**30
 """Of a CSV file, at most."""
 
 UNKNOWN_SEED = "?"
@@ -144,7 +144,10 @@ class Run:
         # a run's last iteration always has a row; its seconds are those of training alone
         before = values[-2] if len(values) > 1 else 0
         slack = values[-1] - before if key == "total_seconds" else 0
-        return 1.0 if values[-1] + slack >= limit else max(0.0, float(values[-1]) / limit)
+        if values[-1] + slack >= limit:
+            return 1.0
+        part = float(values[-1]) / limit
+        return part if math.isnan(part) else max(0.0, part)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:

@@ -53,7 +53,18 @@ def test_a_status_for_any_numbers(tmp_path: Path, budget: str, steps: float) -> 
     write_run(tmp_path)
     (tmp_path / "csv" / "metrics.csv").write_text(f"env_steps,iteration\n{steps},1\n")
     (tmp_path / ".hydra" / "resolved.yaml").write_text(f"total_steps: {budget}")
-    assert re.fullmatch(r"finished|unknown|\d+ % done", read_run(tmp_path).status)
+    status = read_run(tmp_path).status
+    assert re.fullmatch(r"finished|unknown|\d+ % done", status)
+    if budget in ("0", "-1", ".nan", "[1]"):
+        assert status == "unknown"
+
+
+@pytest.mark.parametrize("key", ["total_seconds", "total_episodes"])
+def test_a_status_without_what_it_is_of(tmp_path: Path, key: str) -> None:
+    write_run(tmp_path)
+    (tmp_path / "csv" / "metrics.csv").write_text("env_steps,iteration\n1000,1\n2000,2\n")
+    (tmp_path / ".hydra" / "resolved.yaml").write_text(f"{key}: 10")
+    assert read_run(tmp_path).status == "unknown"
 
 
 def test_digits_that_are_no_number(tmp_path: Path) -> None:
