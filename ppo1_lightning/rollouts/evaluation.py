@@ -56,7 +56,10 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         episodes = check_integer("episodes", self.episodes, at_least=1)
-        envs = min(episodes, check_integer("num_envs", self.num_envs, at_least=1))
+        num_envs = check_integer("num_envs", self.num_envs, at_least=1)
+        object.__setattr__(self, "episodes", episodes)  # 1e2 is one
+        object.__setattr__(self, "num_envs", num_envs)
+        envs = min(episodes, num_envs)
         check_flag("deterministic", self.deterministic)
         check_memory(
             f"an evaluation of {episodes:,} episodes in {envs:,} environments",

@@ -89,9 +89,11 @@ class EnvironmentSpec:
         keys = self.observation_keys
         if keys is not None and (isinstance(keys, str) or not isinstance(keys, Sequence)):
             raise ConfigurationError(f"env.observation_keys={keys!r} is not a list of names")
-        check_integer("env.num_pools", self.num_pools, at_least=1)
+        pools = check_integer("env.num_pools", self.num_pools, at_least=1)
+        object.__setattr__(self, "num_pools", pools)  # 1e0 is one
         if self.num_threads is not None:
-            check_integer("env.num_threads", self.num_threads, at_least=1)
+            threads = check_integer("env.num_threads", self.num_threads, at_least=1)
+            object.__setattr__(self, "num_threads", threads)
             most = THREADS_PER_CORE * (os.cpu_count() or 1)
             if self.num_threads > most:  # it would end the process
                 raise ConfigurationError(

@@ -329,3 +329,10 @@ def test_settings_out_of_range_are_refused() -> None:
     for episodes, num_envs in ((10**12, 1), (10**9, 10**9)):
         with pytest.raises(ConfigurationError, match=r"an evaluation of .* GB of memory"):
             Evaluation(episodes, num_envs)
+
+
+def test_whole_numbers_may_be_written_as_floats() -> None:
+    """As a command line's ``1e2`` is."""
+    assert Evaluation(episodes=1e1, num_envs=4.0).shares() == [3, 3, 2, 2]  # type: ignore[arg-type]
+    spec = EnvironmentSpec("CartPole-v1", num_pools=2.0, num_threads=1e0)  # type: ignore[arg-type]
+    assert [type(n) for n in (spec.num_pools, spec.num_threads)] == [int, int]
