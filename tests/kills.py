@@ -15,6 +15,7 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 COMMAND = [sys.executable, "-m", "ppo1_lightning", "env=cartpole", "debug=default"]
+COMMAND += ["algo.update_epochs=2"]
 COMMAND += ["trainer.accelerator=cpu", "callbacks.checkpoint.every_n_iterations=3"]
 
 
