@@ -16,6 +16,7 @@ LARGEST = 1e30
 """Of a number that is computed with: its product with another one is still a float32."""
 
 LARGEST_INTEGER = 2**63 - 1
+"""Of a whole number, as PyTorch and NumPy hold one."""
 
 _NUMBERS = (int, float, np.integer, np.floating)
 

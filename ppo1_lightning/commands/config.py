@@ -59,6 +59,7 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     register_resolvers()
     ids.register()
+    _show_plainly()
     sys.argv = [sys.argv[0], *map(_quoted, ids.joined(sys.argv[1:]))]
     main = hydra.main(str(config_directory()), config_name, version_base="1.3")
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -81,6 +82,12 @@ def run(task: Callable[[DictConfig], Any], config_name: str) -> None:
         report(explain(error, config_name))
         sys.exit(EXIT_STATUS)
     sweep_report.write()
+
+
+def _show_plainly() -> None:
+    """Let this process show what a log's names hide, and tell a thread's fault in one line."""
+    logging.setLogRecordFactory(_without_control_characters)
+    threading.excepthook = _told_of_thread
 
 
 def _without_control_characters(*arguments: Any, **named: Any) -> logging.LogRecord:
@@ -136,8 +143,7 @@ def told(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         JobFailed: an error was told, and this is a job of a sweep.
         SystemExit: an error was told, and this is not.
     """
-    logging.setLogRecordFactory(_without_control_characters)
-    threading.excepthook = _told_of_thread
+    _show_plainly()  # also in a process that `run` has not started: a rank, a job of joblib's
     # of Lightning's own code: nobody who reads it can do anything about it
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)")
     if process_rank():

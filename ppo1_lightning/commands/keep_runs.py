@@ -49,8 +49,8 @@ class KeepRuns(Callback):
                 "or choose another folder"
             )
         try:
-            for job in _jobs(folder):
-                refuse_ways_out(job)
+            for written in (folder, *_jobs(folder)):
+                refuse_ways_out(written)
         except (RunError, OSError) as error:
             _refuse(cli.explain(error))
 

@@ -20,6 +20,7 @@ TRAINED = 16
 """Bytes of a weight that learns: itself, its gradient and two moments."""
 
 MOST_LAYERS = 1000
+"""Of a network, at most; far more of them take minutes to make."""
 
 Scan = Callable[[str, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """`unrolled`, or what computes the same."""

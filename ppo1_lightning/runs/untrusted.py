@@ -23,8 +23,12 @@ from ppo1_lightning.errors import ConfigurationError, check_path, one_line
 _LONG_NUMBER = re.compile(r"(?=.{100})[-+]?(0[xXoObB][0-9a-fA-F_]+|[0-9][0-9_:.]*)")
 """Of a hundred digits or more, as YAML 1.1 has them: also with another base, and in base 60."""
 
-WRITTEN = (".hydra", "checkpoints", "csv", "tensorboard", "train.log", "videos")
-"""In a run's folder, what a run writes."""
+WRITTEN = (
+    *(".hydra", "checkpoints", "config_tree.txt", "plan.txt", "train.log", "videos"),
+    *("comet", "comet.id", "csv", "mlflow.id", "tensorboard", "wandb", "wandb.id"),  # loggers
+    *("multirun.yaml", "study.db"),  # sweeps and searches
+)
+"""In its folder, what a run writes, or a sweep."""
 
 CONFIG_BYTES = 2**20
 """Of a config, at most; ours have some thousand."""

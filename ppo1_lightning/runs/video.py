@@ -23,6 +23,8 @@ from ppo1_lightning.simulators.base import EnvironmentSpec
 Picture = NDArray[np.uint8]
 
 MOST_FPS = 1000
+"""Most frames a second that may be asked for."""
+
 GIF_FPS = 25
 """Most frames a second in a GIF, of which the others are left out: it is not compressed much."""
 

@@ -22,7 +22,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 from numpy.typing import NDArray
 
 from ppo1_lightning import system
-from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice
+from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice, one_line
 from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import (
@@ -90,7 +90,8 @@ class GymnasiumSimulator(VectorSimulator):
                     raise
                 raise ConfigurationError(
                     f"module {module!r} of the environment id {env_id!r} cannot be imported "
-                    f"({error}), expected one on Python's path that registers its environments"
+                    f"({one_line(error)}), expected one on Python's path that registers its "
+                    "environments"
                 ) from error
             return name in gymnasium.registry
         return is_registered(name)

@@ -289,3 +289,14 @@ def test_control_characters_in_a_log_are_shown(caplog: pytest.LogCaptureFixture)
 
     cli.told(name, OmegaConf.create())
     assert caplog.messages == ["named a\\x1bb"]
+
+
+@pytest.mark.parametrize("full", ["", "1"])
+def test_so_are_they_where_errors_are_shown_in_full(
+    full: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", full)
+    logging.setLogRecordFactory(logging.LogRecord)
+    command(*TINY, "env=cartpole", "compile=false", "total_iterations=1")
+    record = logging.getLogRecordFactory()("ppo1_lightning", 30, "", 0, "a\x1bb", (), None)
+    assert record.getMessage() == "a\\x1bb"

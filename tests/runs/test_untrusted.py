@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from omegaconf import OmegaConf
 from tiny_runs import train_tiny
 
 from ppo1_lightning.algorithms.plain import PlainDataIO, read_checkpoint
-from ppo1_lightning.commands.config import is_of_a_file
+from ppo1_lightning.commands.config import config_directory, is_of_a_file
 from ppo1_lightning.errors import ConfigurationError, StorageError
 from ppo1_lightning.runs.load import load_run
 from ppo1_lightning.runs.report.runs import read_metrics, read_run
 from ppo1_lightning.runs.resume import find_checkpoint
 from ppo1_lightning.runs.untrusted import (
+    WRITTEN,
     open_inside,
     printable,
     read_config,
@@ -206,7 +208,23 @@ def test_a_hash_is_no_long_number(tmp_path: Path) -> None:
         assert read_yaml(tmp_path / "file.yaml", tmp_path) == {"a": digest, "b": digest}
 
 
-WAYS_OUT = ["train.log", ".hydra/config.yaml", "csv/metrics.csv", "tensorboard", "checkpoints"]
+def test_all_that_a_run_writes_is_looked_through(trained: Path) -> None:
+    """And what its config names in its folder, as for loggers that are not installed."""
+    texts = [file.read_text() for file in config_directory().rglob("*.yaml")]
+    named = {name for text in texts for name in re.findall(r"default_root_dir}/([\w.]+)", text)}
+    assert {"checkpoints", "study.db"} < named
+    assert named | {path.name for path in trained.iterdir()} <= set(WRITTEN)
+
+
+WAYS_OUT = [
+    "train.log",
+    "plan.txt",
+    "wandb.id",
+    ".hydra/config.yaml",
+    "csv/metrics.csv",
+    "tensorboard",
+    "checkpoints",
+]
 
 
 @pytest.mark.parametrize("name", WAYS_OUT)
@@ -237,7 +255,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("name", [*WAYS_OUT[:3], "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("name", [*WAYS_OUT[:5], "checkpoints/last.ckpt"])
 def test_a_run_does_not_wait_for_a_pipe(
     name: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +265,19 @@ def test_a_run_does_not_wait_for_a_pipe(
     with pytest.raises(SystemExit):
         train_tiny(run, "env=cartpole", "resume=auto")
     assert capsys.readouterr().err.startswith(f"error: {run / name} is no file")
+
+
+def test_a_sweep_does_not_write_through_a_link(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra's own file of it."""
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").symlink_to(tmp_path / "precious")
+    with pytest.raises(SystemExit):
+        train_tiny(tmp_path / "run", "env=cartpole", f"hydra.sweep.dir={tmp_path}/sweep", "-m")
+    assert "multirun.yaml leads out of" in capsys.readouterr().err
+    assert (tmp_path / "precious").read_text() == "precious"
 
 
 def test_links_within_a_folder_are_its_own(run: Path) -> None:
