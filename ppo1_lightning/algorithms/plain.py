@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -175,6 +176,10 @@ def _loaded(data: bytes) -> Any:
         ValueError: there is a tensor in it that is not all there, or of a kind that no run has:
             sparse, quantized, meta, nested, of 8-bit floats; or it unfolds without end.
     """
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                _refuse_repetition(archive.read(name), len(data))
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     for tensor in filter(torch.is_tensor, _values(content, len(data))):
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
@@ -184,6 +189,33 @@ def _loaded(data: bytes) -> Any:
         if tensor.numel() * tensor.element_size() > len(data):  # the same numbers again and again
             raise ValueError("a tensor is larger than its file")
     return content
+
+
+def _refuse_repetition(pickled: bytes, at_most: int) -> None:
+    """Look at what is named a second time, before it is loaded: a key's hash looks at all in it.
+
+    Raises:
+        ValueError: it holds more than ``at_most`` values in all.
+    """
+    stack: list[int | None] = []  # how many values each holds that was complete when it was named
+    named: dict[Any, int | None] = {}
+    for opcode, name, _ in pickletools.genops(pickled):
+        if opcode.name.endswith("GET"):
+            stack.append(named[name])
+            at_most -= named[name] or 0
+        elif opcode.name.endswith("PUT"):
+            named[name] = stack[-1]
+        else:
+            held, takes = 0, opcode.stack_before
+            if pickletools.markobject in takes:
+                while (item := stack.pop()) is not None:
+                    held += item
+                takes = takes[: takes.index(pickletools.markobject)]
+            held += sum(stack.pop() or 0 for _ in takes)
+            gives = (made is not pickletools.markobject for made in opcode.stack_after)
+            stack += [1 + held if value else None for value in gives]
+        if at_most < 0:
+            raise ValueError("it holds the same values again and again")
 
 
 def _values(content: Any, at_most: int) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from ppo1_lightning.commands.train import few_threads
 from ppo1_lightning.errors import check_flag, check_integer
 from ppo1_lightning.runs import video
 from ppo1_lightning.runs.load import load_run
+from ppo1_lightning.runs.signals import unwound_by_sigterm
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -49,7 +50,7 @@ def record(config: DictConfig) -> float:
     stem = trained.output_stem(config.output, "videos", ENDINGS)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ENDINGS]
     seed = trained.module.seed if config.seed is None else config.seed
-    with few_threads(trained.module.policy, speak=False):
+    with few_threads(trained.module.policy, speak=False), unwound_by_sigterm():
         ends = video.record(trained.module, trained.environment, *paths, seed=seed, **options)
     for end in ends:
         cut = "" if end.over else ", cut off by max_steps"

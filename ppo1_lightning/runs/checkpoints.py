@@ -263,10 +263,10 @@ class RunCheckpoint(Checkpoint):
             # best first: if the process dies in between, last.ckpt does not know of the new best
             if improved:
                 shutil.copyfile(new, files.temporary(self.best_path))
-                files.put_in_place(self.best_path)
+                files.put_in_place(files.temporary(self.best_path), self.best_path)
             if self.last_path.exists():
                 files.give_second_name(self.last_path, self.previous_path)
-            files.put_in_place(self.last_path)
+            files.put_in_place(new, self.last_path)
 
     def _remove_temporary_files(self) -> None:
         for path in (self.last_path, self.previous_path, self.best_path):

@@ -12,13 +12,18 @@ from ppo1_lightning.errors import StorageError, one_line
 
 
 def temporary(path: Path) -> Path:
-    """Return where ``path`` is written to first: a rename is atomic only within a folder."""
-    return path.with_name(f".tmp_{path.name}")  # FFmpeg goes by the ending
+    """Return where a run writes ``path`` first: a rename is atomic only within a folder.
+
+    The same at each start, so that what a kill left is written over.
+    """
+    return path.with_name(f".tmp_{path.name}")
 
 
 @contextmanager
 def replacing(path: Path, *, make_folder: bool = False) -> Iterator[Path]:
     """Give where to write a file anew, which is synced and takes its place at the end.
+
+    It is this process's own: another one may be replacing the same file, as a second ``record``.
 
     Args:
         make_folder: make the folder that it is in, where there is none.
@@ -26,13 +31,13 @@ def replacing(path: Path, *, make_folder: bool = False) -> Iterator[Path]:
     Raises:
         StorageError: it cannot be written; what was at ``path`` is as it was.
     """
-    new = temporary(path)
+    new = path.with_name(f".tmp_{os.getpid()}_{path.name}")  # FFmpeg goes by the ending
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         new.unlink(missing_ok=True)  # it may be a link to somewhere else
         yield new
-        put_in_place(path)
+        put_in_place(new, path)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise StorageError(f"{path} could not be written ({reason})") from error
@@ -56,10 +61,10 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def put_in_place(path: Path) -> None:
-    """Move the temporary file over ``path``: after a crash there is the old file or the new one."""
-    sync(temporary(path))
-    os.replace(temporary(path), path)
+def put_in_place(new: Path, path: Path) -> None:
+    """Move a file over ``path``: after a crash there is the old file or the new one."""
+    sync(new)
+    os.replace(new, path)
     if os.name == "posix":  # make the rename last; other systems cannot open a folder
         sync(path.parent, os.O_RDONLY)
 

@@ -85,6 +85,20 @@ class StopSignals:
 
 
 @contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """Let a SIGTERM end what is under way as Ctrl-C does, so that it can put away what it began."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(system.exit_status(number))
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def exit_status_of_signals() -> Iterator[None]:
     """Give a process that Lightning ends because of a signal the status that goes with it."""
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -138,12 +140,29 @@ def test_record_command(
     assert len(read(Path(printed[2]))) == sum(steps) + 2
 
 
+def test_sigterm_leaves_no_half_videos(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, write = sorted((run / "videos").glob("*")), video.with_text
+
+    def stop_at_step_5(frame: video.Frame) -> Any:
+        if frame.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return write(frame)
+
+    monkeypatch.setattr(video, "with_text", stop_at_step_5)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        command(record, monkeypatch, f"run={run}", "text=true")
+    assert end.value.code == 143
+    assert sorted((run / "videos").glob("*")) == before
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
 def test_a_file_that_cannot_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     pictures = [np.zeros((16, 16, 3), np.uint8)]
     with pytest.raises(StorageError, match=r"a\.mp4 could not be written \(.*xists\)"):
         video.write_videos(pictures, tmp_path / "file" / "a.mp4")
-    (tmp_path / ".tmp_b.mp4").mkdir()
+    (tmp_path / f".tmp_{os.getpid()}_b.mp4").mkdir()
     with pytest.raises(StorageError, match=r"b\.mp4 could not be written \(Is a directory\)"):
         video.write_videos(pictures, tmp_path / "b.mp4")
 
