@@ -5,12 +5,12 @@ The first word may name a command; without one it is ``train``.
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from ppo1_lightning.commands.process import (
+    imported,
     outlive_readers,
     refuse,
     refuse_in_one_line,
@@ -47,22 +47,16 @@ def _run() -> None:
     except ConfigurationError as error:
         refuse(str(error))
     if command == "train":
-        from ppo1_lightning.commands import config
-
-        config.run(train_or_search, "train")
+        imported("config").run(train_or_search, "train")
     else:
-        importlib.import_module(f"ppo1_lightning.commands.{command}").main()
+        imported(command).main()
 
 
 def train_or_search(config: DictConfig) -> float | None:
     """Train as ``config`` says, or search for it to say so: ``hparams_search=optuna``."""
     if config.get("hparams_search") is None:
-        from ppo1_lightning.commands.train import train
-
-        return train(config)
-    from ppo1_lightning.commands.tune import tune  # which needs the extra `sweep`
-
-    return tune(config)
+        return imported("train").train(config)
+    return imported("tune").tune(config)  # which needs the extra `sweep`
 
 
 def old_form(command: str) -> None:

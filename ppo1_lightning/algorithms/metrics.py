@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def count(module: OnPolicyModule, rollout: Rollout) -> float:
     """Count an iteration; return the norm of the policy's parameters, alike on all ranks."""
     counters, ranks = module.counters, module.trainer.world_size
-    norms = torch.stack([p.detach().norm() for p in module.policy.parameters()])
-    sums = torch.stack([rollout.valid.sum(), norms.norm() / ranks])
+    weights = torch.cat([p.detach().flatten() for p in module.policy.parameters()])
+    sums = torch.stack([rollout.valid.sum(), weights.norm() / ranks])
     transitions, norm = distributed.all_sum(sums.double()).tolist()
     counters.iterations += 1
     counters.env_steps += rollout.rows
@@ -94,8 +94,8 @@ def log_row(module: OnPolicyModule, measured: dict[str, float]) -> None:
 
 def _show_callbacks(module: OnPolicyModule, numbers: Mapping[str, float]) -> None:
     """Let callbacks monitor numbers, as `module.log` would, without its cost for each of them."""
-    tensors = {name: torch.tensor(float(number)) for name, number in numbers.items()}
-    module.trainer.callback_metrics.update(tensors)
+    tensors = torch.tensor([float(number) for number in numbers.values()]).unbind()
+    module.trainer.callback_metrics.update(zip(numbers, tensors, strict=True))
 
 
 def log_evaluation(module: PolicyModule, episodes: Episodes) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NoReturn
 
 EXIT_STATUS = 2
@@ -30,6 +33,23 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 20 us: from kernel to kernel
+
+
+def imported(command: str) -> ModuleType:
+    """Return a module of this folder; what it imports is never looked through for garbage.
+
+    Python would do so again and again while it imports PyTorch, for a fifth of that time, and later
+    between the iterations of a run.
+    """
+    name = f"{__package__}.{command}"
+    if name not in sys.modules:  # else a sweep's earlier jobs have left their garbage
+        gc.disable()
+        try:
+            importlib.import_module(name)
+        finally:
+            gc.freeze()
+            gc.enable()
+    return sys.modules[name]
 
 
 def keep_freed_memory() -> bool:

@@ -219,6 +219,8 @@ class ModuleCall:
         self.learning = {name: p for name, p in named.items() if id(p) in listed}
         self._others = [name for name in named if name not in self.learning]
         self._buffers = [name for name, _ in module.named_buffers()]
+        places = (name.rpartition(".") for name in [*self._others, *self._buffers])
+        self._places = [(module.get_submodule(path), name) for path, _, name in places]
 
     @property
     def num_others(self) -> int:
@@ -227,8 +229,7 @@ class ModuleCall:
 
     def others(self) -> list[Tensor]:
         """Return the rest as it is now: a module may put new tensors in a buffer's place."""
-        parameters = [self.module.get_parameter(name).detach() for name in self._others]
-        return [*parameters, *(self.module.get_buffer(name) for name in self._buffers)]
+        return [getattr(part, name).detach() for part, name in self._places]
 
     def check_constants(self, graph: GraphModule) -> None:
         """Refuse a graph that has frozen a tensor from elsewhere; numbers in the code are copied.
@@ -280,7 +281,7 @@ class PolicyGraph:
 
     def bind(self, *rows: Tensor) -> Run:
         """Return the graph with the policy's tensors as they are now, see `Graph.bind`."""
-        return self._graph.bind([tensor.detach() for tensor in self._call.others()], rows)
+        return self._graph.bind(self._call.others(), rows)
 
     def _run(self, *tensors: Tensor) -> None:
         count = self._call.num_others

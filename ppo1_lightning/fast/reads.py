@@ -23,6 +23,8 @@ LARGEST = 1000
 _EQUAL = (bool, int, complex, str, bytes, type(None), slice, range, Enum)
 _EQUAL_IN_TORCH = (torch.dtype, torch.device, torch.layout)
 _SAME = (type, FunctionType, BuiltinFunctionType, nn.Module, Tensor)
+_WHOLE = (float, *_EQUAL, *_EQUAL_IN_TORCH, *_SAME)
+"""What has nothing inside that is watched: the same object says the same."""
 
 
 class _TooLargeError(Exception):
@@ -72,8 +74,11 @@ class Reads:
             now = list(root.modules())
             if len(now) != len(parts) or any(a is not b for a, b in zip(now, parts, strict=True)):
                 return f"a part of {type(root).__name__}"
-        for (_, name), (module, _, picture) in self._found.items():
-            if _picture(getattr(module, name, None), []) != picture:
+        for (_, name), (module, value, picture) in self._found.items():
+            now = getattr(module, name, None)
+            if now is value and isinstance(value, _WHOLE):
+                continue
+            if _picture(now, []) != picture:
                 return f"{type(module).__name__}.{name}"
         return None
 

@@ -58,7 +58,7 @@ class SurfaceGraphs:
 
         There is one surface at a time: they share what their results are written into.
         """
-        others = [tensor.detach() for tensor in self._call.others()]
+        others = self._call.others()
         (flat, vector), (gain, gradient, product, both) = self._inputs, self._results
         fixed = (flat, gain, gradient), (flat, vector, product), (flat, both)
         given = batch, fisher_batch, batch

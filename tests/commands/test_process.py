@@ -148,3 +148,29 @@ def test_a_line_that_is_lost_for_a_moment(
             disk.full = False
             print("second")
     assert (tmp_path / "log").read_text().lstrip("\n") == written
+
+
+IMPORT = """
+import gc
+from ppo1_lightning.commands.process import imported
+
+looked = []
+gc.callbacks.append(lambda phase, info: looked.append(phase))
+imported("config")
+print(len(looked), gc.isenabled(), gc.get_freeze_count() > 100_000)
+kept = [[] for _ in range(1000)]
+before = gc.get_freeze_count()
+imported("config")
+print(gc.get_freeze_count() == before)
+try:
+    imported("nothing")
+except ImportError:
+    print(gc.isenabled())
+"""
+
+
+def test_no_garbage_is_looked_for_among_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "True", "True", "True", "True"]
