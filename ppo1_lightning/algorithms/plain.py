@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -18,6 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from ppo1_lightning.algorithms.pickled import check_cost
 from ppo1_lightning.errors import ConfigurationError, StorageError, check_memory, one_line
 
 _ZIP = b"PK"
@@ -28,6 +28,9 @@ _DTYPES = {
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.complex128, torch.uint16, torch.uint32, torch.uint64),
 }
+
+UNFOLDED = 8
+"""Values that containers may hold for each byte of a checkpoint, those again that are shared."""
 
 _SCALARS = (bool, int, float, complex, str, bytes)
 
@@ -174,14 +177,12 @@ def _loaded(data: bytes) -> Any:
 
     Raises:
         ValueError: there is a tensor in it that is not all there, or of a kind that no run has:
-            sparse, quantized, meta, nested, of 8-bit floats; or it unfolds without end.
+            sparse, quantized, meta, nested, of 8-bit floats; or it unfolds, or loads, without end.
     """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for name in archive.namelist():
-            if name.endswith("data.pkl"):
-                _refuse_repetition(archive.read(name), len(data))
+    archive = torch._C.PyTorchFileReader(io.BytesIO(data))  # zipfile may find another part
+    check_cost(archive.get_record("data.pkl"), len(data))
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    for tensor in filter(torch.is_tensor, _values(content, len(data))):
+    for tensor in filter(torch.is_tensor, _values(content, UNFOLDED * len(data))):
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise ValueError("a tensor is sparse, quantized or not there")
         if tensor.is_nested or tensor.dtype not in _DTYPES:
@@ -191,39 +192,11 @@ def _loaded(data: bytes) -> Any:
     return content
 
 
-def _refuse_repetition(pickled: bytes, at_most: int) -> None:
-    """Look at what is named a second time, before it is loaded: a key's hash looks at all in it.
-
-    Raises:
-        ValueError: it holds more than ``at_most`` values in all.
-    """
-    stack: list[int | None] = []  # how many values each holds that was complete when it was named
-    named: dict[Any, int | None] = {}
-    for opcode, name, _ in pickletools.genops(pickled):
-        if opcode.name.endswith("GET"):
-            stack.append(named[name])
-            at_most -= named[name] or 0
-        elif opcode.name.endswith("PUT"):
-            named[name] = stack[-1]
-        else:
-            held, takes = 0, opcode.stack_before
-            if pickletools.markobject in takes:
-                while (item := stack.pop()) is not None:
-                    held += item
-                takes = takes[: takes.index(pickletools.markobject)]
-            held += sum(stack.pop() or 0 for _ in takes)
-            gives = (made is not pickletools.markobject for made in opcode.stack_after)
-            stack += [1 + held if value else None for value in gives]
-        if at_most < 0:
-            raise ValueError("it holds the same values again and again")
-
-
 def _values(content: Any, at_most: int) -> Iterator[Any]:
     """Yield what nested containers hold.
 
     Raises:
-        ValueError: more than ``at_most``, the bytes that they were read from: what is shared, or
-            holds itself, unfolds without end.
+        ValueError: more than ``at_most``: what is shared, or holds itself, unfolds without end.
     """
     waiting = [content]
     while waiting:

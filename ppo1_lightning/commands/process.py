@@ -35,20 +35,22 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 20 us: from kernel to kernel
 
 
-def imported(command: str) -> ModuleType:
+def imported(module: str) -> ModuleType:
     """Return a module of this folder; what it imports is never looked through for garbage.
 
     Python would do so again and again while it imports PyTorch, for a fifth of that time, and later
     between the iterations of a run.
     """
-    name = f"{__package__}.{command}"
+    name = f"{__package__}.{module}"
     if name not in sys.modules:  # else a sweep's earlier jobs have left their garbage
+        looked = gc.isenabled()
         gc.disable()
         try:
             importlib.import_module(name)
         finally:
             gc.freeze()
-            gc.enable()
+            if looked:
+                gc.enable()
     return sys.modules[name]
 
 

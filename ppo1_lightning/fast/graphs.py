@@ -217,19 +217,18 @@ class ModuleCall:
         listed = set(map(id, learning))
         named = dict(module.named_parameters())
         self.learning = {name: p for name, p in named.items() if id(p) in listed}
-        self._others = [name for name in named if name not in self.learning]
-        self._buffers = [name for name, _ in module.named_buffers()]
-        places = (name.rpartition(".") for name in [*self._others, *self._buffers])
-        self._places = [(module.get_submodule(path), name) for path, _, name in places]
+        rest = [name for name in named if name not in self.learning]
+        rest += [name for name, _ in module.named_buffers()]
+        self._others = {name: _place(module, name) for name in rest}
 
     @property
     def num_others(self) -> int:
         """How many tensors `others` returns, which is not to be called where it is traced."""
-        return len(self._others) + len(self._buffers)
+        return len(self._others)
 
     def others(self) -> list[Tensor]:
-        """Return the rest as it is now: a module may put new tensors in a buffer's place."""
-        return [getattr(part, name).detach() for part, name in self._places]
+        """Return the rest as it is now, of the parts that it was made with (see `Reads`)."""
+        return [kept[name].detach() for kept, name in self._others.values()]
 
     def check_constants(self, graph: GraphModule) -> None:
         """Refuse a graph that has frozen a tensor from elsewhere; numbers in the code are copied.
@@ -261,8 +260,15 @@ class ModuleCall:
     ) -> Any:
         """Call the module with the given tensors in the place of its own."""
         tensors = dict(zip(self.learning, learning, strict=True))
-        tensors |= dict(zip([*self._others, *self._buffers], others, strict=True))
+        tensors |= dict(zip(self._others, others, strict=True))
         return functional_call(self.module, tensors, inputs)
+
+
+def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Return the dict in which a part of a module keeps a tensor, and the tensor's name there."""
+    path, _, own = name.rpartition(".")
+    part = module.get_submodule(path)
+    return (part._parameters if own in part._parameters else part._buffers), own
 
 
 class PolicyGraph:
@@ -270,8 +276,7 @@ class PolicyGraph:
 
     Args:
         policy: its parameters may change in place, its buffers between two `bind` calls.
-        function: takes the policy and one row of each tensor, and writes
-            its results into them.
+        function: takes the policy and one row of each tensor, and writes its results into them.
         compiled: see `Graph`.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -23,7 +23,7 @@ LARGEST = 1000
 _EQUAL = (bool, int, complex, str, bytes, type(None), slice, range, Enum)
 _EQUAL_IN_TORCH = (torch.dtype, torch.device, torch.layout)
 _SAME = (type, FunctionType, BuiltinFunctionType, nn.Module, Tensor)
-_WHOLE = (float, *_EQUAL, *_EQUAL_IN_TORCH, *_SAME)
+_WHOLE = {bool, int, float, complex, str, bytes, type(None), FunctionType, *_EQUAL_IN_TORCH}
 """What has nothing inside that is watched: the same object says the same."""
 
 
@@ -66,17 +66,19 @@ class Reads:
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, str], tuple[nn.Module, Any, Any]] = {}
-        self._parts: list[tuple[nn.Module, list[nn.Module]]] = []
+        self._parts: list[tuple[nn.Module, list[nn.Module], tuple[list[list[str]], int]]] = []
 
     def changed(self) -> str | None:
         """Return the name of one that is another value by now, None where all are as they were."""
-        for root, parts in self._parts:
+        for root, parts, names in self._parts:
             now = list(root.modules())
             if len(now) != len(parts) or any(a is not b for a, b in zip(now, parts, strict=True)):
                 return f"a part of {type(root).__name__}"
+            if _names(now) != names:  # pruned, or no longer shared
+                return f"the parameters of {type(root).__name__}"
         for (_, name), (module, value, picture) in self._found.items():
             now = getattr(module, name, None)
-            if now is value and isinstance(value, _WHOLE):
+            if now is value and type(value) in _WHOLE:
                 continue
             if _picture(now, []) != picture:
                 return f"{type(module).__name__}.{name}"
@@ -101,7 +103,7 @@ class Reads:
         finally:
             for module, its_class in zip(modules, classes, strict=True):
                 module.__class__ = its_class
-        self._parts.append((root, modules))
+        self._parts.append((root, modules, _names(modules)))
         for key, (module, value) in read.items():
             try:
                 self._found[key] = (module, value, _picture(value, []))
@@ -110,6 +112,12 @@ class Reads:
                     f"it reads {type(module).__name__}.{key[1]}, which is too large to be watched "
                     "for changes, expected numbers or a buffer (register_buffer)"
                 ) from None
+
+
+def _names(modules: Sequence[nn.Module]) -> tuple[list[list[str]], int]:
+    """Return the names of each module's own parameters and buffers, and how many are different."""
+    names = [[*module._parameters, *module._buffers] for module in modules]
+    return names, len({id(p) for module in modules for p in module._parameters.values()})
 
 
 def _noting(

@@ -262,8 +262,9 @@ class RunCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             # best first: if the process dies in between, last.ckpt does not know of the new best
             if improved:
-                shutil.copyfile(new, files.temporary(self.best_path))
-                files.put_in_place(files.temporary(self.best_path), self.best_path)
+                best = files.temporary(self.best_path)
+                shutil.copyfile(new, best)
+                files.put_in_place(best, self.best_path)
             if self.last_path.exists():
                 files.give_second_name(self.last_path, self.previous_path)
             files.put_in_place(new, self.last_path)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 from ppo1_lightning.errors import StorageError, one_line
 
@@ -23,7 +24,8 @@ def temporary(path: Path) -> Path:
 def replacing(path: Path, *, make_folder: bool = False) -> Iterator[Path]:
     """Give where to write a file anew, which is synced and takes its place at the end.
 
-    It is this process's own: another one may be replacing the same file, as a second ``record``.
+    Nobody else writes there, though another process may be replacing the same file, as a second
+    ``record``; one that is killed leaves a ``.tmp_*``.
 
     Args:
         make_folder: make the folder that it is in, where there is none.
@@ -31,11 +33,10 @@ def replacing(path: Path, *, make_folder: bool = False) -> Iterator[Path]:
     Raises:
         StorageError: it cannot be written; what was at ``path`` is as it was.
     """
-    new = path.with_name(f".tmp_{os.getpid()}_{path.name}")  # FFmpeg goes by the ending
+    new = path.with_name(f".tmp_{token_hex(8)}{path.suffix}")  # FFmpeg goes by the ending
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)  # it may be a link to somewhere else
         yield new
         put_in_place(new, path)
     except OSError as error:

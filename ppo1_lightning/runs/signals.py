@@ -86,16 +86,23 @@ class StopSignals:
 
 @contextmanager
 def unwound_by_sigterm() -> Iterator[None]:
-    """Let a SIGTERM end what is under way as Ctrl-C does, so that it can put away what it began."""
+    """Let a SIGTERM end what is under way as Ctrl-C does, so that it can put away what it began.
+
+    Only the main thread can take a signal over: elsewhere nothing is changed.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once more would end what puts away
         raise SystemExit(system.exit_status(number))
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: not of Python's
 
 
 @contextmanager

@@ -14,12 +14,14 @@ import pytest
 import torch
 from golden_replay import path_of
 from lightning import Callback, Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from ppo1_lightning import PPO, TRPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.algorithms.coefficients import Coefficients
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.fast import check
+from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.rollouts.segment import Minibatch
 
 pytestmark = pytest.mark.heavy
@@ -132,6 +134,35 @@ def decayed(named: Any, lr: float) -> torch.optim.Optimizer:
         {"params": parameters[1::2], "weight_decay": 0.0, "lr": lr / 10},
     ]
     return torch.optim.AdamW(groups, lr=lr)
+
+
+def prune_in_the_second(module: Any, iteration: int) -> None:
+    layer = next(part for part in module.policy.modules() if isinstance(part, nn.Linear))
+    if iteration == 2:
+        prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+@pytest.mark.parametrize(
+    "make", [ppo, lambda **options: TRPO(Small, minibatch_size=32, **options)], ids=["ppo", "trpo"]
+)
+def test_what_is_pruned_stays_so(make: Callable[..., Any]) -> None:
+    """It leaves another parameter behind, and a plain tensor under the old name."""
+    ours = [fit(make(compile=path), prune_in_the_second) for path in (False, "trace")]
+    eager, traced = (m.policy.state_dict() for m in ours)
+    assert any(name.endswith("weight_mask") for name in eager)
+    for name, parameter in eager.items():
+        torch.testing.assert_close(traced[name], parameter, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_are_no_longer_shared_are_seen() -> None:
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    reads = Reads()
+    with reads.recorded(tied):
+        tied(torch.zeros(2))
+    assert reads.changed() is None
+    tied[1].weight = nn.Parameter(tied[0].weight.detach().clone())
+    assert reads.changed() == "the parameters of Sequential"
 
 
 def test_several_groups_keep_their_settings() -> None:
