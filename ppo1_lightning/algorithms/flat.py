@@ -89,7 +89,7 @@ def acting_and_valuing(
         raise ConfigurationError(
             f"choice of actions and value function of the {type(policy).__name__} cannot be taught "
             "apart: they share parameters, or there are some that neither uses; expected networks "
-            "of their own, such as policy.shared_trunk=false"
+            "of their own, such as policy.shared_trunk=false, or policy=cnn_separate for images"
         )
     acting, valuing = ({name: named[name] for name in names} for names in parts)
     return acting, valuing

@@ -57,6 +57,7 @@ class TRPO(OnPolicyModule):
         ConfigurationError: see `OnPolicyModule`.
     """
 
+    coefficients = ("ent_coef",)
     rejected_steps: Tensor  # 0-d int64: iterations so far in which no step was good
 
     def __init__(

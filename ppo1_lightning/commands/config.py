@@ -280,10 +280,11 @@ def _nearest(error: BaseException, config_name: str) -> str:
         return nearest(name, presets)
     if not isinstance(error, ConfigCompositionException):
         return ""
+    wrong = str(getattr(error.__cause__, "full_key", ""))
+    choices = [word for word in sys.argv[1:] if re.fullmatch(r"(env|algo|policy)=[\w/:.-]+", word)]
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-        config = hydra.compose(config_name, return_hydra_config=True)
-    known = _dotted_keys(OmegaConf.to_container(config))
-    return nearest(str(getattr(error.__cause__, "full_key", "")), known)
+        config = hydra.compose(config_name, choices, return_hydra_config=True)
+    return nearest(wrong, _dotted_keys(OmegaConf.to_container(config)))
 
 
 def _dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -199,7 +200,9 @@ def _build_policy(module: OnPolicyModule, data: RolloutDataModule) -> None:
     try:
         module.build_policy(*data.spaces)
     except TypeError as error:
-        raise ConfigurationError(f"policy: {one_line(error)}") from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        hint = f"; ~policy.{unknown[1]} leaves it out" if unknown else ""  # of a preset's, for one
+        raise ConfigurationError(f"policy: {one_line(error)}{hint}") from error
 
 
 def _identity(module: OnPolicyModule, data: RolloutDataModule) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class MlpPolicy(ActorCritic):
         if not {"vector"} <= parts.keys() <= {"vector", "action_mask"}:
             raise ConfigurationError(
                 f"MlpPolicy cannot read observations of {name_of(observation_space)}, "
-                "expected a one-dimensional Box; images [C, H, W] need policy=auto, cnn_small or "
-                "cnn_large"
+                "expected a one-dimensional Box; images [C, H, W] need policy=auto, cnn_small, "
+                "cnn_large, or cnn_separate for TRPO"
             )
         hidden_size = check_integer("policy.hidden_size", hidden_size, at_least=1)
         num_layers = check_integer("policy.num_layers", num_layers, at_least=1, at_most=MOST_LAYERS)

@@ -36,8 +36,8 @@ def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
         if unknown is None or unknown[1] not in node or unknown[1] in _arguments(target):
             raise
         raise ConfigurationError(
-            f"{key}.{unknown[1]}: {target.rpartition('.')[2]} has no such argument"
-            f"{nearest(unknown[1], _arguments(target))}"
+            f"{key}.{unknown[1]}: {target.rpartition('.')[2]} has no such argument, "
+            f"~{key}.{unknown[1]} leaves it out{nearest(unknown[1], _arguments(target))}"
         ) from error
     if not isinstance(made, kind):
         raise ConfigurationError(

@@ -154,6 +154,14 @@ def test_what_is_pruned_stays_so(make: Callable[..., Any]) -> None:
         torch.testing.assert_close(traced[name], parameter, rtol=1e-5, atol=1e-6)
 
 
+def test_the_entropy_bonus_of_trpo_is_annealed() -> None:
+    options: Any = {"minibatch_size": 32, "ent_coef": 0.5, "anneal": ["ent_coef"]}
+    ours = [fit(TRPO(Small, compile=path, **options), nothing) for path in (False, "trace")]
+    assert ours[0].now.ent_coef == ours[1].now.ent_coef == 0.125  # 4 iterations, begun with 3/4
+    for eager, traced in zip(*(m.policy.parameters() for m in ours), strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-6)
+
+
 def test_weights_that_are_no_longer_shared_are_seen() -> None:
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight

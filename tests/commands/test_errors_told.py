@@ -121,6 +121,15 @@ BAD_INPUT = {
     # typos, each with the nearest that exists where it is of ours
     "key": (["num_env=3"], "'num_envs'"),
     "key in a group": (["algo.lerning_rate=1e-3"], "'algo.learning_rate'"),
+    "key of another algorithm": (["algo=trpo_classic", "algo.target_kl=0.1"], "'algo.max_kl'"),
+    "another policy's": (
+        ["env=pong", "algo=trpo_mujoco", "policy=cnn_separate"],
+        "'hidden_size'; ~policy.hidden_size leaves it out",
+    ),
+    "another algorithm's": (
+        ["env=cartpole", "algo._target_=ppo1_lightning.TRPO"],
+        "TRPO has no such argument, ~algo.",
+    ),
     "key without its group": (["learning_rate=1e-3"], "'algo.learning_rate'"),
     "key of another library": (["algo.n_epochs=4"], "'algo.update_epochs'"),
     "key of Hydra": (["hydra.run.dri=x"], "'hydra.run.dir'"),
