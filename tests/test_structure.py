@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import subprocess
 import sys
 import tomllib
@@ -44,10 +45,21 @@ def test_a_folder_says_what_it_holds(folder: str) -> None:
 
 
 @pytest.mark.heavy
-def test_without_what_is_only_speed_the_package_is_imported() -> None:
-    code = (
-        "import sys; sys.modules['ppo1_lightning.fast'] = None;"
-        "import ppo1_lightning; ppo1_lightning.PPO"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("algo", ["classic", "trpo_classic"])
+def test_without_what_is_only_speed_it_trains_the_same(algo: str, tmp_path: Path) -> None:
+    rows = []
+    for without in ("sys.modules['ppo1_lightning.fast'] = None", "pass"):
+        code = f"import sys; {without}; from ppo1_lightning.__main__ import main; main()"
+        folder = tmp_path / str(len(rows))
+        words = f"env=cartpole algo={algo} total_steps=2048 trainer=cpu hydra.run.dir={folder}"
+        compiled = "compile=auto" if without != "pass" else "compile=false"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words.split(), compiled],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr
+        with (folder / "csv" / "metrics.csv").open() as file:
+            rows.append([{**row, "steps_per_second": 0} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
