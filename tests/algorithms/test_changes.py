@@ -163,13 +163,13 @@ def test_the_entropy_bonus_of_trpo_is_annealed() -> None:
 
 
 def test_weights_that_are_no_longer_shared_are_seen() -> None:
-    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    tied[1].weight = tied[0].weight
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.weight, tied = first.weight, nn.Sequential(first, second)
     reads = Reads()
     with reads.recorded(tied):
         tied(torch.zeros(2))
     assert reads.changed() is None
-    tied[1].weight = nn.Parameter(tied[0].weight.detach().clone())
+    second.weight = nn.Parameter(first.weight.detach().clone())
     assert reads.changed() == "the parameters of Sequential"
 
 
