@@ -281,7 +281,8 @@ def _nearest(error: BaseException, config_name: str) -> str:
     if not isinstance(error, ConfigCompositionException):
         return ""
     wrong = str(getattr(error.__cause__, "full_key", ""))
-    choices = [word for word in sys.argv[1:] if re.fullmatch(r"(env|algo|policy)=[\w/:.-]+", word)]
+    chosen = (word for word in sys.argv[1:] if re.fullmatch(r"(env|algo|policy)=[\w/:.-]+", word))
+    choices = [*chosen] if config_name == "train" and "." in wrong else []  # else one may be wrong
     with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = hydra.compose(config_name, choices, return_hydra_config=True)
     return nearest(wrong, _dotted_keys(OmegaConf.to_container(config)))

@@ -115,6 +115,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.parametrize("word", ["env=cartpole", "policy=mlp", "algo=trpo"])
+@pytest.mark.parametrize("name", ["evaluate", "record"])
+def test_a_group_of_another_command(command: Callable[..., str], name: str, word: str) -> None:
+    assert f"Could not override '{word.partition('=')[0]}'" in command(name, "run=x", word)
+
+
 GYMNASIUM = "env=gymnasium"
 
 BAD_INPUT = {
