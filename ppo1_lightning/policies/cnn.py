@@ -89,7 +89,7 @@ class CnnPolicy(ActorCritic):
             ``action_mask``.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         size: ``"small"`` (A3C), ``"large"`` (Nature DQN), ``"tiny"``, or ``"grid"`` for images of
-            some cells, which are normalised like a vector: their bytes are codes more often than
+            some cells, whose bytes are seen in binary digits: they are codes more often than
             colours.
         shared_trunk: one trunk for action and value; False with size ``"tiny"`` is the original's
             ``nosharing_cnn_policy``.
@@ -115,8 +115,9 @@ class CnnPolicy(ActorCritic):
         memory_layers: int = 1,
     ) -> None:
         remembered = MemoryOptions(memory, memory_size, memory_layers)
-        parts, images = parts_of(observation_space), [*images_of(observation_space).values()]
-        if not images or any(len(image.space.shape) != 3 for image in images):
+        parts = parts_of(observation_space)
+        found = [*images_of(observation_space).values()]
+        if not found or any(len(part.space.shape) != 3 for part in found):
             raise ConfigurationError(
                 f"CnnPolicy cannot read observations of {name_of(observation_space)}, "
                 "expected images [channels, height, width]; vectors need policy=mlp"
@@ -124,58 +125,67 @@ class CnnPolicy(ActorCritic):
         check_choice("policy.size", size, ARCHITECTURES)
         architecture, vector = ARCHITECTURES[size], parts.get(VECTOR)
         numbers = 0 if vector is None else vector.space.shape[0]
-        inputs = [
-            _Image(_pixels(i.space), 1 / 255 if i.space.dtype == np.uint8 else 1.0) for i in images
-        ]
-        if size == "grid":
-            inputs = [image._replace(scale=1.0) for image in inputs]
-        normalized = images[-1] if size == "grid" else vector
+        images = [_Image(part, in_digits=size == "grid") for part in found]
         super().__init__(
             action_space,
-            trunk=_Trunk(architecture, inputs, numbers),
-            value_trunk=None if shared_trunk else _Trunk(architecture, inputs, numbers),
+            trunk=_Trunk(architecture, images, numbers),
+            value_trunk=None if shared_trunk else _Trunk(architecture, images, numbers),
             num_features=architecture.num_features,
-            observation_normalizer=normalized and _normalizer(normalized, whole=size == "grid"),
+            observation_normalizer=vector
+            and ObservationNormalizer(vector.space.shape, columns=vector.columns),
             action_mask=parts.get(MASK),
             memory=remembered,
         )
-        self.images, self.vector, self.normalizes_all = images, vector, size == "grid"
+        self.images = images
         # without the initialization, which says nothing about weights that are loaded
         self.arguments = {"size": size, "shared_trunk": shared_trunk, **remembered.arguments}
         self.initialize(initialization)
 
     def preprocess(self, observation: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Return images as float32 ``[B, C, H, W]``, stored with channels last, and vectors."""
-        vector = None
-        if self.normalizes_all:
-            observation = super().preprocess(observation)
-            vector = self.vector and observation[:, self.vector.columns]
-        elif self.observation_normalizer is not None:
-            vector = self.observation_normalizer(observation)
-        return [_in_channels_last(observation, image) for image in self.images], vector
+        normalizer = self.observation_normalizer
+        vector = None if normalizer is None else normalizer(observation)
+        return [image.seen_in(observation) for image in self.images], vector
 
 
-def _in_channels_last(observation: Tensor, image: Part) -> Tensor:
-    pixels = observation
-    if image.columns is not None:
-        pixels = observation[:, image.columns].reshape(-1, *image.space.shape)
-    if _is_channels_last(image.space):
-        pixels = pixels.permute(0, 3, 1, 2)
-    # CPU convolutions are twice as fast on channels_last memory.
-    return pixels.to(torch.float32, memory_format=torch.channels_last)
+class _Image:
+    """An image among what is observed.
+
+    Args:
+        part: of the observation that it is.
+        in_digits: see each byte as eight numbers, its binary digits.
+
+    Attributes:
+        pixels: channels, height and width as the convolutions see it.
+        scale: by which they multiply it.
+    """
+
+    def __init__(self, part: Part, *, in_digits: bool) -> None:
+        of_bytes = part.space.dtype == np.uint8
+        self.part, self.in_digits = part, in_digits and of_bytes
+        channels, height, width = _pixels(part.space)
+        self.pixels = (8 * channels if self.in_digits else channels), height, width
+        self.scale = 1 / 255 if of_bytes and not in_digits else 1.0
+
+    def seen_in(self, observation: Tensor) -> Tensor:
+        """Return it as float32 ``[B, *pixels]``, stored with channels last."""
+        image = observation
+        if self.part.columns is not None:
+            image = observation[:, self.part.columns].reshape(-1, *self.part.space.shape)
+        if _is_channels_last(self.part.space):
+            image = image.permute(0, 3, 1, 2)
+        if self.in_digits:
+            image = _binary_digits(image)
+        # CPU convolutions are twice as fast on channels_last memory.
+        return image.to(torch.float32, memory_format=torch.channels_last)
 
 
-def _normalizer(part: Part, *, whole: bool) -> ObservationNormalizer:
-    """Return what normalises a part, or the whole of a row up to its end."""
-    if part.columns is None:
-        return ObservationNormalizer(part.space.shape)
-    columns = slice(0 if whole else part.columns.start, part.columns.stop)
-    return ObservationNormalizer((columns.stop - columns.start,), columns=columns)
-
-
-class _Image(NamedTuple):
-    pixels: tuple[int, int, int]  # channels, height, width
-    scale: float  # by which they are multiplied
+def _binary_digits(image: Tensor) -> Tensor:
+    """Return the digits ``[B, 8 C, H, W]`` of bytes ``[B, C, H, W]``, as 0.0 and 1.0."""
+    # Of floats: a row of several parts has nothing else, and ONNX shifts no other bytes.
+    worth = 2.0 ** torch.arange(9, device=image.device).view(9, 1, 1)
+    multiples = (image.unsqueeze(2) / worth).floor()
+    return (multiples[:, :, :-1] - 2 * multiples[:, :, 1:]).flatten(1, 2)
 
 
 class _Trunk(nn.Module):

@@ -63,20 +63,29 @@ def test_what_is_of_vectors_only_is_refused_for_images() -> None:
         auto_policy(picture(7, 7, 3), ACTIONS, hidden_size=16)
 
 
-def test_cells_are_normalised_beside_the_vector() -> None:
-    """What the trunk sees of a grid, against z-scores taken by hand."""
+def test_cells_are_seen_in_binary_digits_beside_a_normalised_vector() -> None:
+    """What the trunk sees of a grid with every byte in it, against digits taken by numpy."""
     space = Dict(vector=VECTOR, image=picture(4, 3, 2), action_mask=Box(0, 1, (3,), np.float32))
     policy = CnnPolicy(space, ACTIONS, size="grid")
     rows = torch.rand(50, 5 + 24 + 3, generator=torch.Generator().manual_seed(0)) * 9
+    cells = (np.arange(50 * 24) % 256).astype(np.uint8).reshape(50, 4, 3, 2)
+    rows[:, 5:29] = torch.from_numpy(cells.reshape(50, 24))
     assert policy.observation_normalizer is not None
     policy.observation_normalizer.update(rows)
     (image,), vector = policy.preprocess(rows)
     std = rows.std(0, correction=0).clamp(min=0.1)
-    expected = ((rows - rows.mean(0)) / std)[:, :29].clamp(-5, 5)
+    expected = ((rows - rows.mean(0)) / std)[:, :5].clamp(-5, 5)
     assert vector is not None
-    torch.testing.assert_close(vector, expected[:, :5], atol=5e-3, rtol=0)
-    cells = expected[:, 5:].reshape(-1, 4, 3, 2).permute(0, 3, 1, 2)
-    torch.testing.assert_close(image, cells, atol=5e-3, rtol=0)
+    torch.testing.assert_close(vector, expected, atol=5e-3, rtol=0)
+    digits = np.unpackbits(cells.transpose(0, 3, 1, 2)[:, :, None], axis=2, bitorder="little")
+    np.testing.assert_array_equal(image.numpy(), digits.reshape(50, 16, 4, 3))
+
+
+def test_cells_of_other_numbers_are_seen_as_they_are() -> None:
+    policy = CnnPolicy(Box(-1, 1, (2, 4, 3), np.float32), ACTIONS, size="grid")
+    numbers = torch.rand(5, 2, 4, 3) * 2 - 1
+    (image,), _ = policy.preprocess(numbers)
+    torch.testing.assert_close(image, numbers, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +95,7 @@ def test_cells_are_normalised_beside_the_vector() -> None:
 def test_channels_are_what_is_no_side(shape: tuple[int, ...], channels: int) -> None:
     policy = CnnPolicy(picture(*shape), ACTIONS, size="grid")
     first = next(m for m in policy.trunk.modules() if isinstance(m, nn.Conv2d))
-    assert first.weight.shape[1] == channels
+    assert first.weight.shape[1] == 8 * channels
 
 
 def test_each_of_several_images_is_seen() -> None:
