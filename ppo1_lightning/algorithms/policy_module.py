@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +31,8 @@ from ppo1_lightning.rollouts.budget import Clock, Counters
 from ppo1_lightning.rollouts.episodes import EpisodeStatistics
 from ppo1_lightning.rollouts.evaluation import Episodes
 from ppo1_lightning.rollouts.seeding import chosen_seed, derive_seed
+
+_log = logging.getLogger(__name__)
 
 
 class PolicyModule(StrictModule):
@@ -203,7 +206,10 @@ class PolicyModule(StrictModule):
     ) -> Acting:
         """Return how the policy acts in a rollout, see `ModuleActing` for the arguments."""
         self.pools = pools
-        if self._acting is not None and self._acting.outdated() is None:
+        if self._acting is not None and (changed := self._acting.outdated()):
+            _log.warning("acting: as a module from here on, for %s has changed", changed)
+            self._acting = None
+        if self._acting is not None:
             return self._acting(observations, noise, pools, state, starts)
         act = self.act if self.observation_normalizer is None else self.act_as_shown
         return ModuleActing(act, observations, noise, self.device, pools, state, starts)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ppo1_lightning.errors import ConfigurationError
 
@@ -130,7 +131,9 @@ def _noting(
             value = its_class.__getattribute__(module, name)
         except AttributeError:  # a parameter or a buffer, the graph's argument, or a module
             return its_class.__getattr__(module, name)
-        if not name.startswith("__") and name not in KEPT_BY_TORCH:
+        # A parametrized weight is a tensor anew in each call, of parameters that are arguments.
+        computed = isinstance(value, Tensor) and is_parametrized(module, name)
+        if not (computed or name.startswith("__") or name in KEPT_BY_TORCH):
             read.setdefault((id(module), name), (module, value))
         return value
 

@@ -16,6 +16,7 @@ from golden_replay import path_of
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from ppo1_lightning import PPO, TRPO, MlpPolicy, RolloutDataModule
 from ppo1_lightning.algorithms.coefficients import Coefficients
@@ -152,6 +153,42 @@ def test_what_is_pruned_stays_so(make: Callable[..., Any]) -> None:
     assert any(name.endswith("weight_mask") for name in eager)
     for name, parameter in eager.items():
         torch.testing.assert_close(traced[name], parameter, rtol=1e-5, atol=1e-6)
+
+
+class Parametrized(MlpPolicy):
+    """Its action head's weight is made of a direction and a length."""
+
+    def __init__(self, *spaces: Any) -> None:
+        super().__init__(*spaces, hidden_size=8)
+        weight_norm(self.action_head)
+
+
+@pytest.mark.parametrize("kind", [PPO, partial(TRPO, vf_iters=1)])
+def test_a_parametrized_policy_learns_and_acts_as_graphs(
+    kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: Any = {"policy": Parametrized, "minibatch_size": 32}
+    ours = [fit(kind(compile=path, **options), nothing, 2) for path in (False, "trace")]
+    for eager, traced in zip(*(m.policy.parameters() for m in ours), strict=True):
+        torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-6)
+    assert not [r for r in caplog.records if "from here on" in r.getMessage()]
+
+
+def test_it_is_told_that_the_policy_acts_as_a_module_from_here_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Scaled(MlpPolicy):
+        scale = 1.0
+
+        def preprocess(self, observation: Tensor) -> Tensor:
+            return super().preprocess(observation) * self.scale
+
+    def change(module: Any, iteration: int) -> None:
+        module.policy.scale = 1.0 if iteration < 2 else 2.0
+
+    fit(ppo(policy=Scaled, compile="trace"), change)
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("acting:")]
+    assert told == ["acting: as a module from here on, for Scaled.scale has changed"]
 
 
 def test_the_entropy_bonus_of_trpo_is_annealed() -> None:
