@@ -35,8 +35,16 @@ ATARI += ["spaceinvaders", "atari_gymnasium"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
 CLASSIC = ["cartpole", "mountaincarcontinuous"]
-VECTORS = ["envpool", "gymnasium", "acrobot", "bipedalwalker"]
-TUNED = ["mountaincar", "pendulum", "lunarlander", "taxi", "dm_control", "minigrid"]
+VECTORS = ["envpool", "gymnasium", "acrobot"]
+TUNED = [
+    "mountaincar",
+    "pendulum",
+    "lunarlander",
+    "taxi",
+    "dm_control",
+    "minigrid",
+    "bipedalwalker",
+]
 PRESETS = (
     dict.fromkeys(ATARI, "atari")
     | dict.fromkeys(MUJOCO, "ppo1_mujoco_vectorized")

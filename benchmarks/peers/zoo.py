@@ -46,6 +46,17 @@ VALUES: dict[str, dict[str, Any]] = {
         "gamma": 0.99,
         "n_epochs": 4,
     },
+    "BipedalWalker-v3": {
+        "normalize": True,
+        "n_envs": 32,
+        "n_steps": 2048,
+        "batch_size": 64,
+        "gae_lambda": 0.95,
+        "gamma": 0.999,
+        "n_epochs": 10,
+        "learning_rate": 3e-4,
+        "clip_range": 0.18,
+    },
     "CartPole-v1": {
         "n_envs": 8,
         "n_steps": 32,

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
@@ -26,6 +25,7 @@ from ppo1_lightning.fast.native import cache_folder, own_caches
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.sums import sum_in_double
+from ppo1_lightning.fast.tracing import trace
 from ppo1_lightning.fast.winograd import replace_convolutions
 
 _Bind = Callable[[Sequence[Tensor], Sequence[Tensor]], Run]
@@ -116,7 +116,7 @@ class Graph:
                     "one of its own, such as tensor.contiguous()"
                 )
             with as_an_operator():
-                graph = make_fx(lambda *inputs: self._call(*inputs))(*copies)
+                graph = trace(lambda *inputs: self._call(*inputs), *copies)
             graph.graph.eliminate_dead_code()
             graph.recompile()
             if self._module is not None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 from torch.fx import Graph, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning import system
 from ppo1_lightning.distributed import world_size
 from ppo1_lightning.fast.graphs import ModuleCall
 from ppo1_lightning.fast.recurrence import as_an_operator
+from ppo1_lightning.fast.tracing import trace
 
 SMALLEST_PART = 0.25
 """Share of all numbers from which a part is worth a graph, and a thread, of its own."""
@@ -86,7 +86,7 @@ def _dependencies(objective: ModuleCall, example: Sequence[Tensor]) -> list[set[
         return pull_back(torch.ones((), device=given[0].device))  # which depends on none
 
     with torch.no_grad(), as_an_operator():
-        graph = make_fx(gradients)(*learning, *others, *example).graph
+        graph = trace(gradients, *learning, *others, *example).graph
     return _read_by_outputs(graph, len(learning))
 
 
