@@ -58,8 +58,7 @@ def write_source(graph: GraphModule, examples: Sequence[Tensor]) -> str:
 
     with warnings.catch_warnings(), patch.object(AotCodeCompiler, "compile", keep):
         warnings.simplefilter("ignore")  # of PyTorch's own code
-        program = torch.export.export(graph, tuple(examples))
-        aot_compile(program.module(), tuple(examples), options=options())
+        aot_compile(graph, tuple(examples), options=options())
     (steps, kernels), *_ = written
     return f"{kernels}\n{_own_entry(steps)}"
 

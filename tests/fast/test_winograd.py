@@ -15,11 +15,11 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 from torch.func import vjp
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning import CnnPolicy
 from ppo1_lightning.fast import native, winograd
 from ppo1_lightning.fast.compiler import compile_ahead
+from ppo1_lightning.fast.tracing import trace
 from ppo1_lightning.fast.winograd import BACKWARD, FORWARD, replace_convolutions
 
 Results = Sequence[Tensor]
@@ -111,7 +111,7 @@ def convolve(case: Case, *tensors: Tensor) -> list[Tensor]:
 
 def traced(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
     with torch.no_grad():
-        return make_fx(function)(*tensors)
+        return trace(function, *tensors)
 
 
 def operators(graph: GraphModule) -> list[Any]:
