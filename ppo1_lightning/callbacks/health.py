@@ -25,6 +25,9 @@ SHARE = 0.2
 LONG_EPISODE = 30_000
 """Steps: more than the time limits of EnvPool's and Gymnasium's environments."""
 
+SHORT_RUN = 1000
+"""Steps of each environment, the commonest time limit: of fewer nobody expects an episode's end."""
+
 
 @dataclass
 class Row:
@@ -74,7 +77,8 @@ class Sign:
 
 
 def _never_ends(row: Row) -> bool:
-    return not row.metrics["episodes"] and (row.steps > LONG_EPISODE or row.share > 0.5)
+    long = row.steps > LONG_EPISODE or (row.share > 0.5 and row.steps > SHORT_RUN)
+    return not row.metrics["episodes"] and long
 
 
 def _is_at_its_worst(row: Row) -> bool:

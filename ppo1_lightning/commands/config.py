@@ -267,6 +267,8 @@ def explain(error: BaseException, config_name: str = "train") -> str:
     cause = error.__cause__
     if isinstance(cause, RunError) or (cause and is_of_a_file(cause)):  # in what Hydra instantiates
         return explain(cause)
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        return f"{missing[1]} is not given, expected a word such as env.id=CartPole-v1"
     return _one_line(_NOISE.split(str(error))[0]) + _nearest(error, config_name)
 
 

@@ -32,8 +32,9 @@ NUMBERS = Box | Discrete | MultiDiscrete | MultiBinary
 class Entry:
     """An observation, or one leaf of a Dict or Tuple.
 
-    Images stay as they are: bytes of three dimensions, and if they are large enough bytes of two
-    and floats of three, which are brought between 0 and 1 by their bounds. All else becomes a
+    Images stay images: bytes of three dimensions, and if they are large enough bytes of two and
+    floats of three. By their bounds floats are brought between 0 and 1, large ones of bytes as far
+    between 0 and 255 as a whole factor brings them. All else becomes a
     vector of float32: integers of a Box that have few values (bytes, too) one-hot, unless those
     would be too many; Discrete and MultiDiscrete one-hot or else in binary digits, MultiBinary 0
     and 1.
@@ -49,8 +50,8 @@ class Entry:
         digits: four int64 arrays of the converted size, or None: the i-th one is the binary digit
             worth ``digits[2][i]`` of number ``digits[0][i]`` - ``digits[1][i]``, which has
             ``digits[3][i]`` values.
-        scaling: two float32 arrays of the shape of a picture of floats, what is subtracted and what
-            it is then multiplied by; None where nothing is.
+        scaling: two arrays of the shape and dtype of a picture, what is subtracted and what it is
+            then multiplied by; None where nothing is.
 
     Raises:
         ConfigurationError: an unsupported space.
@@ -60,14 +61,14 @@ class Entry:
         self.key, self.native, self._id = key, native, spec.id
         self.one_hot: tuple[NDArray[np.int64], ...] | None = None
         self.digits: tuple[NDArray[np.int64], ...] | None = None
-        self.scaling: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self.scaling: tuple[NDArray[Any], NDArray[Any]] | None = None
         if not isinstance(native, NUMBERS):
             raise ConfigurationError(
                 f"environment {spec.id!r} observes {' '.join(str(native).split())}"
                 f"{f' as {key!r}' if key else ''}, expected a Box, Discrete, MultiDiscrete or "
                 "MultiBinary, or a Dict or Tuple of these, of which observation_keys picks some"
             )
-        self.part = MASK if key.rpartition(".")[2] == MASK else VECTOR
+        self.part = MASK if MASK in key.split(".") else VECTOR  # a Tuple of masks, too
         choices = _choices(native)
         if self.part == MASK:
             self._check_mask(spec)
@@ -88,8 +89,18 @@ class Entry:
             picture = None if self.part == MASK else _picture(spec, native)
             self.part = self.part if picture is None else IMAGE
             self.space = picture or float_box(native, (int(np.prod(native.shape)),))
-            if picture is not None and picture.dtype != np.uint8:
+            if picture is not None and picture.dtype == np.uint8:
+                self._brighten(picture)
+            elif picture is not None:
                 self._scale(picture)
+
+    def _brighten(self, picture: Box) -> None:
+        """Let the brightest byte of a picture be about 255, where it has other bounds."""
+        factor = 255 // max(int(picture.high.max()), 1)
+        if factor > 1 and min(sides_of(picture.shape)) >= SMALLEST_PICTURE:  # below are codes
+            zero = np.zeros(picture.shape, np.uint8)
+            self.scaling = zero, zero + np.uint8(factor)
+            self.space = Box(0, 255, picture.shape, np.uint8)
 
     def _scale(self, picture: Box) -> None:
         """Let a picture of floats lie between 0 and 1, as bytes do, where it has bounds beyond."""
@@ -121,7 +132,8 @@ class Entry:
         Raises:
             SimulationError: a value that the space does not have.
         """
-        if self.one_hot is None and self.digits is None and isinstance(self.native, Box):
+        is_of_numbers = isinstance(self.native, Box) and self.part != MASK
+        if self.one_hot is None and self.digits is None and is_of_numbers:
             same = observation.shape == out.shape
             numbers = observation if same else np.reshape(observation, out.shape)
             if self.scaling is None:
@@ -145,9 +157,11 @@ class Entry:
             out[...], good = numbers, (numbers == 0) | (numbers == 1)
         if not good.all():
             wrong = int(np.argwhere(~good)[0][0])
+            of_mask = self.part == MASK
+            expected = "1 for what is allowed, else 0" if of_mask else f"one of {self.native}"
             raise SimulationError(
                 f"of {self._id!r} returned the observation {np.asarray(observation[wrong])}"
-                f"{f' as {self.key!r}' if self.key else ''}, expected one of {self.native}",
+                f"{f' as {self.key!r}' if self.key else ''}, expected {expected}",
                 environment=wrong,
             )
 
@@ -190,6 +204,9 @@ def _picture(spec: EnvironmentSpec, space: Box) -> Box | None:
         ConfigurationError: bytes of more dimensions than pictures have.
     """
     shape, is_bytes = space.shape, space.dtype == np.uint8
+    if is_bytes and len(shape) > 3 and 1 in shape:  # grey ones stacked, with their axis of colours
+        shape = tuple(side for side in shape if side != 1)
+        space = Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
     if is_bytes and len(shape) > 3:
         raise ConfigurationError(
             f"environment {spec.id!r} observes {name_of(space)}, expected pictures [C, H, W] or "
@@ -197,7 +214,7 @@ def _picture(spec: EnvironmentSpec, space: Box) -> Box | None:
         )
     if is_bytes and len(shape) == 3:
         return space
-    sides = (shape[:2] if shape[-1] < shape[0] else shape[-2:]) if shape else ()
+    sides = sides_of(shape)
     if len(sides) < 2 or min(sides) < SMALLEST_PICTURE:
         return None
     if is_bytes:  # grey, without an axis for its one channel
@@ -205,6 +222,11 @@ def _picture(spec: EnvironmentSpec, space: Box) -> Box | None:
     if len(shape) == 3 and np.issubdtype(space.dtype, np.floating):
         return float_box(space, shape)
     return None
+
+
+def sides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return height and width of a picture with its channels first, last or nowhere."""
+    return (shape[:2] if shape[-1] < shape[0] else shape[-2:]) if shape else ()
 
 
 def float_box(space: Box, shape: tuple[int, ...]) -> Box:

@@ -40,6 +40,7 @@ from ppo1_lightning.simulators.wrappers import (
     RAW_REWARD,
     observing_mask,
     refuse_running_statistics,
+    tell_unseen_mask,
 )
 
 log = logging.getLogger("ppo1_lightning")
@@ -103,13 +104,14 @@ class GymnasiumSimulator(VectorSimulator):
         make, _ = cls._makers(spec)
         try:
             env = make()
+            spaces = env.observation_space, env.action_space
         except BaseException as error:
             if is_an_end(error):
                 raise
             raise cls.refused(spec, error) from error
         _close(spec.id, env)
         refuse_running_statistics(env)
-        return env.observation_space, env.action_space
+        return spaces
 
     def _open(self, spec: EnvironmentSpec, seeds: list[list[int]], *, render: bool) -> None:
         if render:
@@ -144,7 +146,9 @@ class GymnasiumSimulator(VectorSimulator):
 
     def _reset(self, pool: int) -> Any:
         reset = partial(self._opened(pool).reset, seed=self._seeds[pool])
-        observation, _ = self._asked(pool, reset)
+        observation, info = self._asked(pool, reset)
+        if MASK in info and self._observations.mask is None:
+            tell_unseen_mask(self.id)
         self._seeds[pool] = None  # later resets go on with each environment's own generator
         return observation
 

@@ -47,11 +47,17 @@ class ObservationAdapter:
 
     def __init__(self, spec: EnvironmentSpec, space: gymnasium.Space[Any]) -> None:
         found = dict(leaves(space))
-        chosen = _chosen(spec, space, [leaf_name(path) for path in found])
+        names = [leaf_name(path) for path in found]
+        chosen = _chosen(spec, space, names)
         entries: dict[Path, Entry] = {}
         self.left_out: list[str] = []
         for path, leaf in found.items():
             name = leaf_name(path)
+            if names.count(name) > 1:
+                raise ConfigurationError(
+                    f"environment {spec.id!r} observes two entries {name!r}, expected names of "
+                    "Dicts without dots"
+                )
             if name not in chosen:
                 continue
             if path and isinstance(leaf, Box) and 0 in leaf.shape:
@@ -70,9 +76,12 @@ class ObservationAdapter:
         self._parts = list(zip(paths, self.entries, slices, strict=True))
         self.mask: slice | None = None
         self.mask_shape: tuple[int, ...] | None = None
-        for _, entry, columns in self._parts:
-            if entry.part == MASK:  # the only one
-                self.mask, self.mask_shape = columns, entry.native.shape
+        masks = [(entry, columns) for _, entry, columns in self._parts if entry.part == MASK]
+        if masks:  # behind one another
+            (entry, first), (_, last) = masks[0], masks[-1]
+            self.mask = slice(first.start, last.stop)
+            one = len(masks) == 1
+            self.mask_shape = entry.native.shape if one else (last.stop - first.start,)
         self.all_numbers = all(isinstance(leaf, NUMBERS) for leaf in found.values())
 
     def __call__(self, observation: Any, out: NDArray[Any]) -> None:
@@ -141,17 +150,18 @@ def _space_of(spec: EnvironmentSpec, entries: Sequence[Entry]) -> Box | Dict:
         raise ConfigurationError(f"environment {spec.id!r} observes {found}, expected some numbers")
     if len(entries) == 1:
         return entries[0].space
-    masks = [entry.key for entry in entries if entry.part == MASK]
-    if len(masks) > 1:
+    masks = [entry for entry in entries if entry.part == MASK]
+    found = sorted({entry.key[: entry.key.index(MASK) + len(MASK)] for entry in masks})
+    if len(found) > 1:
         raise ConfigurationError(
-            f"environment {spec.id!r} observes the masks {' and '.join(masks)}, expected one; "
+            f"environment {spec.id!r} observes the masks {' and '.join(found)}, expected one; "
             "env.observation_keys picks the entries to use"
         )
     vectors = [entry.space for entry in entries if entry.part == VECTOR]
     images = [entry.space for entry in entries if entry.part == IMAGE]
     parts = [(VECTOR, _concatenated(vectors))] if vectors else []
     parts += [(IMAGE if i == 0 else f"{IMAGE}_{i + 1}", space) for i, space in enumerate(images)]
-    parts += [(MASK, entry.space) for entry in entries if entry.part == MASK]
+    parts += [(MASK, _concatenated([entry.space for entry in masks]))] if masks else []
     return parts[0][1] if len(parts) == 1 else Dict(parts)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies.spaces import MASK
+
+log = logging.getLogger("ppo1_lightning")
 
 RAW_REWARD = "ppo1_lightning.raw_reward"
 """In an environment's info: the reward that returns are reported of, where it is another."""
@@ -77,14 +81,20 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
     """Observe ``info["action_mask"]`` too, as ``action_mask`` of a Dict, so that it is obeyed.
 
     For environments with Discrete actions that say there which of them are allowed, such as
-    Gymnasium's Taxi-v4. What they observe is the Dict's entry ``observation``.
+    Gymnasium's Taxi-v4, or with MultiDiscrete ones, by a mask for each of the numbers behind one
+    another or in a tuple. What they observe is the Dict's entry ``observation``.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
-        if not isinstance(env.action_space, Discrete):
-            raise TypeError(f"expected Discrete actions to mask, found {env.action_space}")
-        mask = MultiBinary(int(env.action_space.n))
+        match env.action_space:
+            case Discrete(n=n):
+                choices = int(n)
+            case MultiDiscrete(nvec=counts):
+                choices = int(counts.sum())
+            case space:
+                raise TypeError(f"expected (Multi)Discrete actions to mask, found {space}")
+        mask = MultiBinary(choices)
         self.observation_space = Dict(observation=env.observation_space, action_mask=mask)
 
     def reset(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -101,7 +111,20 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
                 f"{self.env} gives no action_mask in its info, expected one, or no action_mask in "
                 "env.observation_keys and no such wrapper"
             )
-        return {"observation": observation, "action_mask": info["action_mask"]}
+        mask = info["action_mask"]
+        if isinstance(mask, tuple):  # as `MultiDiscrete.sample` takes it
+            mask = np.concatenate([np.ravel(part) for part in mask])
+        return {"observation": observation, "action_mask": mask}
+
+
+@functools.cache  # once in each process
+def tell_unseen_mask(env_id: str) -> None:
+    """Say that an environment has a mask in its info that nobody looks at."""
+    log.warning(
+        "environment %r has an action_mask in its info, which is not looked at; "
+        "'env.observation_keys=[observation,action_mask]' obeys it",
+        env_id,
+    )
 
 
 def observing_mask(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:

@@ -15,6 +15,7 @@ from tiny_runs import train_tiny
 from ppo1_lightning.callbacks.health import SIGNS, Row
 
 SIZES = ["num_envs=4", "num_steps=16", "algo.minibatch_size=64", "total_iterations=40"]
+LONG = ["num_steps=64", "algo.minibatch_size=256"]
 
 
 class Scripted(gymnasium.Env[Any, Any]):
@@ -50,7 +51,7 @@ def told(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> list[
 @pytest.mark.parametrize(
     ("words", "sign"),
     [
-        (["env=test_health:Dead-v0", "+env.options.length=1000000"], "no episode has ended"),
+        (["env=test_health:Dead-v0", "+env.options.length=1000000", *LONG], "no episode has ended"),
         (["env=test_health:Dead-v0", "+env.options.length=5"], "episodes return the same"),
         (["env=cartpole", "algo.learning_rate=1e-30"], "policy does not change"),
         (["env=cartpole", "algo.learning_rate=0.1", "algo.anneal=[]"], "always does the same"),
@@ -68,6 +69,13 @@ def test_dead_runs_are_told_of_once(
 def test_values_that_explain_nothing_are_told_of(explained: float, warns: bool) -> None:
     row = Row({"explained_variance": explained}, {}, 0.5, 10, [], 0.0, True)
     assert SIGNS["explained_variance"].is_there(row) is warns
+
+
+def test_that_no_episode_ends_in_a_short_run_is_no_sign() -> None:
+    """Which 50 steps of CarRacing are, or 500 of a game of Atari's."""
+    for steps, warns in ((50, False), (1000, False), (1001, True)):
+        row = Row({"episodes": 0}, {}, 0.9, steps, [], math.inf, True)
+        assert SIGNS["episodes"].is_there(row) is warns
 
 
 @pytest.mark.parametrize("words", [["env=cartpole"], ["env=pendulum"]])

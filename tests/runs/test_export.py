@@ -114,6 +114,14 @@ CASES = {
         partial(CnnPolicy, size="large"),
     ),
     "pictures of floats": (spec(Box(-20, 99, (40, 48, 3)), Discrete(3)), CnnPolicy),
+    "dark pictures": (
+        spec(Dict(image=Box(0, 100, (3, 40, 48), np.uint8), v=FEW), Discrete(3)),
+        CnnPolicy,
+    ),
+    "grey pictures, stacked": (
+        spec(Box(0, 1, (4, 40, 48, 1), np.uint8), Discrete(3)),
+        CnnPolicy,
+    ),
     "start": (spec(FEW, Discrete(3, start=5)), MlpPolicy),
     "bounded column": (spec(FEW, Box(0, 1, (2, 1)), clip_actions=True), MlpPolicy),
     "whole numbers": (spec(Box(0, 9, (4,), np.int64), Box(2, 4, (2,), np.int32)), MlpPolicy),

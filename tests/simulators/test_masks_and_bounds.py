@@ -7,11 +7,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError
 from ppo1_lightning.policies.spaces import describe, restore
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
+from ppo1_lightning.simulators.observations import ObservationAdapter
 
 
 class Masked(gymnasium.Env[Any, Any]):
@@ -100,6 +101,30 @@ def test_where_combinations_are_as_many_as_values_the_shape_tells(
 ) -> None:
     simulator = simulator_of("Masked-v0", action=MultiDiscrete(counts), masks=[np.ones(shape)])
     assert simulator.action_space == ours
+
+
+@pytest.mark.parametrize("kind", [Tuple, lambda masks: Dict(dict(zip("ab", masks, strict=True)))])
+def test_masks_of_each_number_are_one_mask(kind: Any) -> None:
+    """As `MultiDiscrete.sample` takes them, a Tuple; what they forbid is never done."""
+    masks = kind([MultiBinary(2), Box(0, 1, (3,), np.int8)])
+    space = Dict(seen=Box(-1, 1, (2,)), action_mask=masks)
+    adapter = ObservationAdapter(EnvironmentSpec("Masked-v0"), space)
+    assert adapter.mask == slice(2, 7)
+    assert adapter.mask_shape == (5,)
+    first, second = np.array([[0, 1]], np.int8), np.array([[1, 0, 1]], np.int8)
+    shown = (first, second) if kind is Tuple else {"a": first, "b": second}
+    row = np.empty((1, 7), np.float32)
+    adapter({"seen": np.zeros((1, 2)), "action_mask": shown}, row)
+    assert row[0, 2:].tolist() == [0, 1, 1, 0, 1]
+
+
+def test_a_mask_of_other_numbers_than_0_and_1_is_refused() -> None:
+    """Such as one that is to be added to the logits, which would be read the wrong way round."""
+    space = Dict(seen=Box(-1, 1, (2,)), action_mask=Box(-np.inf, 0, (3,)))
+    adapter = ObservationAdapter(EnvironmentSpec("Masked-v0"), space)
+    shown = {"seen": np.zeros((1, 2)), "action_mask": np.array([[0, -1e9, 0]], np.float32)}
+    with pytest.raises(SimulationError, match="expected 1 for what is allowed, else 0"):
+        adapter(shown, np.empty((1, 5), np.float32))
 
 
 def test_where_neither_tells_it_is_refused() -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Dict
+from gymnasium.spaces import Box, Dict, MultiDiscrete
 
 from ppo1_lightning import ConfigurationError
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
-from ppo1_lightning.simulators.wrappers import ActionMaskFromInfo, SignReward
+from ppo1_lightning.simulators.wrappers import ActionMaskFromInfo, SignReward, tell_unseen_mask
 
 KEYS: dict[str, Any] = {"observation_keys": ["observation", "action_mask"]}
 
@@ -49,13 +49,32 @@ def test_running_statistics_are_refused(wrapper, advice, others):
 
 def test_actions_that_have_no_mask_are_refused():
     spec = EnvironmentSpec("Pendulum-v1", wrappers=[ActionMaskFromInfo])
-    with pytest.raises(ConfigurationError, match="expected Discrete actions to mask, found Box"):
+    with pytest.raises(ConfigurationError, match=r"\(Multi\)Discrete actions to mask, found"):
         spaces(spec)
 
 
-def test_a_mask_that_is_not_asked_for_is_not_looked_at():
-    space, _ = spaces(EnvironmentSpec("Taxi-v4", "gymnasium"))
-    assert space.shape == (500,)
+def test_a_mask_that_is_not_asked_for_is_not_looked_at_and_told_once(caplog):
+    tell_unseen_mask.cache_clear()
+    for _ in range(2):
+        simulator = make_simulator(EnvironmentSpec("Taxi-v4", "gymnasium"), [0, 1])
+        assert simulator.reset().shape == (2, 500)
+    told = [r.getMessage() for r in caplog.records if "action_mask" in r.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("environment 'Taxi-v4' has an action_mask in its info, which is not")
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_masks_in_info_of_several_numbers_are_observed(joined):
+    class Masking(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (2,)), MultiDiscrete([2, 3])
+
+        def reset(self, *, seed=None, options=None):
+            mask = np.array([0, 1], np.int8), np.array([1, 0, 1], np.int8)
+            info = {"action_mask": np.concatenate(mask) if joined else mask}
+            return np.zeros(2, np.float32), info
+
+    observation, _ = ActionMaskFromInfo(Masking()).reset()
+    assert observation["action_mask"].tolist() == [0, 1, 1, 0, 1]
 
 
 def test_a_mask_that_is_not_there_ends_in_one_line():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ppo1_lightning.errors import ConfigurationError, check_choice
-from ppo1_lightning.runs.report.runs import find_runs
+from ppo1_lightning.runs.report.runs import common_folder, find_runs
 
 FORMATS = ("html", "png", "svg", "pdf")
 
@@ -37,7 +37,7 @@ def make_report(folders: Sequence[Path], format: str = "", output: str = "") -> 
     if output and ending != format:
         raise ConfigurationError(f"output={output} does not end in the format, expected .{format}")
     runs = find_runs(folders)
-    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    common = common_folder([folder.absolute() for folder in folders])
     near = common.is_relative_to(Path.cwd())
     default = (Path(os.path.relpath(common)) if near else common) / f"report.{format}"
     path = Path(output) if output else default

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -168,7 +168,7 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
         raise ConfigurationError(
             f"no run in {names}, expected folders with csv/metrics.csv (logger=csv writes it)"
         )
-    shared = os.path.commonpath([real.parent for real in places])
+    shared = common_folder([real.parent for real in places])
     runs = [read_run(place, os.path.relpath(real, shared)) for real, place in places.items()]
     if not any(len(run.steps) for run in runs):
         raise ConfigurationError(
@@ -176,6 +176,19 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
             "csv/metrics.csv (logger=csv writes it)"
         )
     return runs
+
+
+def common_folder(folders: Sequence[Path]) -> Path:
+    """Return the folder that holds all of these absolute ones.
+
+    Raises:
+        ConfigurationError: they are on several drives.
+    """
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError:
+        found = ", ".join(map(str, folders))
+        raise ConfigurationError(f"{found} are on several drives, expected one") from None
 
 
 def _places(folder: Path) -> set[Path]:
