@@ -26,6 +26,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/pyright --pythonplatform Darwin ppo1_lightning
+	$(BIN)/pyright --pythonplatform Windows ppo1_lightning
 	$(BIN)/lint-imports --no-logo
 
 # site/index.html; a broken link is an error

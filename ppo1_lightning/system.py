@@ -116,6 +116,12 @@ def leave_terminal() -> None:
         os.setsid()
 
 
+def end(process: int) -> None:
+    """Kill a process; it may have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+
+
 def end_group(process: int) -> None:
     """Kill a process and those of its group: it leads one of its own; it may have ended."""
     with suppress(ProcessLookupError, PermissionError):

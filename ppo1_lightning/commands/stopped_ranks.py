@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ppo1_lightning import system
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -50,8 +50,7 @@ def _watch(count: int, over: threading.Event) -> None:
             seconds[rank] = seconds[rank] + 1 if _is_stopped(process) else 0
             if seconds[rank] == PATIENCE:
                 log.error("rank %d has been stopped for %d s and is ended", rank, PATIENCE)
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+                system.end(process)
 
 
 def _children() -> list[int]:
