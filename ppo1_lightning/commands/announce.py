@@ -72,6 +72,11 @@ def interface(
             ", ".join(observation.left_out),
         )
     for part in images_of(observation.space).values():
+        if part.space.dtype != np.uint8 and np.abs([part.space.low, part.space.high]).max() > 1:
+            log.warning(
+                "the policy learns from pictures of floats without bounds as they are, expected "
+                "numbers about 1; env.wrappers may scale them"
+            )
         if math.prod(shape := part.space.shape) // min(shape) > LARGE_PICTURE:
             log.warning(
                 "the policy learns from pictures of %s as they are; most are preprocessed to about "
