@@ -118,7 +118,7 @@ def leave_terminal() -> None:
 
 def end(process: int) -> None:
     """Kill a process; it may have ended."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
 
 

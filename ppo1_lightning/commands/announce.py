@@ -71,6 +71,12 @@ def interface(
             "what to use",
             ", ".join(observation.left_out),
         )
+    if observation.no_masks:
+        log.warning(
+            "learned from, and no masks: %s; expected one action_mask, or a Tuple of one for each "
+            "number of a MultiDiscrete",
+            ", ".join(observation.no_masks),
+        )
     for part in images_of(observation.space).values():
         if part.space.dtype != np.uint8 and np.abs([part.space.low, part.space.high]).max() > 1:
             log.warning(

@@ -268,7 +268,7 @@ def explain(error: BaseException, config_name: str = "train") -> str:
     if isinstance(cause, RunError) or (cause and is_of_a_file(cause)):  # in what Hydra instantiates
         return explain(cause)
     if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
-        return f"{missing[1]} is not given, expected a word such as env.id=CartPole-v1"
+        return f"{missing[1]} is not given, expected {missing[1]}=VALUE"
     return _one_line(_NOISE.split(str(error))[0]) + _nearest(error, config_name)
 
 

@@ -85,12 +85,12 @@ class CnnPolicy(ActorCritic):
 
     Args:
         observation_space: a Box ``[channels, height, width]`` (or channels last), uint8 images
-            being divided by 255; or a Dict of it (``image``, ``image_2``, ...), a ``vector`` and an
-            ``action_mask``.
+            being divided by their largest bound; or a Dict of it (``image``, ``image_2``, ...), a
+            ``vector`` and an ``action_mask``.
         action_space: Box, Discrete, MultiDiscrete or MultiBinary.
         size: ``"small"`` (A3C), ``"large"`` (Nature DQN), ``"tiny"``, or ``"grid"`` for images of
-            some cells, whose bytes are seen in binary digits: they are codes more often than
-            colours.
+            some cells, whose bytes are seen in binary digits below 20 pixels: they are codes more
+            often than colours.
         shared_trunk: one trunk for action and value; False with size ``"tiny"`` is the original's
             ``nosharing_cnn_policy``.
         initialization: of the weights: ``"original"`` or, as in ppo2, ``"orthogonal"``.
@@ -153,7 +153,7 @@ class _Image:
 
     Args:
         part: of the observation that it is.
-        in_digits: see each byte as eight numbers, its binary digits.
+        in_digits: see each byte as eight numbers, its binary digits, where there are few of them.
 
     Attributes:
         pixels: channels, height and width as the convolutions see it.
@@ -162,10 +162,12 @@ class _Image:
 
     def __init__(self, part: Part, *, in_digits: bool) -> None:
         of_bytes = part.space.dtype == np.uint8
-        self.part, self.in_digits = part, in_digits and of_bytes
         channels, height, width = _pixels(part.space)
+        small = min(height, width) < _SMALLEST_SIDES["small"]
+        self.part, self.in_digits = part, in_digits and of_bytes and small
         self.pixels = (8 * channels if self.in_digits else channels), height, width
-        self.scale = 1 / 255 if of_bytes and not in_digits else 1.0
+        brightest = max(int(part.space.high.max()), 1) if of_bytes else 1
+        self.scale = 1.0 if self.in_digits else 1 / brightest
 
     def seen_in(self, observation: Tensor) -> Tensor:
         """Return it as float32 ``[B, *pixels]``, stored with channels last."""

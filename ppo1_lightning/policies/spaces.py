@@ -106,8 +106,10 @@ def describe(space: Space[Any]) -> dict[str, Any]:
     """Return the space as plain containers, for a checkpoint."""
     match space:
         case Box():
-            # Without the bounds: nothing depends on them, and an image has 28,224.
+            # Without the bounds, of which an image has 28,224: only how bright one is matters.
             entry = {"type": "Box", "shape": list(space.shape), "dtype": str(space.dtype)}
+            if space.dtype == np.uint8 and (high := int(space.high.max())) != 255:
+                entry["high"] = high
             return entry | ({"rescaled": True} if isinstance(space, RescaledBox) else {})
         case Discrete():
             return {"type": "Discrete", "n": int(space.n)}
@@ -126,7 +128,8 @@ def restore(description: dict[str, Any]) -> Space[Any]:
         case {"type": "Box", "shape": shape, "rescaled": True}:
             return RescaledBox(-np.inf, np.inf, tuple(shape), np.float32)
         case {"type": "Box", "shape": shape, "dtype": dtype}:
-            low, high = (0, 255) if dtype == "uint8" else (-np.inf, np.inf)
+            bytes_to = description.get("high", 255)
+            low, high = (0, bytes_to) if dtype == "uint8" else (-np.inf, np.inf)
             return Box(low, high, tuple(shape), np.dtype(dtype).type)
         case {"type": "Discrete", "n": n}:
             return Discrete(n)

@@ -114,8 +114,6 @@ class _Entry(nn.Module):
         columns, values = entry.one_hot or (None, None)
         columns, firsts, divisors, _ = entry.digits or (columns, None, None, None)
         lowest, factor = entry.scaling or (None, None)
-        if entry.scaling and entry.scaling[0].dtype == np.uint8:  # which ONNX does not multiply
-            lowest, factor = (part.astype(np.int32) for part in entry.scaling)
         tables = {
             "columns": columns,
             "values": values,
@@ -135,8 +133,7 @@ class _Entry(nn.Module):
             offsets = numbers[:, self.columns].long() - self.firsts
             observation = offsets % (2 * self.divisors) >= self.divisors
         elif self.lowest is not None:
-            numbers = observation.reshape(-1, *self._shape).to(self.factor.dtype)
-            observation = (numbers - self.lowest) * self.factor
+            observation = (observation - self.lowest) * self.factor
         return observation.reshape(-1, *self._shape).to(self._dtype)
 
 

@@ -32,9 +32,8 @@ NUMBERS = Box | Discrete | MultiDiscrete | MultiBinary
 class Entry:
     """An observation, or one leaf of a Dict or Tuple.
 
-    Images stay images: bytes of three dimensions, and if they are large enough bytes of two and
-    floats of three. By their bounds floats are brought between 0 and 1, large ones of bytes as far
-    between 0 and 255 as a whole factor brings them. All else becomes a
+    Images stay as they are: bytes of three dimensions, and if they are large enough bytes of two
+    and floats of three, which are brought between 0 and 1 by their bounds. All else becomes a
     vector of float32: integers of a Box that have few values (bytes, too) one-hot, unless those
     would be too many; Discrete and MultiDiscrete one-hot or else in binary digits, MultiBinary 0
     and 1.
@@ -50,25 +49,32 @@ class Entry:
         digits: four int64 arrays of the converted size, or None: the i-th one is the binary digit
             worth ``digits[2][i]`` of number ``digits[0][i]`` - ``digits[1][i]``, which has
             ``digits[3][i]`` values.
-        scaling: two arrays of the shape and dtype of a picture, what is subtracted and what it is
-            then multiplied by; None where nothing is.
+        scaling: two float32 arrays of the shape of a picture of floats, what is subtracted and what
+            it is then multiplied by; None where nothing is.
 
     Raises:
         ConfigurationError: an unsupported space.
     """
 
-    def __init__(self, spec: EnvironmentSpec, native: gymnasium.Space[Any], key: str = "") -> None:
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        native: gymnasium.Space[Any],
+        key: str = "",
+        *,
+        is_mask: bool = False,
+    ) -> None:
         self.key, self.native, self._id = key, native, spec.id
         self.one_hot: tuple[NDArray[np.int64], ...] | None = None
         self.digits: tuple[NDArray[np.int64], ...] | None = None
-        self.scaling: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self.scaling: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
         if not isinstance(native, NUMBERS):
             raise ConfigurationError(
                 f"environment {spec.id!r} observes {' '.join(str(native).split())}"
                 f"{f' as {key!r}' if key else ''}, expected a Box, Discrete, MultiDiscrete or "
                 "MultiBinary, or a Dict or Tuple of these, of which observation_keys picks some"
             )
-        self.part = MASK if MASK in key.split(".") else VECTOR  # a Tuple of masks, too
+        self.part = MASK if is_mask else VECTOR
         choices = _choices(native)
         if self.part == MASK:
             self._check_mask(spec)
@@ -89,18 +95,8 @@ class Entry:
             picture = None if self.part == MASK else _picture(spec, native)
             self.part = self.part if picture is None else IMAGE
             self.space = picture or float_box(native, (int(np.prod(native.shape)),))
-            if picture is not None and picture.dtype == np.uint8:
-                self._brighten(picture)
-            elif picture is not None:
+            if picture is not None and picture.dtype != np.uint8:
                 self._scale(picture)
-
-    def _brighten(self, picture: Box) -> None:
-        """Let the brightest byte of a picture be about 255, where it has other bounds."""
-        factor = 255 // max(int(picture.high.max()), 1)
-        if factor > 1 and min(sides_of(picture.shape)) >= SMALLEST_PICTURE:  # below are codes
-            zero = np.zeros(picture.shape, np.uint8)
-            self.scaling = zero, zero + np.uint8(factor)
-            self.space = Box(0, 255, picture.shape, np.uint8)
 
     def _scale(self, picture: Box) -> None:
         """Let a picture of floats lie between 0 and 1, as bytes do, where it has bounds beyond."""
@@ -113,6 +109,16 @@ class Entry:
         self.scaling = first, factor.astype(np.float32)
         low, high = np.where(bounded, 0, low), np.where(bounded, 1, high)
         self.space = RescaledBox(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+    @property
+    def _may_be_no_mask(self) -> bool:
+        """Whether a mask may have other numbers than 0 and 1, such as one to be added to logits."""
+        box = self.native
+        if self.part != MASK or not isinstance(box, Box):
+            return False
+        return not np.issubdtype(box.dtype, np.bool_) and not (
+            np.issubdtype(box.dtype, np.integer) and box.low.min() >= 0 and box.high.max() <= 1
+        )
 
     @property
     def rank(self) -> int:
@@ -132,7 +138,7 @@ class Entry:
         Raises:
             SimulationError: a value that the space does not have.
         """
-        is_of_numbers = isinstance(self.native, Box) and self.part != MASK
+        is_of_numbers = isinstance(self.native, Box) and not self._may_be_no_mask
         if self.one_hot is None and self.digits is None and is_of_numbers:
             same = observation.shape == out.shape
             numbers = observation if same else np.reshape(observation, out.shape)
@@ -204,8 +210,8 @@ def _picture(spec: EnvironmentSpec, space: Box) -> Box | None:
         ConfigurationError: bytes of more dimensions than pictures have.
     """
     shape, is_bytes = space.shape, space.dtype == np.uint8
-    if is_bytes and len(shape) > 3 and 1 in shape:  # grey ones stacked, with their axis of colours
-        shape = tuple(side for side in shape if side != 1)
+    if is_bytes and len(shape) > 3 and shape[-1] == 1:  # grey ones, stacked
+        shape = shape[:-1]
         space = Box(space.low.reshape(shape), space.high.reshape(shape), dtype=np.uint8)
     if is_bytes and len(shape) > 3:
         raise ConfigurationError(
@@ -214,7 +220,7 @@ def _picture(spec: EnvironmentSpec, space: Box) -> Box | None:
         )
     if is_bytes and len(shape) == 3:
         return space
-    sides = sides_of(shape)
+    sides = (shape[:2] if shape[-1] < shape[0] else shape[-2:]) if shape else ()
     if len(sides) < 2 or min(sides) < SMALLEST_PICTURE:
         return None
     if is_bytes:  # grey, without an axis for its one channel
@@ -222,11 +228,6 @@ def _picture(spec: EnvironmentSpec, space: Box) -> Box | None:
     if len(shape) == 3 and np.issubdtype(space.dtype, np.floating):
         return float_box(space, shape)
     return None
-
-
-def sides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return height and width of a picture with its channels first, last or nowhere."""
-    return (shape[:2] if shape[-1] < shape[0] else shape[-2:]) if shape else ()
 
 
 def float_box(space: Box, shape: tuple[int, ...]) -> Box:

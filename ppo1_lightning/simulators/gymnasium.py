@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
+from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 from numpy.typing import NDArray
@@ -118,6 +119,8 @@ class GymnasiumSimulator(VectorSimulator):
             self._check_drawn(spec)
             spec = replace(spec, options={**spec.options, "render_mode": "rgb_array"})
         make, make_vector = self._makers(spec)
+        choices = isinstance(self._actions.native, Discrete | MultiDiscrete)
+        self._could_mask = spec.observation_keys is None and choices
         arguments: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         if make_vector is AsyncVectorEnv:  # which has no memory to share for texts
             arguments["shared_memory"] = self._observations.all_numbers
@@ -147,7 +150,7 @@ class GymnasiumSimulator(VectorSimulator):
     def _reset(self, pool: int) -> Any:
         reset = partial(self._opened(pool).reset, seed=self._seeds[pool])
         observation, info = self._asked(pool, reset)
-        if MASK in info and self._observations.mask is None:
+        if MASK in info and self._could_mask and self._observations.mask is None:
             tell_unseen_mask(self.id)
         self._seeds[pool] = None  # later resets go on with each environment's own generator
         return observation

@@ -8,7 +8,7 @@ leaf by leaf.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -37,6 +37,7 @@ class ObservationAdapter:
         left_out: names of leaves that are not numbers, such as texts.
         space: what one converted observation is: a Box, or a Dict where there is more than one
             of ``vector``, images and ``action_mask`` (see `spaces.parts_of`).
+        no_masks: names of leaves below an ``action_mask`` that forbid nothing.
         mask: the columns of a row ``[D]`` that are the mask, None where there is none.
         mask_shape: of the mask as the environment has it, None where there is none.
         all_numbers: whether all leaves are numbers, also those that are not used.
@@ -53,20 +54,23 @@ class ObservationAdapter:
         self.left_out: list[str] = []
         for path, leaf in found.items():
             name = leaf_name(path)
+            if name not in chosen:
+                continue
             if names.count(name) > 1:
                 raise ConfigurationError(
                     f"environment {spec.id!r} observes two entries {name!r}, expected names of "
                     "Dicts without dots"
                 )
-            if name not in chosen:
-                continue
             if path and isinstance(leaf, Box) and 0 in leaf.shape:
                 continue  # nothing
             if path and not isinstance(leaf, NUMBERS) and spec.observation_keys is None:
                 self.left_out.append(name)
             else:
-                entries[path] = Entry(spec, leaf, name)
+                entries[path] = Entry(spec, leaf, name, is_mask=_mask_of(path) is not None)
+        _check_masks(spec, entries)
+        self.no_masks = [leaf_name(p) for p in entries if MASK in p[:-1] and not _mask_of(p)]
         order = {name: i for i, name in enumerate(chosen)}
+        order |= {leaf_name(path): i for i, path in enumerate(found) if _mask_of(path)}
         paths = sorted(entries, key=lambda path: (entries[path].rank, order[leaf_name(path)]))
         self.entries = [entries[path] for path in paths]
         self.space = _space_of(spec, self.entries)
@@ -142,6 +146,22 @@ def _chosen(spec: EnvironmentSpec, space: gymnasium.Space[Any], names: list[str]
     return chosen
 
 
+def _mask_of(path: Path) -> Path | None:
+    """Return the path of the mask that a leaf is, or that it is an item of; None for others."""
+    named = path[:-1] if path and isinstance(path[-1], int) else path
+    return named if named and named[-1] == MASK else None
+
+
+def _check_masks(spec: EnvironmentSpec, paths: Iterable[Path]) -> None:
+    """Refuse several masks; a Tuple of one for each number of a MultiDiscrete is one."""
+    found = sorted({leaf_name(mask) for path in paths if (mask := _mask_of(path))})
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"environment {spec.id!r} observes the masks {' and '.join(found)}, expected one; "
+            "env.observation_keys picks the entries to use"
+        )
+
+
 def _space_of(spec: EnvironmentSpec, entries: Sequence[Entry]) -> Box | Dict:
     """Return the space of several entries, those of each part behind one another."""
     if not any(entry.part != MASK and 0 not in entry.space.shape for entry in entries):
@@ -150,18 +170,12 @@ def _space_of(spec: EnvironmentSpec, entries: Sequence[Entry]) -> Box | Dict:
         raise ConfigurationError(f"environment {spec.id!r} observes {found}, expected some numbers")
     if len(entries) == 1:
         return entries[0].space
-    masks = [entry for entry in entries if entry.part == MASK]
-    found = sorted({entry.key[: entry.key.index(MASK) + len(MASK)] for entry in masks})
-    if len(found) > 1:
-        raise ConfigurationError(
-            f"environment {spec.id!r} observes the masks {' and '.join(found)}, expected one; "
-            "env.observation_keys picks the entries to use"
-        )
+    masks = [entry.space for entry in entries if entry.part == MASK]
     vectors = [entry.space for entry in entries if entry.part == VECTOR]
     images = [entry.space for entry in entries if entry.part == IMAGE]
     parts = [(VECTOR, _concatenated(vectors))] if vectors else []
     parts += [(IMAGE if i == 0 else f"{IMAGE}_{i + 1}", space) for i, space in enumerate(images)]
-    parts += [(MASK, _concatenated([entry.space for entry in masks]))] if masks else []
+    parts += [(MASK, _concatenated(masks))] if masks else []
     return parts[0][1] if len(parts) == 1 else Dict(parts)
 
 

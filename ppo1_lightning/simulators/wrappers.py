@@ -114,7 +114,13 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
         mask = info["action_mask"]
         if isinstance(mask, tuple):  # as `MultiDiscrete.sample` takes it
             mask = np.concatenate([np.ravel(part) for part in mask])
-        return {"observation": observation, "action_mask": mask}
+        mask = np.asarray(mask)
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ConfigurationError(
+                f"{self.env} gives the action_mask {mask} in its info, expected 1 for what is "
+                "allowed, else 0"
+            )
+        return {"observation": observation, "action_mask": mask.astype(np.int8)}
 
 
 @functools.cache  # once in each process

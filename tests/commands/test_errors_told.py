@@ -169,7 +169,7 @@ BAD_INPUT = {
     "folder of the run": (["hydra.run.dir=/proc/nowhere"], "/proc/nowhere"),
     "folder of configs": (["--config-dir", "nowhere"], "nowhere"),
     # environments
-    "no id": (["env=atari"], "env.id is not given, expected a word such as env.id="),
+    "no id": (["env=atari"], "env.id is not given, expected env.id=VALUE"),
     "no id, folder given": (["env=atari", "hydra.run.dir=here"], "expected env.id=VALUE"),
     "id unknown to EnvPool": (["env=envpool", "env.id=CartPol-v1"], "CartPole-v1"),
     "id unknown to Gymnasium": ([GYMNASIUM, "env.id=CartPol-v1"], "CartPole-v1"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from ppo1_lightning import CnnPolicy, ConfigurationError, MlpPolicy
 from ppo1_lightning.policies import auto_policy
-from ppo1_lightning.policies.spaces import example_rows
+from ppo1_lightning.policies.spaces import describe, example_rows, restore
 
 ACTIONS = Discrete(3)
 VECTOR = Box(-1, 1, (5,), np.float32)
@@ -79,6 +79,24 @@ def test_cells_are_seen_in_binary_digits_beside_a_normalised_vector() -> None:
     torch.testing.assert_close(vector, expected, atol=5e-3, rtol=0)
     digits = np.unpackbits(cells.transpose(0, 3, 1, 2)[:, :, None], axis=2, bitorder="little")
     np.testing.assert_array_equal(image.numpy(), digits.reshape(50, 16, 4, 3))
+
+
+def test_of_several_images_only_the_small_ones_are_seen_in_digits() -> None:
+    space = Dict(image=picture(24, 24, 3), image_2=picture(7, 7, 2))
+    policy = auto_policy(space, ACTIONS)
+    assert isinstance(policy, CnnPolicy)
+    assert [(i.pixels[0], i.scale) for i in policy.images] == [(3, 1 / 255), (16, 1.0)]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_dark_images_are_seen_as_bright_ones(size: str) -> None:
+    """By the largest number that they may have, also where a checkpoint is read."""
+    shape, shown = (2, 40, 40), torch.randint(0, 6, (5, 2, 40, 40), dtype=torch.uint8)
+    dark = restore(describe(Box(0, 5, shape, np.uint8)))
+    policies = [CnnPolicy(space, ACTIONS, size=size) for space in (dark, picture(*shape))]
+    policies[1].load_state_dict(policies[0].state_dict())
+    ours, theirs = (p(o).values for p, o in zip(policies, (shown, shown * 51), strict=True))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_cells_of_other_numbers_are_seen_as_they_are() -> None:

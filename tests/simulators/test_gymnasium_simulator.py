@@ -237,10 +237,7 @@ OBSERVATION_SPACES = [
     (Box(0, np.inf, (3, 24, 30)), None, Box(0, np.inf, (3, 24, 30), np.float32)),
     (Box(0, 255, (19, 30, 3)), None, Box(0, 255, (19 * 30 * 3,), np.float32)),
     (Discrete(10_000_000), None, Box(0, 1, (24,), np.float32)),
-    (Box(0, 1, (24, 30, 3), np.uint8), None, Box(0, 255, (24, 30, 3), np.uint8)),
-    (Box(0, 100, (3, 24, 30), np.uint8), None, Box(0, 255, (3, 24, 30), np.uint8)),
-    (Box(0, 200, (24, 30), np.uint8), None, Box(0, 200, (1, 24, 30), np.uint8)),
-    (Box(0, 100, (8, 8, 3), np.uint8), None, Box(0, 100, (8, 8, 3), np.uint8)),
+    (Box(0, 1, (24, 30), np.uint8), None, Box(0, 1, (1, 24, 30), np.uint8)),
     (Box(0, 255, (4, 24, 30, 1), np.uint8), None, Box(0, 255, (4, 24, 30), np.uint8)),
     (Tuple((UNIT, Dict(c=UNIT))), None, Box(-1, 1, (4,), np.float32)),
     (Box(0, 255, (4,), np.uint8), None, Box(0, 255, (4,), np.float32)),
@@ -292,22 +289,12 @@ def test_pictures_of_floats_lie_between_0_and_1_by_their_bounds():
         np.testing.assert_allclose(parts["image_2"], depth, rtol=1e-5, atol=1e-6)
 
 
-def test_pictures_of_dark_bytes_are_made_as_bright_as_others():
-    """By their bounds: as far as whole numbers go, alone and as a part of a row."""
-    native = Box(0, 100, (3, 24, 30), np.uint8)
-    for space in (native, Dict(image=native, z=UNIT)):
-        simulator, reference = echo(observation=space), deepcopy(space)
-        reference.seed(0)
-        shown, row = reference.sample(), simulator.reset()[0]
-        shown = shown["image"] if isinstance(shown, dict) else shown
-        seen = row if row.ndim == 3 else row[2:].reshape(native.shape)
-        np.testing.assert_array_equal(seen, shown * 2)
-
-
 def test_entries_of_the_same_name_are_refused():
     native = Dict({"a.b": UNIT, "a": Dict(b=UNIT)})
     with pytest.raises(ConfigurationError, match=r"observes two entries 'a\.b', expected names"):
         echo(observation=native)
+    native = Dict({"a.b": UNIT, "a": Dict(b=UNIT), "x": UNIT})
+    assert echo(observation=native, observation_keys=["x"]).observation_space.shape == (2,)
 
 
 FLAT = [

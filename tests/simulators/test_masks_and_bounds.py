@@ -103,19 +103,33 @@ def test_where_combinations_are_as_many_as_values_the_shape_tells(
     assert simulator.action_space == ours
 
 
-@pytest.mark.parametrize("kind", [Tuple, lambda masks: Dict(dict(zip("ab", masks, strict=True)))])
-def test_masks_of_each_number_are_one_mask(kind: Any) -> None:
-    """As `MultiDiscrete.sample` takes them, a Tuple; what they forbid is never done."""
-    masks = kind([MultiBinary(2), Box(0, 1, (3,), np.int8)])
+@pytest.mark.parametrize("keys", [None, ["action_mask.1", "seen", "action_mask.0"]])
+def test_a_tuple_of_masks_is_one_mask(keys: Any) -> None:
+    """As `MultiDiscrete.sample` takes them, in the order of the action's numbers."""
+    masks = Tuple([MultiBinary(2), Box(0, 1, (3,), np.int8)])
     space = Dict(seen=Box(-1, 1, (2,)), action_mask=masks)
-    adapter = ObservationAdapter(EnvironmentSpec("Masked-v0"), space)
+    adapter = ObservationAdapter(EnvironmentSpec("Masked-v0", observation_keys=keys), space)
     assert adapter.mask == slice(2, 7)
     assert adapter.mask_shape == (5,)
-    first, second = np.array([[0, 1]], np.int8), np.array([[1, 0, 1]], np.int8)
-    shown = (first, second) if kind is Tuple else {"a": first, "b": second}
+    shown = np.array([[0, 1]], np.int8), np.array([[1, 0, 1]], np.int8)
     row = np.empty((1, 7), np.float32)
     adapter({"seen": np.zeros((1, 2)), "action_mask": shown}, row)
     assert row[0, 2:].tolist() == [0, 1, 1, 0, 1]
+
+
+def test_a_dict_of_masks_is_none() -> None:
+    """Its keys are sorted as words, and are no order of an action's numbers."""
+    masks = Dict({str(i): MultiBinary(2) for i in range(12)})
+    adapter = ObservationAdapter(EnvironmentSpec("Masked-v0"), Dict(action_mask=masks))
+    assert adapter.mask is None
+    assert "action_mask.11" in adapter.no_masks
+
+
+@pytest.mark.parametrize("place", [Tuple, lambda both: Dict(a=both[0], b=both[1])])
+def test_masks_of_several_players_are_refused(place: Any) -> None:
+    one = Dict(action_mask=MultiBinary(3))
+    with pytest.raises(ConfigurationError, match=r"observes the masks .* expected one"):
+        ObservationAdapter(EnvironmentSpec("Masked-v0"), Dict(action_masks=place([one, one])))
 
 
 def test_a_mask_of_other_numbers_than_0_and_1_is_refused() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 from ppo1_lightning import ConfigurationError
 from ppo1_lightning.simulators import EnvironmentSpec, make_simulator, spaces
@@ -61,6 +61,38 @@ def test_a_mask_that_is_not_asked_for_is_not_looked_at_and_told_once(caplog):
     told = [r.getMessage() for r in caplog.records if "action_mask" in r.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("environment 'Taxi-v4' has an action_mask in its info, which is not")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"observation_keys": ["seen"]}, {}], ids=["left out on purpose", "no choices"]
+)
+def test_a_mask_that_could_not_be_obeyed_is_not_told(fields, caplog):
+    class Masking(gymnasium.Env):
+        observation_space = Dict(seen=Box(-1, 1, (2,)))
+        action_space = Discrete(2) if fields else Box(-1, 1, (2,))
+
+        def reset(self, *, seed=None, options=None):
+            return {"seen": np.zeros(2, np.float32)}, {"action_mask": np.ones(2, np.int8)}
+
+    tell_unseen_mask.cache_clear()
+    gymnasium.register("Masking-v0", Masking)  # type: ignore[arg-type]
+    make_simulator(EnvironmentSpec("Masking-v0", "gymnasium", **fields), [0]).reset()
+    del gymnasium.registry["Masking-v0"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("mask", [[0, -1e9, 0], [0, 0.5, 1], [0, 255, 255]])
+def test_a_mask_of_other_numbers_than_0_and_1_is_refused(mask):
+    """Before processes of their own would make whole numbers of them."""
+
+    class Masking(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (2,)), Discrete(3)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {"action_mask": np.array(mask)}
+
+    with pytest.raises(ConfigurationError, match="expected 1 for what is allowed, else 0"):
+        ActionMaskFromInfo(Masking()).reset()
 
 
 @pytest.mark.parametrize("joined", [False, True])
