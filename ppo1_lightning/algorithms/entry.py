@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ppo1_lightning.algorithms import loop
 from ppo1_lightning.algorithms.as_made import is_as_made
 from ppo1_lightning.algorithms.plain import plain, plain_settings
-from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.policies import BUILT_IN
 from ppo1_lightning.policies.base import PolicyFactory
 from ppo1_lightning.policies.spaces import describe, restore
@@ -224,8 +224,17 @@ def policy_factory(entry: dict[str, Any]) -> PolicyFactory:
 
 
 def restore_spaces(entry: dict[str, Any]) -> tuple[Space[Any], Space[Any]]:
-    """Return the observation and action space of a checkpoint."""
-    return restore(entry["spaces"]["observation"]), restore(entry["spaces"]["action"])
+    """Return the observation and action space of a checkpoint.
+
+    Raises:
+        ConfigurationError: it does not describe any.
+    """
+    try:
+        return restore(entry["spaces"]["observation"]), restore(entry["spaces"]["action"])
+    except (KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the checkpoint is damaged: its spaces cannot be made ({one_line(error)})"
+        ) from error
 
 
 def check_same_run(entry: dict[str, Any], current: dict[str, Any]) -> None:

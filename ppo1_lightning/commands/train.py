@@ -73,7 +73,7 @@ def train(config: DictConfig) -> float | None:
         RankError: one of several processes has failed.
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ConfigurationError(f"{missing[0]} is not set, expected {missing[0]}=VALUE")
+        raise ConfigurationError(f"{missing[0]} is not given, expected {missing[0]}=VALUE")
     if config.get("hparams_search") is not None:
         raise ConfigurationError("hparams_search=... is for python -m ppo1_lightning")
     folder = check_path("trainer.default_root_dir", config.trainer.default_root_dir)

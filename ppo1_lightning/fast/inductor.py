@@ -44,6 +44,8 @@ _NOT_THERE = {
 def write_source(graph: GraphModule, examples: Sequence[Tensor]) -> str:
     """Return the C++ of a graph for CPU tensors like these: its kernels, and `run_graph`.
 
+    The graph is one of `tracing.trace`: its nodes are described in one mode, which Inductor needs.
+
     Raises:
         RuntimeError: what it writes is not laid out as expected, as in a PyTorch to come.
     """

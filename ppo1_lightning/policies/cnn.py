@@ -125,7 +125,7 @@ class CnnPolicy(ActorCritic):
         check_choice("policy.size", size, ARCHITECTURES)
         architecture, vector = ARCHITECTURES[size], parts.get(VECTOR)
         numbers = 0 if vector is None else vector.space.shape[0]
-        images = [_Image(part, in_digits=size == "grid") for part in found]
+        images = [_Image(part) for part in found]
         super().__init__(
             action_space,
             trunk=_Trunk(architecture, images, numbers),
@@ -153,18 +153,19 @@ class _Image:
 
     Args:
         part: of the observation that it is.
-        in_digits: see each byte as eight numbers, its binary digits, where there are few of them.
 
     Attributes:
+        in_digits: each byte is seen as eight numbers, its binary digits: of bytes too few for any
+            architecture but "grid".
         pixels: channels, height and width as the convolutions see it.
         scale: by which they multiply it.
     """
 
-    def __init__(self, part: Part, *, in_digits: bool) -> None:
+    def __init__(self, part: Part) -> None:
         of_bytes = part.space.dtype == np.uint8
         channels, height, width = _pixels(part.space)
         small = min(height, width) < _SMALLEST_SIDES["small"]
-        self.part, self.in_digits = part, in_digits and of_bytes and small
+        self.part, self.in_digits = part, of_bytes and small
         self.pixels = (8 * channels if self.in_digits else channels), height, width
         brightest = max(int(part.space.high.max()), 1) if of_bytes else 1
         self.scale = 1.0 if self.in_digits else 1 / brightest

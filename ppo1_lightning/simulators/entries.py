@@ -75,6 +75,8 @@ class Entry:
                 "MultiBinary, or a Dict or Tuple of these, of which observation_keys picks some"
             )
         self.part = MASK if is_mask else VECTOR
+        # a mask may hold other numbers than 0 and 1, such as what is to be added to logits
+        self._is_unchecked = isinstance(native, Box) and not (is_mask and _is_of_more(native))
         choices = _choices(native)
         if self.part == MASK:
             self._check_mask(spec)
@@ -111,16 +113,6 @@ class Entry:
         self.space = RescaledBox(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
     @property
-    def _may_be_no_mask(self) -> bool:
-        """Whether a mask may have other numbers than 0 and 1, such as one to be added to logits."""
-        box = self.native
-        if self.part != MASK or not isinstance(box, Box):
-            return False
-        return not np.issubdtype(box.dtype, np.bool_) and not (
-            np.issubdtype(box.dtype, np.integer) and box.low.min() >= 0 and box.high.max() <= 1
-        )
-
-    @property
     def rank(self) -> int:
         """Where its part comes in a row."""
         return (VECTOR, IMAGE, MASK).index(self.part)
@@ -138,8 +130,7 @@ class Entry:
         Raises:
             SimulationError: a value that the space does not have.
         """
-        is_of_numbers = isinstance(self.native, Box) and not self._may_be_no_mask
-        if self.one_hot is None and self.digits is None and is_of_numbers:
+        if self.one_hot is None and self.digits is None and self._is_unchecked:
             same = observation.shape == out.shape
             numbers = observation if same else np.reshape(observation, out.shape)
             if self.scaling is None:
@@ -170,6 +161,12 @@ class Entry:
                 f"{f' as {self.key!r}' if self.key else ''}, expected {expected}",
                 environment=wrong,
             )
+
+
+def _is_of_more(box: Box) -> bool:
+    """Whether a Box has other numbers than 0 and 1."""
+    is_of_floats = np.issubdtype(box.dtype, np.floating)
+    return is_of_floats or bool(box.low.min(initial=0) < 0 or box.high.max(initial=0) > 1)
 
 
 def _choices(space: gymnasium.Space[Any]) -> list[tuple[int, int]] | None:

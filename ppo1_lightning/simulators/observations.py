@@ -70,6 +70,7 @@ class ObservationAdapter:
         _check_masks(spec, entries)
         self.no_masks = [leaf_name(p) for p in entries if MASK in p[:-1] and not _mask_of(p)]
         order = {name: i for i, name in enumerate(chosen)}
+        # a mask's items follow the numbers of the action, whatever was chosen first
         order |= {leaf_name(path): i for i, path in enumerate(found) if _mask_of(path)}
         paths = sorted(entries, key=lambda path: (entries[path].rank, order[leaf_name(path)]))
         self.entries = [entries[path] for path in paths]

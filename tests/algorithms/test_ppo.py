@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from lightning import Trainer
 from torch import Tensor, nn
 
 from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule
+from ppo1_lightning.algorithms.entry import restore_spaces
 from ppo1_lightning.errors import DivergenceError
 from ppo1_lightning.runs.csv_logger import CSVLogger
 
@@ -49,6 +52,21 @@ def test_another_environment_s_spaces_are_refused(tmp_path: Path) -> None:
     module = PPO.load_from_checkpoint(tmp_path / "cartpole.ckpt", weights_only=True)
     with pytest.raises(ConfigurationError, match="observation space"):
         fit(module, "Acrobot-v1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("high", "x"), ("high", -5), ("high", 1e9), ("dtype", "nope"), ("shape", ["a"]), ("type", 1)],
+)
+def test_damaged_spaces_of_a_checkpoint_end_in_one_line(name: str, value: Any) -> None:
+    image = {"type": "Box", "shape": [3, 40, 40], "dtype": "uint8", "high": 5}
+    action = {"type": "Discrete", "n": 3}
+    observed, _ = restore_spaces({"spaces": {"observation": image, "action": action}})
+    assert observed == Box(0, 5, (3, 40, 40), np.uint8)
+    damaged = {"spaces": {"observation": {**image, name: value}, "action": action}}
+    with pytest.raises(ConfigurationError, match="damaged: its spaces cannot be made") as error:
+        restore_spaces(damaged)
+    assert "\n" not in str(error.value)
 
 
 def test_a_spent_budget_is_told(caplog: pytest.LogCaptureFixture) -> None:

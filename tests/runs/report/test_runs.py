@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import ntpath
 import re
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from written_runs import write_run, write_sweep
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.runs.report.groups import differences, make_groups, shared, swept_keys
-from ppo1_lightning.runs.report.runs import find_runs, read_metrics, read_run
+from ppo1_lightning.runs.report.runs import common_folder, find_runs, read_metrics, read_run
 
 
 def test_a_run(tmp_path: Path) -> None:
@@ -23,6 +25,15 @@ def test_a_run(tmp_path: Path) -> None:
     assert run.seconds[-1] == pytest.approx(2000 / 50)
     assert (run.score, run.speed) == (27, 50)
     assert run.choices == {"algo": "classic"}
+
+
+def test_runs_on_two_drives_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows has them."""
+    monkeypatch.setattr("os.path.commonpath", ntpath.commonpath)
+    folders: list[Any] = [PureWindowsPath("C:/runs/a"), PureWindowsPath("D:/runs/b")]
+    with pytest.raises(ConfigurationError, match="are on several drives, expected one"):
+        common_folder(folders)
+    assert str(common_folder([folders[0], folders[0] / "b"])).endswith("a")
 
 
 def test_an_unfinished_run(tmp_path: Path) -> None:
