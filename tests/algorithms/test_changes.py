@@ -193,6 +193,7 @@ def test_it_is_told_that_the_policy_acts_as_a_module_from_here_on(
 
 def test_the_entropy_bonus_of_trpo_is_annealed() -> None:
     options: Any = {"minibatch_size": 32, "ent_coef": 0.5, "anneal": ["ent_coef"]}
+    options["cg_iters"] = 3  # the last steps of ten make much of a float32's rounding
     ours = [fit(TRPO(Small, compile=path, **options), nothing) for path in (False, "trace")]
     assert ours[0].now.ent_coef == ours[1].now.ent_coef == 0.125  # 4 iterations, begun with 3/4
     for eager, traced in zip(*(m.policy.parameters() for m in ours), strict=True):
