@@ -13,6 +13,8 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
+from ppo1_lightning.policies import by_time
+
 
 class LinearMemory(nn.Module):
     """Features of the observation and their running averages, for action and value.
@@ -37,8 +39,7 @@ class LinearMemory(nn.Module):
         """Evaluate L rows ``[L * B, ...]`` of B environments, with the state ``[B, S]`` before."""
         features = self.encoder(observations).tanh()
         rate, averages = self.rate.sigmoid(), []
-        rows = zip(features.split(len(state)), starts.split(len(state)), strict=True)
-        for row, begins in rows:
+        for row, begins in zip(by_time(features, state), by_time(starts, state), strict=True):
             state = state.masked_fill(begins.unsqueeze(-1), 0)  # forget the episode before
             state = rate * state + (1 - rate) * row
             averages.append(state)

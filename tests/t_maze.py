@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete
 from numpy.typing import NDArray
 
 
@@ -39,4 +39,19 @@ class TMaze(gymnasium.Env[NDArray[np.float32], int]):
         return np.array([sign, self.place == self.corridor], np.float32)
 
 
+class MaskedTMaze(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """The same with a third turn, which leads nowhere and is forbidden."""
+
+    def __init__(self, corridor: int = 10) -> None:
+        super().__init__(TMaze(corridor))
+        self.observation_space = Dict(
+            seen=self.env.observation_space, action_mask=Box(0, 1, (3,), np.int8)
+        )
+        self.action_space = Discrete(3)
+
+    def observation(self, observation: Any) -> Any:
+        return {"seen": observation, "action_mask": np.array([1, 1, 0], np.int8)}
+
+
 gymnasium.register("TMaze-v0", entry_point="t_maze:TMaze")
+gymnasium.register("MaskedTMaze-v0", entry_point="t_maze:MaskedTMaze")

@@ -34,8 +34,8 @@ ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert"
 ATARI += ["spaceinvaders", "atari_gymnasium"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
-CLASSIC = ["cartpole", "mountaincarcontinuous"]
-VECTORS = ["envpool", "gymnasium", "acrobot"]
+CLASSIC = ["mountaincarcontinuous"]
+VECTORS = ["envpool", "gymnasium"]
 TUNED = [
     "mountaincar",
     "pendulum",
@@ -44,6 +44,8 @@ TUNED = [
     "dm_control",
     "minigrid",
     "bipedalwalker",
+    "cartpole",
+    "acrobot",
 ]
 PRESETS = (
     dict.fromkeys(ATARI, "atari")

@@ -9,8 +9,8 @@ import torch
 from gymnasium import Space
 from torch import Tensor, nn
 
-from ppo1_lightning.policies.base import ask
 from ppo1_lightning.policies.spaces import example_rows
+from ppo1_lightning.policies.state import ask
 from ppo1_lightning.rollouts.seeding import apart
 
 _FOUND: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()

@@ -25,8 +25,9 @@ from ppo1_lightning.algorithms.update import (
 from ppo1_lightning.errors import check_choice, check_flag, check_integer, check_number
 from ppo1_lightning.functional.advantages import generalized_advantages
 from ppo1_lightning.optimizers import TensorFlowAdam
-from ppo1_lightning.policies.base import PolicyFactory, ask, state_size
+from ppo1_lightning.policies.base import PolicyFactory
 from ppo1_lightning.policies.normalization import RewardNormalizer
+from ppo1_lightning.policies.state import ask, state_size
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.seeding import generator
 from ppo1_lightning.rollouts.segment import Minibatch, Segment, Standardize, lay_out

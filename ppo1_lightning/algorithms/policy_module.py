@@ -16,15 +16,10 @@ from ppo1_lightning.algorithms import checks, entry, hooks, metrics, plain, poli
 from ppo1_lightning.algorithms.strict import StrictModule
 from ppo1_lightning.errors import ConfigurationError, check_flag
 from ppo1_lightning.functional.distributions import Distribution
-from ppo1_lightning.policies.base import (
-    ActionOutputs,
-    PolicyFactory,
-    ask,
-    choose_actions,
-    initial_state,
-)
+from ppo1_lightning.policies.base import ActionOutputs, PolicyFactory, choose_actions
 from ppo1_lightning.policies.normalization import NormalizedPolicy, StepNormalizer
 from ppo1_lightning.policies.spaces import distribution_for
+from ppo1_lightning.policies.state import ask, initial_state
 from ppo1_lightning.rollouts import seeding
 from ppo1_lightning.rollouts.acting import WHOLE, Acting, ActingFactory, ModuleActing
 from ppo1_lightning.rollouts.budget import Clock, Counters

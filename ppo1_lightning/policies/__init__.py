@@ -6,6 +6,7 @@ from ppo1_lightning.policies.auto import auto_policy
 from ppo1_lightning.policies.base import ActorCritic, PolicyFactory, PolicyOutput
 from ppo1_lightning.policies.cnn import CnnPolicy
 from ppo1_lightning.policies.mlp import MlpPolicy
+from ppo1_lightning.policies.state import by_time
 
 BUILT_IN: dict[str, type[MlpPolicy] | type[CnnPolicy]] = {
     "MlpPolicy": MlpPolicy,
@@ -21,4 +22,5 @@ __all__ = [
     "PolicyFactory",
     "PolicyOutput",
     "auto_policy",
+    "by_time",
 ]

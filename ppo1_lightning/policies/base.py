@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from ppo1_lightning.policies.initialization import linear, orthogonal
 from ppo1_lightning.policies.memory import NO_MEMORY, MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import Part, distribution_for, name_of
+from ppo1_lightning.policies.state import ask, check_layout, initial_state
 
 PolicyFactory = Callable[[Space[Any], Space[Any]], nn.Module]
 """Makes a policy from (observation_space, action_space): a class, or a partial of one."""
@@ -46,47 +46,6 @@ class ActionOutputs(NamedTuple):
     state: Any  # [N, S] after it, None where none was given
 
 
-def state_size(policy: Callable[..., Any]) -> int:
-    """Return how many numbers a policy remembers of an environment, 0 for one without memory.
-
-    That is its attribute ``state_size``, where its ``forward`` takes a state and starts.
-    """
-    size = getattr(policy, "state_size", 0)
-    if not isinstance(size, int) or size <= 0:
-        return 0
-    try:
-        inspect.signature(getattr(policy, "forward", policy)).bind(None, None, None)
-    except TypeError:
-        return 0
-    return size
-
-
-def initial_state(policy: Callable[..., Any], num_envs: int) -> Tensor:
-    """Return the state ``[N, S]`` in which episodes begin, on the policy's device: zeros."""
-    parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
-    device = next((parameter.device for parameter in parameters), None)
-    dtype = getattr(policy, "state_dtype", torch.float32)
-    return torch.zeros(num_envs, state_size(policy), dtype=dtype, device=device)
-
-
-def ask(
-    policy: Callable[..., Any], observations: Tensor, state: Tensor | None, starts: Tensor | None
-) -> Any:
-    """Return what a policy says of L rows of each of B environments, see `ActorCritic`.
-
-    Args:
-        observations: ``[L * B, ...]``, in the order of time.
-        state: ``[B, S]`` before the first, and starts ``[L * B]`` bool, where an episode begins;
-            None: in every row. A policy without memory is not shown them.
-    """
-    if state is None:
-        state = initial_state(policy, len(observations))
-        starts = torch.ones(len(observations), dtype=torch.bool, device=observations.device)
-    if not state.shape[-1]:
-        return policy(observations, None)
-    return policy(observations, state, starts)
-
-
 def choose_actions(
     policy: Callable[..., Any],
     distribution: Distribution,
@@ -101,11 +60,13 @@ def choose_actions(
         noise: ``[N, noise_size]``, of sampling; None takes the most likely ones.
         state, starts: ``[N, S]`` and ``[N]``, see `ask`.
     """
-    dist_params, values, state = ask(policy, observations, state, starts)
+    dist_params, values, after = ask(policy, observations, state, starts)
+    if state is not None and state.shape[-1]:
+        check_layout(policy, after, state)
     dist_params = dist_params.float()
     mode, sample = distribution.mode, distribution.sample
     actions = mode(dist_params) if noise is None else sample(dist_params, noise)
-    return ActionOutputs(actions, dist_params, values.float(), state)
+    return ActionOutputs(actions, dist_params, values.float(), after)
 
 
 EVALUATION_BATCH = 2048

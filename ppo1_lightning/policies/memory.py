@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppo1_lightning.errors import LARGEST_INTEGER, check_choice, check_integer, check_memory
+from ppo1_lightning.policies.state import by_time
 
 TRAINED = 16
 """Bytes of a weight that learns: itself, its gradient and two moments."""
@@ -127,7 +128,7 @@ class Memory(nn.Module):
             state: ``[B, S]`` before the first.
             starts: ``[L * B]`` bool, see `unrolled`.
         """
-        starts = _by_row(starts, state)
+        starts = by_time(starts, state)
         after = []
         for layer, before in zip(self.layers, state.split(self.layer_state_size, -1), strict=True):
             weights: Any = layer
@@ -135,19 +136,11 @@ class Memory(nn.Module):
             hidden = weights.weight_hh_l0, weights.bias_hh_l0
             # In one precision throughout: a state that is rounded at every step goes astray.
             with torch.autocast(features.device.type, enabled=False):
-                gates = _by_row(gates.to(before.dtype), state)
+                gates = by_time(gates.to(before.dtype), state)
                 states = scan(self.kind, gates, *hidden, before, starts)
             after.append(states[-1])
             features = states[..., : self.hidden_size].flatten(0, 1)
         return features, torch.cat(after, -1)
-
-
-def _by_row(rows: Tensor, state: Tensor) -> Tensor:
-    """Return ``[L * B, ...]`` as ``[L, B, ...]``."""
-    count = state.shape[0]
-    if rows.shape[0] == count:  # without a division, which an export could not leave open
-        return rows[None]
-    return rows.unflatten(0, (-1, count))
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from torch.export import Dim, ExportedProgram
 
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.functional.distributions import Distribution
-from ppo1_lightning.policies.base import initial_state, state_size
 from ppo1_lightning.policies.spaces import name_of
+from ppo1_lightning.policies.state import initial_state, state_size
 from ppo1_lightning.runs.files import replacing
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.entries import Entry
@@ -72,8 +72,7 @@ class GreedyPolicy(nn.Module):
         self.state_name: str | None = None
         if state_size(policy):
             self.state_name = "policy_state" if "state" in self.inputs else "state"
-            state = initial_state(policy, 1).cpu().numpy()[0]
-            self.inputs[self.state_name] = Box(-np.inf, np.inf, state.shape, state.dtype.type)
+            self.inputs[self.state_name] = _state_space(policy)
         self._entries = nn.ModuleList(_Entry(entry) for entry in observation.entries)
         self._action = _Action(action)
 
@@ -173,6 +172,18 @@ class _Action(nn.Module):
         if self.low is not None:
             action = action.clamp(self.low, self.high)
         return action.reshape(-1, *self._shape).to(self._dtype)
+
+
+def _state_space(policy: nn.Module) -> Box:
+    """Return the space of a state; raise `ConfigurationError` where the files know no such."""
+    state = initial_state(policy, 1)[0].cpu()
+    if state.dtype == torch.bfloat16 or state.is_complex():
+        told = f"a policy whose state_dtype is {state.dtype} cannot be exported"
+        raise ConfigurationError(f"{told}, expected another one, such as torch.float32")
+    low, high, dtype = -np.inf, np.inf, state.numpy().dtype
+    if dtype.kind in "iu":
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return Box(*((0, 1) if dtype.kind == "b" else (low, high)), state.shape, dtype.type)
 
 
 def _torch_dtype(space: Space[Any]) -> torch.dtype:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from examples.recurrent_policy import LinearMemory
 from ppo1_lightning import PPO, TRPO, CnnPolicy, ConfigurationError, MlpPolicy, RolloutDataModule
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
+from ppo1_lightning.policies import auto_policy, by_time
 from ppo1_lightning.policies.base import evaluate
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.evaluation import Evaluation
@@ -27,20 +28,26 @@ def maze(corridor: int) -> EnvironmentSpec:
     return EnvironmentSpec("TMaze-v0", options={"corridor": corridor})
 
 
+MLP: Any = partial(MlpPolicy, memory_size=8, normalize_observations=False)
 POLICIES: dict[str, tuple[Any, Any]] = {
     "gru": (partial(MlpPolicy, memory="gru", memory_size=8), "CartPole-v1"),
     "lstm": (partial(MlpPolicy, memory="lstm", memory_size=8), "Pendulum-v1"),
-    "layers": (partial(MlpPolicy, memory="gru", memory_size=8, memory_layers=2), "CartPole-v1"),
-    "unnormalised": (
-        partial(MlpPolicy, memory="lstm", memory_size=8, normalize_observations=False),
-        maze(3),
+    "layers": (partial(MLP, memory="gru", memory_layers=2), "CartPole-v1"),
+    "unnormalised": (partial(MLP, memory="lstm"), maze(3)),
+    "box": (partial(MLP, memory="gru"), "Pendulum-v1"),
+    "masked": (
+        partial(MLP, memory="lstm"),
+        EnvironmentSpec("MaskedTMaze-v0", options={"corridor": 3}),
     ),
     "own": (LinearMemory, maze(3)),
 }
 SHARED = {
     **POLICIES,
-    "shared": (partial(MlpPolicy, memory="gru", memory_size=8, shared_trunk=True), "CartPole-v1"),
+    "shared": (partial(MLP, memory="gru", shared_trunk=True), "CartPole-v1"),
+    "pictures": (partial(auto_policy, memory="gru", memory_size=8), "MiniGrid-Empty-5x5-v0"),
 }
+"""Of those with a normaliser of their own, the ratio starts from what they say after it has seen
+the rollout; of the others, from what they said in it, step by step."""
 GRU: Any = partial(MlpPolicy, memory="gru")
 SIZES: dict[str, Any] = {"sequence_length": 16, "minibatch_size": 64, "seed": 0, "compile": False}
 
@@ -90,7 +97,7 @@ class WatchedTRPO(Watched, TRPO):
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("algorithm", [WatchedPPO, WatchedTRPO])
 def test_the_ratio_starts_at_1(name: str, algorithm: type[OnPolicyModule]) -> None:
-    if algorithm is WatchedTRPO and name in ("shared", "own"):
+    if algorithm is WatchedTRPO and name in ("shared", "own", "pictures"):
         pytest.skip("TRPO refuses parameters that choose actions and estimate values")
     policy, env = SHARED[name]
     module: Any = fit(algorithm(policy, **SIZES), env, 4)
@@ -227,8 +234,15 @@ class Careless(LinearMemory):
     def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
         if self.mistake == "starts":
             starts = torch.zeros_like(starts)
+        if self.mistake == "first_row":
+            starts = starts.masked_fill(torch.arange(len(starts)) < len(state), False)
         if self.mistake == "in_place":
             state.add_(1)
+        if self.mistake == "mixed":
+            rows = by_time(observations, state)
+            observations = (rows + rows.mean(1, keepdim=True)).flatten(0, 1)
+        if self.mistake == "begins":
+            state, starts = torch.where(starts[: len(state), None], 1, state), starts & False
         dist_params, values, state = super().forward(observations, state, starts)
         changed: dict[str, Any] = {
             "shape": state[:, 1:],
@@ -236,6 +250,10 @@ class Careless(LinearMemory):
             "none": None,
             "nan": torch.full_like(state, torch.nan),
         }
+        if self.mistake == "alias":
+            kept = self.__dict__.setdefault("kept", {}).setdefault(len(state), state.detach())
+            kept.copy_(state.detach())
+            return dist_params, values, kept
         if self.mistake == "order" and len(observations) > 2:
             rows = observations.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
             dist_params, values, _ = super().forward(rows, state, starts)
@@ -251,7 +269,11 @@ class Careless(LinearMemory):
         ("none", "returns a state of NoneType"),
         ("nan", "returns a state that is not finite"),
         ("order", "in the order of time"),
-        ("in_place", "changes the state that it is given"),
+        ("in_place", "changes a state that it was given"),
+        ("alias", "changes a state that it was given or has returned"),
+        ("mixed", "of an environment beside another one than alone"),
+        ("first_row", "forgets its state there"),
+        ("begins", "than after a state of zeros"),
     ],
 )
 def test_a_careless_policy(mistake: str, told: str) -> None:
@@ -259,6 +281,53 @@ def test_a_careless_policy(mistake: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told) as error:
         PPO(partial(Careless, mistake=mistake), **spaces)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"state_size": -1}, "state_size=-1, expected a whole number"),
+        ({"state_size": 4.0}, r"state_size=4\.0, expected a whole number"),
+        ({"state_dtype": "float32"}, "state_dtype='float32', expected one such as torch.float32"),
+        (
+            {"forward": lambda self, observations, *, starts: None},
+            r"cannot be called as forward\(observations, state\)",
+        ),
+    ],
+)
+def test_a_memory_that_is_not_declared_as_one(wrong: dict[str, Any], told: str) -> None:
+    class Wrong(LinearMemory):
+        def __init__(self, *spaces: Any) -> None:
+            super().__init__(*spaces)
+            for name, value in wrong.items():
+                setattr(self, name, value)
+
+    if "forward" in wrong:
+        Wrong.forward = wrong.pop("forward")
+    spaces = {"observation_space": Box(-1, 1, (3,)), "action_space": Discrete(2)}
+    with pytest.raises(ConfigurationError, match=told) as error:
+        PPO(Wrong, **spaces)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.double(), "returns a state of torch.float64"),
+        (lambda state: state[:, :2], r"returns a state of torch.float32 \[8, 2\]"),
+        (lambda state: state.to("meta"), "on meta for one of"),
+        (lambda state: None, "returns a state of NoneType"),
+    ],
+)
+def test_a_state_that_changes_in_mid_run(change: Any, told: str) -> None:
+    class Changing(LinearMemory):
+        def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
+            dist_params, values, after = super().forward(observations, state, starts)
+            at_the_end = len(state) == 8 and bool((observations[:, 1] == 1).any())
+            return dist_params, values, change(after) if at_the_end else after
+
+    with pytest.raises(ConfigurationError, match=told):
+        fit(PPO(Changing, **SIZES), maze(40), 3)
 
 
 class Spoiled(LinearMemory):
@@ -325,16 +394,17 @@ def test_a_policy_without_memory_sees_no_state(monkeypatch: pytest.MonkeyPatch) 
     assert set(seen) == {(None,)}
 
 
-def test_a_number_called_state_size_is_no_memory() -> None:
+def test_a_number_called_state_size_is_no_memory(caplog: pytest.LogCaptureFixture) -> None:
     class Plain(MlpPolicy):
         def __init__(self, *spaces: Any) -> None:
             super().__init__(*spaces)
-            self.state_size = 4  # of the observation, say
+            self.state_size = 4  # of the observation, say: told
 
         def forward(self, observation: Tensor, state: Any = None) -> Any:  # type: ignore[override]
             return super().forward(observation, state)
 
     assert fit(PPO(Plain, minibatch_size=64, compile=False), "CartPole-v1", 1).metrics
+    assert "Plain has state_size=4, and no memory, for its forward takes no starts" in caplog.text
 
 
 def test_images_and_memory() -> None:

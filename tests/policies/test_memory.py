@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ppo1_lightning import CnnPolicy, MlpPolicy
 from ppo1_lightning.errors import ConfigurationError
-from ppo1_lightning.policies.base import ask, evaluate, initial_state
+from ppo1_lightning.policies.base import evaluate
 from ppo1_lightning.policies.memory import CELLS, Memory, MemoryOptions
+from ppo1_lightning.policies.state import ask, initial_state
 
 KINDS = tuple(CELLS)
 

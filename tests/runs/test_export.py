@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from tiny_runs import train_tiny
 from torch import Tensor
 
+from examples.recurrent_policy import LinearMemory
 from ppo1_lightning import PPO, CnnPolicy, ConfigurationError, EnvironmentSpec, MlpPolicy
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.commands.export import main
+from ppo1_lightning.policies import by_time
 from ppo1_lightning.policies.spaces import row_space
 from ppo1_lightning.runs import export
 from ppo1_lightning.runs.load import load_run
@@ -149,7 +151,7 @@ def trained_like(environment: EnvironmentSpec, policy: Any) -> PPO:
     network: Any = module.policy
     with torch.no_grad():
         network.action_head.weight.mul_(200)
-    if network.observation_normalizer is not None:
+    if getattr(network, "observation_normalizer", None) is not None:
         seen = [adapted(observation, native) for native in native_observations(environment, 20)]
         network.observation_normalizer.update(torch.cat(seen))
     return module.eval()
@@ -235,12 +237,36 @@ def test_both_files_act_as_the_policy(case: str, tmp_path: Path) -> None:
         assert np.isin(acted[-1], [greedy.output.low, greedy.output.high]).any()  # type: ignore[attr-defined]
 
 
+class Counting(LinearMemory):
+    """Its state is how many steps an episode has taken."""
+
+    def __init__(self, *spaces: Any, state_dtype: torch.dtype = torch.int64) -> None:
+        super().__init__(*spaces, state_size=1)
+        self.state_dtype = state_dtype
+
+    def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
+        steps = []
+        for begins in by_time(starts, state):
+            state = (state.masked_fill(begins.unsqueeze(-1), 0) + 1).to(self.state_dtype)
+            steps.append(state)
+        both = torch.cat([self.encoder(observations), torch.cat(steps).float()], -1)
+        return self.action_head(both), self.value_head(both).squeeze(-1), state
+
+
 @pytest.mark.parametrize(
-    ("memory", "id"), [("lstm", "CartPole-v1"), pytest.param("gru", "Hopper-v4", marks=SLOW)]
+    ("policy", "id"),
+    [
+        (partial(MlpPolicy, memory="lstm", memory_size=8), "CartPole-v1"),
+        pytest.param(partial(MlpPolicy, memory="gru", memory_size=8), "Hopper-v4", marks=SLOW),
+        (LinearMemory, "CartPole-v1"),
+        (Counting, "CartPole-v1"),
+        pytest.param(partial(Counting, state_dtype=torch.uint8), "CartPole-v1", marks=SLOW),
+    ],
+    ids=["lstm", "gru", "own", "counting", "uint8"],
 )
-def test_both_files_remember_through_an_episode(memory: str, id: str, tmp_path: Path) -> None:
+def test_both_files_remember_through_an_episode(policy: Any, id: str, tmp_path: Path) -> None:
     environment = EnvironmentSpec(id)
-    module = trained_like(environment, partial(MlpPolicy, memory=memory, memory_size=8))
+    module = trained_like(environment, policy)
     greedy = export.GreedyPolicy(module.policy, module.distribution, *make_adapters(environment))
     onnx, pt2 = export.write(greedy, tmp_path / "policy", {})
     session: Any = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
@@ -267,6 +293,28 @@ def test_both_files_remember_through_an_episode(memory: str, id: str, tmp_path: 
         starts = torch.zeros(1, dtype=torch.bool)
     simulator.close()
     assert steps > 5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(torch.bool, 0, 1), (torch.int16, -(2**15), 2**15 - 1), (torch.float64, -np.inf, np.inf)],
+)
+def test_the_space_of_a_state(dtype: torch.dtype, low: float, high: float) -> None:
+    environment = EnvironmentSpec("CartPole-v1")
+    module = trained_like(environment, partial(Counting, state_dtype=dtype))
+    greedy = export.GreedyPolicy(module.policy, module.distribution, *make_adapters(environment))
+    space: Any = greedy.inputs["state"]
+    assert (space.low.item(), space.high.item()) == (low, high)
+    assert str(space.dtype) == str(dtype).removeprefix("torch.")
+    export.trace(greedy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64])
+def test_a_state_that_no_file_knows(dtype: torch.dtype) -> None:
+    environment = EnvironmentSpec("CartPole-v1")
+    module = trained_like(environment, partial(Counting, state_dtype=dtype))
+    with pytest.raises(ConfigurationError, match=f"state_dtype is {dtype} cannot be exported"):
+        export.GreedyPolicy(module.policy, module.distribution, *make_adapters(environment))
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
