@@ -80,9 +80,14 @@ def value_of(run: Run, key: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a value as it is written in a config."""
+    """Return a value as it is written in a config; what makes an object as a call of it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(plain, value))}]"
+    if isinstance(value, Mapping) and "_target_" in value:
+        arguments = [plain(v) for k, v in value.items() if k not in ("_target_", "_partial_")]
+        return f"{str(value['_target_']).rpartition('.')[2]}({', '.join(arguments)})"
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 

@@ -178,6 +178,17 @@ def test_keys_that_end_alike_are_told_apart(tmp_path: Path) -> None:
     assert labels == ["algo.num 0, policy.num 0", "algo.num 1, policy.num 1"]
 
 
+def test_what_makes_an_object_is_a_call_of_it(tmp_path: Path) -> None:
+    wrapper: dict[str, Any] = {"_target_": "a.b.Stack", "_partial_": True, "size": 4}
+    for folder, wrappers in {"a": [wrapper, {"_target_": "Flat"}], "b": [{"x": 1}]}.items():
+        run = write_run(tmp_path / folder)
+        OmegaConf.save(OmegaConf.create(["env.wrappers=w"]), run / ".hydra" / "overrides.yaml")
+        config = {"env": {"wrappers": wrappers}}
+        OmegaConf.save(OmegaConf.create(config), run / ".hydra" / "resolved.yaml")
+    labels = [group.label for group in make_groups(find_runs([tmp_path]))]
+    assert labels == ["wrappers [Stack(4), Flat()]", "wrappers [{'x': 1}]"]
+
+
 def test_only_the_best_of_many_groups_have_a_colour(tmp_path: Path) -> None:
     clips = tuple(round(0.01 * i, 2) for i in range(1, 13))
     groups = make_groups(find_runs([write_sweep(tmp_path, seeds=1, clips=clips)]))
