@@ -46,6 +46,7 @@ TUNED = [
     "bipedalwalker",
     "cartpole",
     "acrobot",
+    "procgen",
 ]
 PRESETS = (
     dict.fromkeys(ATARI, "atari")
@@ -53,7 +54,7 @@ PRESETS = (
     | dict.fromkeys(CLASSIC, "classic")
     | dict.fromkeys(VECTORS, "vectors")
     | {name: f"tuned/{name}" for name in TUNED}
-    | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics", "procgen": "images"}
+    | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
 )
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
 

@@ -15,7 +15,7 @@ from ppo1_lightning.policies.initialization import linear, orthogonal
 from ppo1_lightning.policies.memory import NO_MEMORY, MemoryOptions
 from ppo1_lightning.policies.normalization import ObservationNormalizer
 from ppo1_lightning.policies.spaces import Part, distribution_for, name_of
-from ppo1_lightning.policies.state import ask, check_layout, initial_state
+from ppo1_lightning.policies.state import ask, initial_state, laid_out
 
 PolicyFactory = Callable[[Space[Any], Space[Any]], nn.Module]
 """Makes a policy from (observation_space, action_space): a class, or a partial of one."""
@@ -62,7 +62,7 @@ def choose_actions(
     """
     dist_params, values, after = ask(policy, observations, state, starts)
     if state is not None and state.shape[-1]:
-        check_layout(policy, after, state)
+        after = laid_out(policy, after, state)
     dist_params = dist_params.float()
     mode, sample = distribution.mode, distribution.sample
     actions = mode(dist_params) if noise is None else sample(dist_params, noise)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppo1_lightning.distributed import all_gather, all_sum
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.policies.spaces import name_of, parts_of
+from ppo1_lightning.policies.state import state_size
 
 
 class ObservationNormalizer(nn.Module):
@@ -188,7 +189,7 @@ class NormalizedPolicy(nn.Module):
     def __init__(self, normalizer: StepNormalizer, policy: nn.Module) -> None:
         super().__init__()
         self.normalizer, self.policy = normalizer, policy
-        self.state_size = getattr(policy, "state_size", 0)  # as far as the policy takes one
+        self.state_size = state_size(policy)
         self.state_dtype = getattr(policy, "state_dtype", torch.float32)
 
     def forward(self, observation: Tensor, *memory: Any) -> Any:

@@ -16,18 +16,26 @@ from ppo1_lightning.errors import ConfigurationError
 def state_size(policy: Callable[..., Any]) -> int:
     """Return how many numbers a policy remembers of an environment, 0 for one without memory.
 
-    That is its attribute ``state_size``, where its ``forward`` takes a state and starts.
+    That is its attribute ``state_size``, a whole number above 0, where its ``forward`` takes a
+    state and starts.
     """
     size = getattr(policy, "state_size", 0)
-    if not isinstance(size, Integral) or not takes(policy, 3):
+    if not isinstance(size, Integral) or int(size) <= 0:
         return 0
-    return max(0, int(size))
+    return int(size) if takes(policy, 3) else 0
 
 
 def takes(policy: Callable[..., Any], count: int) -> bool:
-    """Return whether a policy's ``forward`` takes so many arguments by their places."""
+    """Return whether a policy's ``forward`` takes so many arguments by their places.
+
+    One that does not say what it takes is taken to.
+    """
     try:
-        inspect.signature(getattr(policy, "forward", policy)).bind(*[None] * count)
+        signature = inspect.signature(getattr(policy, "forward", policy))
+    except (TypeError, ValueError):  # of a function in C
+        return True
+    try:
+        signature.bind(*[None] * count)
     except TypeError:
         return False
     return True
@@ -37,8 +45,9 @@ def initial_state(policy: Callable[..., Any], num_envs: int) -> Tensor:
     """Return the state ``[N, S]`` in which episodes begin, on the policy's device: zeros."""
     parameters = policy.parameters() if isinstance(policy, nn.Module) else iter(())
     device = next((parameter.device for parameter in parameters), None)
-    dtype = getattr(policy, "state_dtype", torch.float32)
-    return torch.zeros(num_envs, state_size(policy), dtype=dtype, device=device)
+    size = state_size(policy)
+    dtype = getattr(policy, "state_dtype", torch.float32) if size else torch.float32
+    return torch.zeros(num_envs, size, dtype=dtype, device=device)
 
 
 def by_time(rows: Tensor, state: Tensor) -> Tensor:
@@ -54,25 +63,30 @@ def by_time(rows: Tensor, state: Tensor) -> Tensor:
     return rows.unflatten(0, (-1, count))
 
 
-def check_layout(policy: Callable[..., Any], found: Any, given: Tensor) -> None:
-    """Raise `ConfigurationError` where a state is not laid out as the one that was given."""
-    if isinstance(found, Tensor) and (found.dtype, found.shape, found.device) == (
-        given.dtype,
-        given.shape,
-        given.device,
-    ):
-        return
+def laid_out(policy: Callable[..., Any], found: Any, given: Tensor) -> Tensor:
+    """Return a state that a policy returned, which is to be laid out as the one it was given.
 
-    def told(state: Any) -> str:
-        if not isinstance(state, Tensor):
-            return type(state).__name__
-        return f"{state.dtype} {list(state.shape)} on {state.device}"
+    Of a lower precision it may be where autocast has made it so, and gets its own again.
 
-    raise ConfigurationError(
-        f"the policy {type(policy).__name__} returns a state of {told(found)} for one of "
-        f"{told(given)}, expected the same: one tensor [environments, state_size] of its "
-        "state_dtype"
-    )
+    Raises:
+        ConfigurationError: it is no tensor, or of another dtype, shape or device.
+    """
+    floats = isinstance(found, Tensor) and found.is_floating_point() and given.is_floating_point()
+    if floats and torch.is_autocast_enabled(given.device.type):
+        found = found.to(given.dtype)
+    if _layout(found) != _layout(given):
+        raise ConfigurationError(
+            f"the policy {type(policy).__name__} returns a state of {_layout(found)} for one of "
+            f"{_layout(given)}, expected the same: one tensor [environments, state_size] of its "
+            "state_dtype"
+        )
+    return found
+
+
+def _layout(state: Any) -> str:
+    if not isinstance(state, Tensor):
+        return type(state).__name__
+    return f"{state.dtype} {list(state.shape)} on {state.device}"
 
 
 def ask(

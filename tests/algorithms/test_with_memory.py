@@ -54,11 +54,13 @@ SIZES: dict[str, Any] = {"sequence_length": 16, "minibatch_size": 64, "seed": 0,
 
 def fit(module: OnPolicyModule, env: Any, iterations: int, **data: Any) -> OnPolicyModule:
     num_envs, num_steps = data.pop("num_envs", 8), data.pop("num_steps", 32)
+    precision = data.pop("precision", "32-true")
     budget = data or {"total_iterations": iterations}
     validation: dict[str, Any] = {"val_check_interval": 1} if "evaluation" in data else {}
     rollouts = RolloutDataModule(env, num_envs=num_envs, num_steps=num_steps, seed=0, **budget)
     Trainer(
         accelerator="cpu",
+        precision=precision,
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
@@ -241,10 +243,23 @@ class Careless(LinearMemory):
         if self.mistake == "mixed":
             rows = by_time(observations, state)
             observations = (rows + rows.mean(1, keepdim=True)).flatten(0, 1)
+        if self.mistake == "mixed_states":
+            state = state + state.mean(0, keepdim=True)
+        if self.mistake == "all_begin" and starts.any():
+            state = torch.zeros_like(state)
+        if self.mistake == "transposed":
+            starts = starts.view(len(state), -1).T.reshape(-1)
+        if self.mistake == "later_rows":
+            starts = starts.masked_fill(torch.arange(len(starts)) >= 2 * len(state), False)
+        if self.mistake == "zeroed":
+            state[starts[: len(state)]] = 0
         if self.mistake == "begins":
             state, starts = torch.where(starts[: len(state), None], 1, state), starts & False
         dist_params, values, state = super().forward(observations, state, starts)
+        if self.mistake == "squeezed":
+            return dist_params, values.squeeze(), state
         changed: dict[str, Any] = {
+            "tuple": (state,) if len(state) == 1 else state,
             "shape": state[:, 1:],
             "dtype": state.double(),
             "none": None,
@@ -271,7 +286,14 @@ class Careless(LinearMemory):
         ("order", "in the order of time"),
         ("in_place", "changes a state that it was given"),
         ("alias", "changes a state that it was given or has returned"),
+        ("zeroed", "changes a state that it was given"),
         ("mixed", "of an environment beside another one than alone"),
+        ("mixed_states", "of an environment beside another one than alone"),
+        ("all_begin", "forgets its state there"),
+        ("transposed", "forgets its state there"),
+        ("later_rows", "forgets its state there"),
+        ("squeezed", r"returns values of the shape \[\] for 1 observations"),
+        ("tuple", "returns a state of tuple for one of torch.float32"),
         ("first_row", "forgets its state there"),
         ("begins", "than after a state of zeros"),
     ],
@@ -286,8 +308,9 @@ def test_a_careless_policy(mistake: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"state_size": -1}, "state_size=-1, expected a whole number"),
-        ({"state_size": 4.0}, r"state_size=4\.0, expected a whole number"),
+        ({"state_size": -1}, "takes starts and has state_size=-1, expected how many numbers"),
+        ({"state_size": 4.0}, r"takes starts and has state_size=4\.0, expected how many numbers"),
+        ({"state_size": None}, "takes starts and has state_size=None, expected how many numbers"),
         ({"state_dtype": "float32"}, "state_dtype='float32', expected one such as torch.float32"),
         (
             {"forward": lambda self, observations, *, starts: None},
@@ -308,6 +331,35 @@ def test_a_memory_that_is_not_declared_as_one(wrong: dict[str, Any], told: str) 
     with pytest.raises(ConfigurationError, match=told) as error:
         PPO(Wrong, **spaces)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_a_memory_that_autocast_makes_shorter_trains() -> None:
+    class Elman(LinearMemory):
+        def __init__(self, *spaces: Any) -> None:
+            super().__init__(*spaces)
+            self.recurrent = nn.Linear(self.state_size, self.state_size)
+
+        def forward(self, observations: Tensor, state: Tensor, starts: Tensor) -> Any:
+            features, states = by_time(self.encoder(observations), state), []
+            for row, begins in zip(features, by_time(starts, state), strict=True):
+                state = state.masked_fill(begins.unsqueeze(-1), 0)
+                state = (self.recurrent(state) + row).tanh()
+                states.append(state)
+            both = torch.cat([features.flatten(0, 1), torch.cat(states)], -1)
+            return self.action_head(both), self.value_head(both).squeeze(-1), state
+
+    module = fit(PPO(Elman, **SIZES), maze(3), 2, precision="bf16-mixed")
+    assert module.metrics["kl"] > 0
+
+
+def test_a_policy_that_takes_anything_has_no_memory_without_a_size() -> None:
+    class Anything(MlpPolicy):
+        state_size = None  # type: ignore[assignment]
+
+        def forward(self, *inputs: Any) -> Any:  # type: ignore[override]
+            return super().forward(inputs[0], None)
+
+    assert fit(PPO(Anything, minibatch_size=64, compile=False), "CartPole-v1", 1).metrics
 
 
 @pytest.mark.parametrize(
@@ -404,7 +456,7 @@ def test_a_number_called_state_size_is_no_memory(caplog: pytest.LogCaptureFixtur
             return super().forward(observation, state)
 
     assert fit(PPO(Plain, minibatch_size=64, compile=False), "CartPole-v1", 1).metrics
-    assert "Plain has state_size=4, and no memory, for its forward takes no starts" in caplog.text
+    assert "Plain has state_size=4, and its forward takes no starts: it has no mem" in caplog.text
 
 
 def test_images_and_memory() -> None:
