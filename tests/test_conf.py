@@ -34,8 +34,8 @@ ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert"
 ATARI += ["spaceinvaders", "atari_gymnasium"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
-CLASSIC = ["mountaincarcontinuous"]
-VECTORS = ["envpool", "gymnasium"]
+CLASSIC = ["cartpole", "mountaincarcontinuous"]
+VECTORS = ["envpool", "gymnasium", "acrobot"]
 TUNED = [
     "mountaincar",
     "pendulum",
@@ -44,8 +44,6 @@ TUNED = [
     "dm_control",
     "minigrid",
     "bipedalwalker",
-    "cartpole",
-    "acrobot",
     "procgen",
 ]
 PRESETS = (
