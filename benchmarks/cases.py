@@ -34,7 +34,6 @@ CASES: dict[str, list[str]] = {
         "policy.num_layers=2",
         "num_envs=8",
         "num_steps=128",
-        "algo.minibatch_size=256",
     ],
     "memory_halfcheetah": [
         "env=halfcheetah",

@@ -74,16 +74,17 @@ def laid_out(policy: Callable[..., Any], found: Any, given: Tensor) -> Tensor:
     floats = isinstance(found, Tensor) and found.is_floating_point() and given.is_floating_point()
     if floats and torch.is_autocast_enabled(given.device.type):
         found = found.to(given.dtype)
-    if _layout(found) != _layout(given):
+    layout = (given.dtype, given.shape, given.device)  # no words in a step where all is well
+    if not isinstance(found, Tensor) or (found.dtype, found.shape, found.device) != layout:
         raise ConfigurationError(
-            f"the policy {type(policy).__name__} returns a state of {_layout(found)} for one of "
-            f"{_layout(given)}, expected the same: one tensor [environments, state_size] of its "
+            f"the policy {type(policy).__name__} returns a state of {_told(found)} for one of "
+            f"{_told(given)}, expected the same: one tensor [environments, state_size] of its "
             "state_dtype"
         )
     return found
 
 
-def _layout(state: Any) -> str:
+def _told(state: Any) -> str:
     if not isinstance(state, Tensor):
         return type(state).__name__
     return f"{state.dtype} {list(state.shape)} on {state.device}"
