@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.vector.utils import space_utils
 
 from ppo1_lightning.errors import ConfigurationError, RunError, SimulationError, one_line
@@ -27,8 +28,8 @@ _OF_THE_INTERFACE = {
 """What was expected, by what Python says of it."""
 
 
-class WrongRewardError(ValueError):
-    """Rewards are not one number for each environment."""
+class WrongStepError(ValueError):
+    """A reward is not one number, or a flag is neither true nor false."""
 
 
 class OwnError(Exception):
@@ -52,9 +53,29 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_of_the_interface(error):
+        if isinstance(error, WrongStepError) or _is_of_the_interface(error):
             raise
         raise OwnError(said(error)) from None  # it may be one that cannot be pickled
+
+
+def watch_first_flags(env: gymnasium.Env[Any, Any]) -> None:
+    """Have an environment's first step raise `WrongStepError` for flags such as None or "no".
+
+    Gymnasium takes the truth of whatever they are. Later steps cost nothing.
+    """
+    step = env.step
+
+    def first_step(action: Any) -> Any:
+        del env.step
+        outcome = step(action)
+        if isinstance(outcome, tuple) and len(outcome) == 5:
+            _, _, *flags, _ = outcome
+            for name, flag in zip(("terminated", "truncated"), flags, strict=True):
+                if np.ndim(flag) or np.asarray(flag).dtype.kind not in "biuf":
+                    raise WrongStepError(f"{name} is {flag!r}")
+        return outcome
+
+    env.step = first_step  # type: ignore[method-assign]
 
 
 def is_an_end(error: BaseException) -> bool:
@@ -102,7 +123,7 @@ def explained(
             f"of {env_id!r} has lost its process, which was killed or ended itself",
             environment=index_of(frames) or 0,
         )
-    if isinstance(error, WrongRewardError) or _is_of_the_interface(error):
+    if isinstance(error, WrongStepError) or _is_of_the_interface(error):
         expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in one_line(error))
         return ConfigurationError(
             f"environment {env_id!r} does not step as Gymnasium's do: its reward, its flags or "

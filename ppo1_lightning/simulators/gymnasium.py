@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -28,10 +28,11 @@ from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import (
     OwnErrors,
-    WrongRewardError,
+    WrongStepError,
     explained,
     is_an_end,
     said,
+    watch_first_flags,
 )
 from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
@@ -45,8 +46,6 @@ from ppo1_lightning.simulators.wrappers import (
 )
 
 log = logging.getLogger("ppo1_lightning")
-
-T = TypeVar("T")
 
 _VECTOR_ENVS: dict[str, Callable[..., Any]] = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}
 _MAKE_ARGUMENTS = {"disable_env_checker", "max_episode_steps", "render_mode"}
@@ -166,7 +165,7 @@ class GymnasiumSimulator(VectorSimulator):
     def _receive(self, pool: int) -> tuple[Any, RawStep]:
         return self._asked(pool, partial(_step, self._waits.pop(pool)))
 
-    def _asked(self, pool: int, call: Callable[[], T]) -> T:
+    def _asked(self, pool: int, call: Callable[[], Any]) -> Any:
         """Return ``call()``; tell in one line what an environment did wrong, or what it raised.
 
         No context manager: a StopIteration would pass it, and be taken for the end of the data.
@@ -242,7 +241,7 @@ def _step(wait: Callable[[], tuple[Any, ...]]) -> tuple[Any, RawStep]:
     """Return the observations and fields of a step."""
     observation, reward, terminated, truncated, info = wait()
     if np.ndim(reward) != 1:  # where each has a process of its own, Gymnasium takes arrays
-        raise WrongRewardError(f"rewards of the shape {np.shape(reward)}")
+        raise WrongStepError(f"rewards of the shape {np.shape(reward)}")
     raw_reward, game_over = info.get(RAW_REWARD, reward), info.get(GAME_OVER, terminated)
     return observation, (reward, raw_reward, terminated, truncated, game_over)
 
@@ -296,4 +295,5 @@ def _make(
         env = wrap(env)
         if not isinstance(env, gymnasium.Env):
             raise TypeError(f"the wrapper {wrap} returned {env!r}, expected an environment")
+    watch_first_flags(env)
     return env

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 
 from ppo1_lightning.errors import ConfigurationError, SimulationError
@@ -69,6 +70,18 @@ class Late(Failing):
         return ZEROS, {}
 
 
+class Flags(Failing):
+    """Ends each step with these flags."""
+
+    def __init__(self, terminated: Any, truncated: Any) -> None:
+        super().__init__("")
+        self._flags = terminated, truncated
+
+    def step(self, action: Any) -> Any:
+        return (ZEROS, 1.0, *self._flags, {})
+
+
+gymnasium.register("Flags-v0", Flags)  # type: ignore[arg-type]
 gymnasium.register("Late-v0", Late)  # type: ignore[arg-type]
 gymnasium.register("Failing-v0", Failing)  # type: ignore[arg-type]
 
@@ -91,6 +104,37 @@ ELSEWHERE: dict[str, tuple[type[Exception], str]] = {
     "another shape": (SimulationError, "could not broadcast input array"),
 }
 """In one of its own, one of them in other words."""
+
+
+def step_with_flags(mode: str, terminated: Any, truncated: Any) -> None:
+    options = {"terminated": terminated, "truncated": truncated, "vectorization_mode": mode}
+    simulator = make_simulator(EnvironmentSpec("Flags-v0", options=options), [0, 1])
+    try:
+        simulator.reset()
+        simulator.step(np.array([0, 0]))
+        simulator.step(np.array([0, 0]))
+    finally:
+        simulator.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((None, False), "terminated is None), expected a number as the reward and a bool as each"),
+        ((False, "no"), "truncated is 'no'), expected a number as the reward and a bool as each"),
+        ((False, []), "truncated is []), expected a number as the reward and a bool as each"),
+    ],
+)
+def test_a_flag_that_is_none_is_refused(flags: Any, message: str, mode: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        step_with_flags(mode, *flags)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("flag", [0, 0.0, np.bool_(False), np.array(False), torch.tensor(False)])
+def test_flags_of_other_kinds_are_taken(flag: Any) -> None:
+    step_with_flags("sync", flag, flag)
 
 
 @pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
