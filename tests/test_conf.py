@@ -40,7 +40,7 @@ TUNED = [
     "mountaincar",
     "pendulum",
     "lunarlander",
-    "taxi",
+    "toy_text",
     "dm_control",
     "minigrid",
     "bipedalwalker",
@@ -52,7 +52,7 @@ PRESETS = (
     | dict.fromkeys(CLASSIC, "classic")
     | dict.fromkeys(VECTORS, "vectors")
     | {name: f"tuned/{name}" for name in TUNED}
-    | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
+    | {"taxi": "tuned/toy_text", "humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
 )
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
 

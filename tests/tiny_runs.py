@@ -16,6 +16,7 @@ ANY_ID = {
     "dm_control": "WalkerWalk-v1",
     "minigrid": "MiniGrid-DoorKey-5x5-v0",
     "procgen": "CoinrunEasy-v0",
+    "toy_text": "FrozenLake-v1",
     "envpool": "LunarLanderContinuous-v3",
     "gymnasium": "CartPole-v1",
 }

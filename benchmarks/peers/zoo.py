@@ -104,8 +104,9 @@ VALUES: dict[str, dict[str, Any]] = {
         "use_sde": True,
         "sde_sample_freq": 4,
     },
-    "Taxi-v3": {"n_envs": 1},  # RL Zoo has none: the defaults
 }
+
+TOY_TEXT = ("Taxi-v3", "FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Blackjack-v1")
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -119,6 +120,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "n_epochs": 10,
         "learning_rate": 2.5e-4,
     },
+    "toy_text": {"n_envs": 1},  # RL Zoo has none: the defaults
     "Procgen": {
         "policy": "CnnPolicy",
         "n_envs": 8,
@@ -146,13 +148,15 @@ def kind_of(env_id: str) -> str:
     """Return the kind of one of EnvPool's ids."""
     if env_id.startswith("MiniGrid"):
         return "MiniGrid"
+    if env_id in TOY_TEXT:
+        return "toy_text"
     return "Procgen" if env_id.endswith("Easy-v0") else "dm_control"
 
 
 def make_envs(env_id: str, num_envs: int, seed: int) -> VecEnv:
-    """Return Gymnasium's environments where it has them, else EnvPool's."""
+    """Return Gymnasium's environments where it has them and SB3 takes them, else EnvPool's."""
     name = env_id.replace("Continuous-v3", "-v3") if env_id.startswith("Lunar") else env_id
-    if name in gymnasium.registry:
+    if name in gymnasium.registry and name not in TOY_TEXT:
         continuous = {"continuous": True} if name != env_id else {}
         return make_vec_env(name, num_envs, env_kwargs=continuous)
     from benchmarks.peers.sb3_envpool import EnvPoolVecEnv

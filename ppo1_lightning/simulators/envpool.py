@@ -60,6 +60,7 @@ _FAMILIES = {
     "envpool.mujoco.dmc": "dm_control",
     "envpool.mujoco.gym": "mujoco",
     "envpool.procgen": "procgen",
+    "envpool.toy_text": "toy_text",
 }
 _CRASHES = {"Cig-v1", "MultiDuel-v1"}  # they wait for players that never come, and end the process
 _MASK_IN_INFO = "info:legal_action_mask"
