@@ -24,6 +24,7 @@ from ppo1_lightning import (
 )
 from ppo1_lightning.algorithms.on_policy import OnPolicyModule
 from ppo1_lightning.commands import config as cli
+from ppo1_lightning.commands import train
 from ppo1_lightning.rollouts.budget import Budget
 from ppo1_lightning.rollouts.sizes import Sizes
 
@@ -54,6 +55,7 @@ PRESETS = (
     | {name: f"tuned/{name}" for name in TUNED}
     | {"taxi": "tuned/toy_text", "humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
 )
+DEVICES = (2, 3, 5)
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
 
 
@@ -63,9 +65,12 @@ def compose(*overrides: str) -> DictConfig:
         return hydra.compose("train", [*overrides, RUN_FOLDER])
 
 
+def its_id(name: str) -> list[str]:
+    return [f"env.id={ANY_ID[name]}"] if name in ANY_ID else []
+
+
 def compose_env(name: str, *overrides: str) -> DictConfig:
-    given = [f"env.id={ANY_ID[name]}"] if name in ANY_ID else []
-    return compose(f"env={name}", *given, *overrides)
+    return compose(f"env={name}", *its_id(name), *overrides)
 
 
 def names(group: str) -> list[str]:
@@ -104,29 +109,44 @@ def test_environment(name: str) -> None:
     policy = instantiate(config.policy, _convert_="all")
     policy(*simulators.spaces(spec))
     assert isinstance(instantiate(config.algo, policy=policy, _convert_="all"), PPO)
-    for devices in (1, 2, 3):
-        sizes = Sizes.create(
-            num_envs=config.num_envs,
-            num_steps=config.num_steps,
-            minibatch_size=config.algo.minibatch_size,
-            devices=devices,
-        )
+    for devices in (1, *DEVICES):
+        sizes = sizes_on(devices, f"env={name}", *its_id(name))
         if PRESETS[name] != "classic":  # as in the original, a worker is one environment
-            assert sizes.mpi_workers == config.num_envs
+            assert sizes.mpi_workers == (config.mpi_workers or config.num_envs)
     Budget(total_steps=config.total_steps)
 
 
-@pytest.mark.parametrize("name", [name for name in names("algo") if name != "default"])
-def test_algo_on_any_number_of_devices(name: str) -> None:
-    config = compose(f"env={'pong' if 'atari' in name else 'hopper'}", f"algo={name}")
-    keys = ("num_envs", "num_steps", "mpi_workers")
-    for devices in (1, 2, 3):
-        sizes = Sizes.create(
-            **{key: config[key] for key in keys},
-            minibatch_size=config.algo.minibatch_size,
-            devices=devices,
-        )
-        assert sizes.envs_per_device * devices >= config.num_envs
+def sizes_on(devices: int, *words: str) -> Sizes:
+    """Return the sizes of a run, of which everything is made but its ranks and environments."""
+    on = [f"trainer.devices={devices}", "trainer.accelerator=cpu"]
+    sizes = train.build(compose(*words, *on)).plan
+    assert sizes.devices == devices
+    assert sizes.envs_per_device * devices == sizes.num_envs + sizes.copies
+    return sizes
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("name", [n for n in names("algo") if n != "default"])
+def test_algo_on_any_number_of_devices(name: str, devices: int) -> None:
+    policy = str(compose(f"algo={name}").policy._target_)
+    env = "pong" if policy.endswith("CnnPolicy") or name == "images" else "hopper"
+    sizes_on(devices, f"env={env}", f"algo={name}", "total_steps=100_000")
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["env=halfcheetah", "algo=ppo1_mujoco", "policy=mlp_gru", "algo.sequence_length=64"],
+        ["env=cartpole", "policy=mlp_lstm"],
+        ["env=cartpole", "algo=trpo_classic", "policy=mlp_gru"],
+        ["env=pong", "policy=cnn_lstm", "frame_stack=1"],
+        ["env=cartpole", "num_envs=1", "algo.minibatch_size=1"],
+    ],
+    ids=" ".join,
+)
+def test_units_and_rows_that_are_fewer_than_devices(words: list[str], devices: int) -> None:
+    assert sizes_on(devices, *words).minibatch_rows_per_device > 0
 
 
 @pytest.mark.parametrize(

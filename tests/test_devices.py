@@ -227,15 +227,16 @@ def from_start(
     num_envs: int = NUM_ENVS,
     minibatch_size: int = 64,
     memory: dict[str, Any] | None = None,
+    compile: bool | str = False,
     **options: Any,
 ) -> list[Snapshot]:
     module = WatchedPPO(
         partial(MlpPolicy, normalize_observations=not step_by_step, **(memory or {})),
         minibatch_size=minibatch_size,
         update_epochs=EPOCHS,
-        compile=False,
         normalize_observations=step_by_step,
         normalize_returns=step_by_step,
+        compile=compile,
         ent_coef=0.05 * step_by_step,  # so that every parameter moves in every iteration
         **options,
     )
@@ -257,6 +258,9 @@ UPDATES: dict[str, Run] = {
         normalize_advantages="minibatch_sample",
         normalize_returns=True,
         minibatch_size=31,
+    ),
+    "one row a minibatch": partial(
+        from_recorded, mpi_workers=1, minibatch_size=1, update_epochs=1, learning_rate=1e-4
     ),
     "one worker, traced": partial(from_recorded, mpi_workers=1, **CLIPPED, compile="trace"),
     "rollout": partial(from_recorded, normalize_advantages="rollout"),
@@ -296,6 +300,9 @@ MEMORY: dict[str, Any] = {
 ENVS |= {
     "memory": partial(from_start, **MEMORY),
     "memory, one worker": partial(from_start, **MEMORY, mpi_workers=1),
+    "memory, one unit": partial(
+        from_start, **{**MEMORY, "minibatch_size": 25}, mpi_workers=1, compile="trace"
+    ),
 }
 RUNS: dict[str, Run] = UPDATES | ENVS
 ONLY_ON_TWO = {"compiled"}  # it takes long

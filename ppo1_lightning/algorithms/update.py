@@ -205,6 +205,7 @@ def choose_path(
     """
     eager = EagerUpdate(loss, optimizer, max_grad_norm)
     if compile is False:
+        _log.info("update: eager (compile=false)")
         return eager
     fast, why_not = _fast_path(optimizer)
     if fast is None:
@@ -221,10 +222,13 @@ def choose_path(
     if compile is True or (
         compile == "auto" and fast.worth_compiling(update, optimizer_steps, device)
     ):
+        tried = time.perf_counter()
         failed = fast.compile_update(update, example, lambda: meanwhile("compiled"))
         if failed:
-            _refuse_unless_auto(compile, failed)
-            _log.warning("update: compiling failed: %s", failed)
+            _refuse_unless_auto(compile, failed, instead="trace")
+            lost = time.perf_counter() - tried
+            started += lost
+            _log.warning("update: compiling failed: %s (after %.1f s)", failed, lost)
     if update.path == "traced":
         meanwhile("traced")
     seconds = time.perf_counter() - started
@@ -233,10 +237,10 @@ def choose_path(
     return update
 
 
-def _refuse_unless_auto(compile: bool | str, reason: str) -> None:
+def _refuse_unless_auto(compile: bool | str, reason: str, instead: str = "false") -> None:
     if compile != "auto":
         raise ConfigurationError(
-            f"compile={str(compile).lower()} failed: {reason}; use compile=false"
+            f"compile={str(compile).lower()} failed: {reason}; use compile={instead}"
         )
 
 

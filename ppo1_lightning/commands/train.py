@@ -139,6 +139,7 @@ def build(config: DictConfig) -> Parts:
     launch.check_size(trainer)
     module.trainer = trainer
     sizes = module.sizes(data.num_envs, data.num_steps)
+    sizes.check_pools(data.env.num_pools)
     return Parts(module, data, trainer, sizes)
 
 

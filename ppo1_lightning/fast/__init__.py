@@ -76,13 +76,15 @@ def compile_update(
 
     ``meanwhile`` is called while compilers work.
     """
+    device = example[0].device
+    if device.type == "cpu" and (reason := _on_every_rank(native.compiler, device)[1]):
+        return reason  # before Python has written what is to be compiled
     started, was_kept = time.perf_counter(), update.was_kept
-    reason = _on_every_rank(lambda: update.compile(example, meanwhile), example[0].device)[1]
+    reason = _on_every_rank(lambda: update.compile(example, meanwhile), device)[1]
     if reason:
         update.go_on_traced()
     elif not was_kept:
-        device = example[0].device.type
-        native.note_seconds_of_compiling(device, time.perf_counter() - started)
+        native.note_seconds_of_compiling(device.type, time.perf_counter() - started)
     return reason
 
 

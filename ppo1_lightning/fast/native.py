@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ppo1_lightning import system
+from ppo1_lightning.errors import one_line
 from ppo1_lightning.fast import processes
 
 _log = logging.getLogger(__name__)
@@ -56,12 +57,24 @@ def load_operators(source: Path) -> ctypes.CDLL:
     return load(source, *options, *libraries, mode=ctypes.RTLD_GLOBAL)
 
 
-def _compile(source: Path, options: tuple[str, ...], library: Path) -> None:
+def compiler() -> str:
+    """Return the C++ compiler that PyTorch calls too.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
 
+    try:
+        return get_cpp_compiler()
+    except RuntimeError as error:
+        raise RuntimeError(f"{one_line(error)} (install one, or name it in CXX)") from error
+
+
+def _compile(source: Path, options: tuple[str, ...], library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
-        command = [get_cpp_compiler(), "-shared", "-fPIC", str(source), "-o", str(made), *options]
+        command = [compiler(), "-shared", "-fPIC", str(source), "-o", str(made), *options]
         done = processes.run(command)
         if done.returncode:
             raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")

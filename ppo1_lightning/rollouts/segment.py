@@ -184,11 +184,11 @@ def tell_cost(rollout: Rollout, sizes: Sizes) -> None:
     whole, *_ = gather(rollout)
     milliseconds = 1000 * (time.perf_counter() - started)
     _log.info(
-        "%d devices share %d environment%s: each has the whole rollout, gathered once an iteration "
-        "(%.1f MB of observations, %.1f ms), and takes %d of a minibatch's %d rows",
-        *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else ""),
-        *(whole.observations.nbytes / 2**20, milliseconds),
-        *(-(-sizes.minibatch_size // sizes.devices), sizes.minibatch_size),
+        "%d devices share %d environment%s%s: each has the whole rollout, gathered once an "
+        "iteration (%.2f MB of observations, %.1f ms), and takes %d of a minibatch's %d rows",
+        *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else "", sizes.and_copies),
+        *(whole.observations.nbytes / 1e6, milliseconds),
+        *(sizes.minibatch_rows_per_device, sizes.minibatch_size),
     )
 
 
@@ -225,8 +225,10 @@ def lay_out(
     state = in_units(states, workers, 1)
     valid = laid_out(rollout.valid)
     units = minibatch_units(order, sizes.units_per_worker)
+    its_valid = valid
     if sizes.shared:
-        units = units.tensor_split(world_size(), -1)[rank()]
+        units, are_own = own_units(units)
+        its_valid = valid & are_own
     rows = rows_of_units(units, length, len(state))
     flat = laid_out(advantages)
     if standardize == "worker":
@@ -238,7 +240,7 @@ def lay_out(
     if standardize in ("minibatch", "minibatch_sample"):
         count, sample = len(rows) * rows.shape[1], standardize == "minibatch_sample"
         row_advantages = _standardized(
-            row_advantages, valid[rows], count, epsilon=1e-8, correction=int(sample)
+            row_advantages, its_valid[rows], count, epsilon=1e-8, correction=int(sample)
         )
     observations, actions, starts = map(laid_out, (rollout.observations, rollout.actions, starts))
     if evaluate is None:
@@ -257,10 +259,19 @@ def lay_out(
         starts=starts,
         state=state,
         rows=rows,
-        row_weights=minibatch_weights(valid[rows]),
+        row_weights=minibatch_weights(its_valid[rows]),
         row_advantages=row_advantages,
         units_per_worker=sizes.units_per_worker,
     )
+
+
+def own_units(units: Tensor) -> tuple[Tensor, bool]:
+    """Return this rank's share of minibatches' units ``[..., u]``, and whether it has one.
+
+    Where there are fewer units than ranks it has a copy of the first, of which nothing is learned.
+    """
+    own = units.tensor_split(world_size(), -1)[rank()]
+    return (own, True) if own.shape[-1] else (units[..., :1], False)
 
 
 def _standardized(

@@ -85,16 +85,10 @@ class Sizes:
 
     def _check(self) -> None:
         _check_divides("num_envs", self.num_envs, "mpi_workers", self.mpi_workers)
-        length, units = self.sequence_length, self.minibatch_size // self.sequence_length
+        length = self.sequence_length
         _check_divides(
             "minibatch_size", self.minibatch_size, "mpi_workers", self.mpi_workers, length
         )
-        if units < self.devices:
-            what = "row" if length == 1 else f"unit of {length} rows"
-            raise ConfigurationError(
-                f"minibatch_size={self.minibatch_size} has no {what} for some of {self.devices} "
-                f"devices, expected at least {self.devices * length}, or trainer.devices={units}"
-            )
         if self.minibatch_size > self.rows:
             raise ConfigurationError(
                 f"minibatch_size={self.minibatch_size} is more than the rollout's "
@@ -146,9 +140,35 @@ class Sizes:
         return -(-self.num_envs // self.devices)
 
     @property
+    def copies(self) -> int:
+        """Environments that are stepped for nothing, since they do not divide over the devices."""
+        return self.devices * self.envs_per_device - self.num_envs
+
+    @property
+    def and_copies(self) -> str:
+        """`copies` as the end of a phrase, "" without."""
+        return f" and {self.copies} cop{'y' if self.copies == 1 else 'ies'}" if self.copies else ""
+
+    @property
+    def minibatch_rows_per_device(self) -> int:
+        """Rows of a minibatch that a rank learns from, at most: of whole units."""
+        units = self.minibatch_size // self.sequence_length
+        return -(-units // self.devices) * self.sequence_length
+
+    @property
     def workers_per_device(self) -> int:
         """Workers whose rows each rank has."""
         return self.mpi_workers if self.shared else self.mpi_workers // self.devices
+
+    def check_pools(self, num_pools: int) -> None:
+        """Refuse a number of pools that does not divide a device's environments."""
+        envs = self.envs_per_device
+        if envs % num_pools:
+            nearest = min(_divisors(envs), key=lambda n: abs(n - num_pools))
+            raise ConfigurationError(
+                f"env.num_pools={num_pools} does not divide a device's {envs} environments, "
+                f"expected a divisor such as {nearest}"
+            )
 
     def describe(self, budget: Budget) -> dict[str, str]:
         """Return what the sizes say about a run of ``budget``, for printing."""
@@ -156,12 +176,12 @@ class Sizes:
         steps = self.minibatches * self.epochs
         dropped = self.rows - self.minibatches * self.minibatch_size
         total = "as the run goes" if iterations is None else f"{iterations * steps:,} in all"
-        per_device = f"{-(-self.minibatch_size // self.devices)} per device"
+        per_device = f"{self.minibatch_rows_per_device} per device"
         rows_per_device = self.rows // (1 if self.shared else self.devices)
         return {
             "budget": str(budget),
             "devices": f"{self.devices}",
-            "environments": f"{self.num_envs} ({self.envs_per_device} per device)",
+            "environments": f"{self.num_envs}{self.and_copies} ({self.envs_per_device} per device)",
             "workers": f"{self.mpi_workers} ({self.workers_per_device} per device)",
             "rows per iteration": f"{self.rows:,} ({rows_per_device:,} per device)",
             "rows per minibatch": f"{self.minibatch_size:,} ({per_device}, "
