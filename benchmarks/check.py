@@ -12,13 +12,16 @@ from typing import Any
 
 from benchmarks.processes import ROOT, machine, measure, python, report
 
-CASE = "halfcheetah_8x256"
+CASE, SHORT = "halfcheetah_8x256", "cartpole"
 REPEATS = 3
 COMMANDS = {
     "simulator": python("benchmarks.simulator", CASE, "--seconds=4"),
     "rollout": python("benchmarks.simulator", CASE, "--seconds=4", "--policy"),
     "compiled": python("benchmarks.ours", CASE, "--seconds=6"),
+    "traced": python("benchmarks.ours", CASE, "--seconds=6", "compile=trace"),
     "eager": python("benchmarks.ours", CASE, "--seconds=6", "compile=false"),
+    "cartpole_simulator": python("benchmarks.simulator", SHORT, "--seconds=4"),
+    "cartpole": python("benchmarks.ours", SHORT, "--seconds=6"),
     "import": [
         sys.executable,
         "-c",
@@ -49,6 +52,9 @@ def ratios_of(turn: dict[str, Any]) -> dict[str, float]:
         "training_over_simulator_time": speed["simulator"] / speed["compiled"],
         "compiled_over_eager_update_time": turn["compiled"]["update_seconds"]
         / turn["eager"]["update_seconds"],
+        "traced_over_eager_update_time": turn["traced"]["update_seconds"]
+        / turn["eager"]["update_seconds"],
+        "cartpole_training_over_simulator_time": speed["cartpole_simulator"] / speed["cartpole"],
         "lightning_and_logging_share": shares["lightning"] + shares["logging"],
         "import_over_torch_and_lightning": turn["import"]["ratio"],
     }

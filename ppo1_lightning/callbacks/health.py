@@ -29,18 +29,22 @@ SHORT_RUN = 1000
 """Steps of each environment, the commonest time limit: of fewer nobody expects an episode's end."""
 
 
+NO_DEVIATION = 5.0
+"""Nats by which the entropy of one action falls as its deviation falls to less than a hundredth."""
+
+
 @dataclass
 class Row:
     """What is known of a run after an iteration.
 
     Attributes:
         metrics: as the loggers get them.
-        first: the first ones.
+        first: of each the first that was a number.
         share: of the budget that is spent, in [0, 1]; NaN where it is not known.
         steps: of each environment.
         returns: of the last episodes.
         worst: the lowest return of all.
-        is_discrete: actions are choices.
+        deviations: that the policy has for its actions, 0 where they are choices.
         was_resumed: the run's beginning is not known.
     """
 
@@ -50,17 +54,26 @@ class Row:
     steps: float
     returns: list[float]
     worst: float
-    is_discrete: bool
+    deviations: int
     was_resumed: bool = False
 
     @property
     def has_improved(self) -> bool:
         """Whether returns are better than at first, by a tenth of what they were.
 
-        Of a run that was resumed, whose beginning is not known, it is taken for granted.
+        It is taken for granted of a run that was resumed, whose beginning is not known, and as long
+        as no episode has ended.
         """
         first, now = (m.get("episode_return_mean", math.nan) for m in (self.first, self.metrics))
-        return self.was_resumed or now > first + 0.1 * abs(first)
+        return self.was_resumed or not now <= first + 0.1 * abs(first)
+
+    @property
+    def has_no_entropy(self) -> bool:
+        """Whether the policy has become one that always does the same."""
+        entropy, first = (m.get("entropy", math.nan) for m in (self.metrics, self.first))
+        if self.deviations:
+            return entropy < first - NO_DEVIATION * self.deviations
+        return entropy < 0.01 * first
 
 
 @dataclass(frozen=True)
@@ -92,12 +105,12 @@ def _explains_nothing(row: Row) -> bool:
 
 def _does_not_move(row: Row) -> bool:
     rate, first = (m.get("learning_rate", math.nan) for m in (row.metrics, row.first))
-    return row.metrics.get("kl", 1.0) < 1e-9 and not rate < 0.1 * first
+    is_done = rate < 0.1 * first or (row.has_no_entropy and row.has_improved)
+    return row.metrics.get("kl", 1.0) < 1e-9 and not is_done
 
 
 def _has_no_entropy(row: Row) -> bool:
-    entropy, first = (m.get("entropy", math.nan) for m in (row.metrics, row.first))
-    return row.is_discrete and entropy < 0.01 * first and not row.has_improved
+    return row.has_no_entropy and not row.has_improved
 
 
 SIGNS = {
@@ -122,8 +135,8 @@ SIGNS = {
     ),
     "entropy": Sign(
         _has_no_entropy,
-        "the policy always does the same (entropy is 0) and is no better than at first: try a "
-        "smaller algo.learning_rate or algo.ent_coef=0.01",
+        "the policy always does the same (no entropy is left) and is no better than at first: try "
+        "a smaller algo.learning_rate or algo.ent_coef=0.01",
     ),
 }
 """By the metric that shows it."""
@@ -163,8 +176,9 @@ class HealthCheck(Callback):
             self._look_for(name, sign, row)
 
     def _row(self, trainer: Trainer, module: Any) -> Row:
-        self._first = self._first or module.metrics
-        returns = module.episodes.returns
+        numbers = {name: value for name, value in self._first.items() if not math.isnan(value)}
+        self._first = {**module.metrics, **numbers}
+        distribution, returns = module.distribution, module.episodes.returns
         self._worst = min([self._worst, *returns])
         data: Any = getattr(trainer, "datamodule", None)
         budget = getattr(data, "budget", None)
@@ -175,7 +189,7 @@ class HealthCheck(Callback):
             steps=module.counters.env_steps / getattr(data, "num_envs", 1),
             returns=returns,
             worst=self._worst,
-            is_discrete=not isinstance(module.distribution, DiagonalGaussian),
+            deviations=distribution.size if isinstance(distribution, DiagonalGaussian) else 0,
             was_resumed=self._was_resumed,
         )
 

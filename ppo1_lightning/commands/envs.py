@@ -52,6 +52,10 @@ SMALL = [
 """Of a check: two iterations that learn."""
 
 
+_TRAINED = "trained"
+"""File that a check leaves behind where it has come to its end."""
+
+
 class Listed(NamedTuple):
     """How an environment would be trained, or why it cannot be."""
 
@@ -112,15 +116,23 @@ def _refusals_told(what: str) -> Iterator[None]:
 
 
 def matching(pattern: str) -> list[str]:
-    """Return the ids of EnvPool, then those that only Gymnasium has, in which a pattern occurs."""
+    """Return the ids of EnvPool, then those that only Gymnasium has, in which a pattern occurs.
+
+    An id with a module before a colon is itself.
+    """
+    if ":" in pattern:  # one of the user's own, as in env=my_package:MyEnv-v0
+        return [pattern]
     glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
     return [i for i in simulators.ids() if fnmatch.fnmatch(i.lower(), glob.lower())]
 
 
 def listed(env_id: str) -> Listed:
-    """Return how an environment would be trained; one of EnvPool's is not made for it."""
+    """Return how an environment would be trained.
+
+    One of EnvPool's is not made for it, and one of Gymnasium's only if it is the user's own.
+    """
     preset = family_of(env_id)
-    if not simulators.is_envpool_s(env_id):
+    if not simulators.is_envpool_s(env_id) and ":" not in env_id:
         return Listed(env_id, "", "", "auto", preset)
     try:
         observation, action = simulators.make_adapters(EnvironmentSpec(env_id))
@@ -154,15 +166,18 @@ def _check(context: Any, env_id: str) -> Checked:
             process.join()
         text = Path(folder, "said.txt")  # it may have ended before it wrote a word
         said = (text.read_text(errors="replace") if text.exists() else "").strip().splitlines()
-    outcome, line = _outcome(process.exitcode or 0, hangs, said or [""])
+        has_trained = Path(folder, _TRAINED).exists()
+    outcome, line = _outcome(process.exitcode or 0, hangs, has_trained, said or [""])
     return Checked(env_id, outcome, printable(line), round(time.monotonic() - started, 1))
 
 
-def _outcome(status: int, hangs: bool, said: list[str]) -> tuple[str, str]:
+def _outcome(status: int, hangs: bool, has_trained: bool, said: list[str]) -> tuple[str, str]:
     if hangs:
         return "hang", f"nothing after {SECONDS} s"
-    if status == 0:
+    if has_trained:
         return "trains", ""
+    if status == 0:
+        return "crash", "it ended the process"
     if any(line.startswith("Traceback") for line in said):
         return "traceback", said[-1]
     if status < 0:
@@ -180,6 +195,7 @@ def _train(env_id: str, folder: str) -> None:
         os.dup2(said, stream)
     sys.argv = ["ppo1_lightning", f"env={env_id}", *SMALL, f"hydra.run.dir={folder}/run"]
     config.run(train, "train")
+    Path(folder, _TRAINED).touch()
 
 
 def _tell(checks: Iterator[Checked], count: int, rows: list[Checked]) -> None:
@@ -200,8 +216,8 @@ def _print(rows: Sequence[Listed]) -> None:
     console.print(table)
     refused = sum(bool(row.refusal) for row in rows)
     unknown = sum(not row.refusal and not row.observations for row in rows)
-    console.print(f"{len(rows) - refused - unknown} of {len(rows)} can be trained: env=ID", end="")
-    console.print(f"; {unknown} of Gymnasium's were not made to look" if unknown else "")
+    print(f"{len(rows) - refused} of {len(rows)} can be trained: env=ID", end="")
+    print(f"; what {unknown} of Gymnasium's show is seen when they are made" if unknown else "")
 
 
 def write(file: Path, title: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:

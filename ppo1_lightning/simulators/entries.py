@@ -76,7 +76,7 @@ class Entry:
             )
         self.part = MASK if is_mask else VECTOR
         # a mask may hold other numbers than 0 and 1, such as what is to be added to logits
-        self._is_unchecked = isinstance(native, Box) and not (is_mask and _is_of_more(native))
+        self._is_unchecked = isinstance(native, Box) and not is_mask
         choices = _choices(native)
         if self.part == MASK:
             self._check_mask(spec)
@@ -161,12 +161,6 @@ class Entry:
                 f"{f' as {self.key!r}' if self.key else ''}, expected {expected}",
                 environment=wrong,
             )
-
-
-def _is_of_more(box: Box) -> bool:
-    """Whether a Box has other numbers than 0 and 1."""
-    is_of_floats = np.issubdtype(box.dtype, np.floating)
-    return is_of_floats or bool(box.low.min(initial=0) < 0 or box.high.max(initial=0) > 1)
 
 
 def _choices(space: gymnasium.Space[Any]) -> list[tuple[int, int]] | None:

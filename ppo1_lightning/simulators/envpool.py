@@ -203,7 +203,7 @@ class EnvPoolSimulator(VectorSimulator):
     def stepping(self) -> AbstractContextManager[None]:
         return shared_core(self._lone_worker) if self._lone_worker else nullcontext()
 
-    def close(self) -> None:
+    def _free(self) -> None:
         self._pools = []  # EnvPool's own close() stops no thread; its destructor does
 
     @classmethod

@@ -18,10 +18,15 @@ from ppo1_lightning.errors import ConfigurationError, RunError, SimulationError,
 
 _GYMNASIUM = str(Path(gymnasium.__file__).parent)
 
-_OF_THE_INTERFACE = {
-    "unpack": "step to return (observation, reward, terminated, truncated, info) and reset "
+_OLD = (
+    "step to return (observation, reward, terminated, truncated, info) and reset(seed, options) "
     "(observation, info); a wrapper such as shimmy's GymV21CompatibilityV0 makes that of the old "
-    "interface",
+    "interface"
+)
+_OF_THE_INTERFACE = {
+    "unpack": _OLD,
+    "unexpected keyword argument": _OLD,
+    "info is": "a dict as info",
     "": "a number as the reward and a bool as each flag; of several rewards a wrapper makes one, "
     "such as mo_gymnasium's LinearReward",
 }
@@ -29,7 +34,11 @@ _OF_THE_INTERFACE = {
 
 
 class WrongStepError(ValueError):
-    """A reward is not one number, or a flag is neither true nor false."""
+    """A reward is not one number, a flag neither true nor false, or an info no dict."""
+
+
+class WrongObservationError(ValueError):
+    """An observation is not of its space."""
 
 
 class OwnError(Exception):
@@ -53,29 +62,54 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, WrongStepError) or _is_of_the_interface(error):
+        if isinstance(error, WrongStepError | WrongObservationError) or _is_of_the_interface(error):
             raise
         raise OwnError(said(error)) from None  # it may be one that cannot be pickled
 
 
-def watch_first_flags(env: gymnasium.Env[Any, Any]) -> None:
-    """Have an environment's first step raise `WrongStepError` for flags such as None or "no".
+def watch_first_calls(env: gymnasium.Env[Any, Any]) -> None:
+    """Have an environment's first reset and step raise `WrongStepError` for what is none.
 
-    Gymnasium takes the truth of whatever they are. Later steps cost nothing.
+    Such as flags that are None or "no", of which Gymnasium takes the truth, or an observation that
+    is not of its space, which it puts into others' memory as it is. Later calls cost nothing.
     """
-    step = env.step
+    reset, step = env.reset, env.step
+
+    def first_reset(**arguments: Any) -> Any:
+        del env.reset
+        returned = reset(**arguments)
+        if isinstance(returned, tuple) and len(returned) == 2:
+            _check_observation(env.observation_space, returned[0])
+            _check_info(returned[1])
+        return returned
 
     def first_step(action: Any) -> Any:
         del env.step
-        outcome = step(action)
-        if isinstance(outcome, tuple) and len(outcome) == 5:
-            _, _, *flags, _ = outcome
+        returned = step(action)
+        if isinstance(returned, tuple) and len(returned) == 5:
+            observation, _, *flags, info = returned
+            _check_observation(env.observation_space, observation)
             for name, flag in zip(("terminated", "truncated"), flags, strict=True):
-                if np.ndim(flag) or np.asarray(flag).dtype.kind not in "biuf":
+                if np.ndim(flag) or np.asarray(flag).dtype.kind not in "biuf" or flag != flag:
                     raise WrongStepError(f"{name} is {flag!r}")
-        return outcome
+            _check_info(info)
+        return returned
 
-    env.step = first_step  # type: ignore[method-assign]
+    env.reset, env.step = first_reset, first_step  # type: ignore[method-assign]
+
+
+def _check_observation(space: gymnasium.Space[Any], observation: Any) -> None:
+    """Put an observation behind others, as Gymnasium does where they are in one process."""
+    try:
+        room = space_utils.create_empty_array(space, 1)
+        space_utils.concatenate(space, [observation], room)
+    except (ValueError, TypeError, LookupError) as error:
+        raise WrongObservationError(f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _check_info(info: Any) -> None:
+    if not isinstance(info, dict):
+        raise WrongStepError(f"info is {info!r}")
 
 
 def is_an_end(error: BaseException) -> bool:
@@ -113,10 +147,11 @@ def explained(
     if isinstance(error, OwnError):
         return SimulationError(f"of {env_id!r} raised {error}", environment=index_of(frames) or 0)
     what = f"{type(error).__name__}: {one_line(error)}"
-    if any(frame.f_code.co_filename == space_utils.__file__ for frame in frames):
+    of_it = isinstance(error, WrongObservationError)
+    if of_it or any(frame.f_code.co_filename == space_utils.__file__ for frame in frames):
         return ConfigurationError(
             f"environment {env_id!r} returns an observation that is not in its space "
-            f"{observation_space} ({what})"
+            f"{observation_space} ({one_line(error) if of_it else what})"
         )
     if isinstance(error, EOFError | ConnectionError | BrokenPipeError):
         return SimulationError(
@@ -126,8 +161,8 @@ def explained(
     if isinstance(error, WrongStepError) or _is_of_the_interface(error):
         expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in one_line(error))
         return ConfigurationError(
-            f"environment {env_id!r} does not step as Gymnasium's do: its reward, its flags or "
-            f"their number ({what}), expected {expected}"
+            f"environment {env_id!r} does not reset or step as Gymnasium's do: its reward, flags, "
+            f"info or their number ({what}), expected {expected}"
         )
     return SimulationError(f"of {env_id!r} raised {said(error)}", environment=index_of(frames) or 0)
 
@@ -148,7 +183,9 @@ def _frames(error: BaseException) -> list[FrameType]:
 def _is_of_the_interface(error: BaseException) -> bool:
     """Whether it is Gymnasium that could not take what an environment returned."""
     words = ("unpack", "sequence", "scalar", "truth value", "float", "must be real number")
-    by_gymnasium = _frames(error)[-1].f_code.co_filename.startswith(_GYMNASIUM)
+    words += ("unexpected keyword argument",)
+    file = _frames(error)[-1].f_code.co_filename
+    by_gymnasium = file.startswith(_GYMNASIUM) or file == __file__  # see `watch_first_calls`
     is_about_it = any(word in one_line(error) for word in words)
     return by_gymnasium and isinstance(error, TypeError | ValueError) and is_about_it
 

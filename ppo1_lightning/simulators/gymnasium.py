@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.envs.registration import load_env_creator
-from gymnasium.spaces import Discrete, MultiDiscrete
+from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from ppo1_lightning.simulators.failures import (
     explained,
     is_an_end,
     said,
-    watch_first_flags,
+    watch_first_calls,
 )
 from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
@@ -118,8 +118,7 @@ class GymnasiumSimulator(VectorSimulator):
             self._check_drawn(spec)
             spec = replace(spec, options={**spec.options, "render_mode": "rgb_array"})
         make, make_vector = self._makers(spec)
-        choices = isinstance(self._actions.native, Discrete | MultiDiscrete)
-        self._could_mask = spec.observation_keys is None and choices
+        self._could_mask = spec.observation_keys is None and not isinstance(self.action_space, Box)
         arguments: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         if make_vector is AsyncVectorEnv:  # which has no memory to share for texts
             arguments["shared_memory"] = self._observations.all_numbers
@@ -198,7 +197,7 @@ class GymnasiumSimulator(VectorSimulator):
     def _picture(self) -> Any:
         return self._opened(0).render()[0]
 
-    def close(self) -> None:
+    def _free(self) -> None:
         for envs in self._pools:
             if getattr(envs, "_state", AsyncState.DEFAULT) != AsyncState.DEFAULT:
                 _end(envs)  # it would wait for the step that was interrupted, which may hang
@@ -295,5 +294,5 @@ def _make(
         env = wrap(env)
         if not isinstance(env, gymnasium.Env):
             raise TypeError(f"the wrapper {wrap} returned {env!r}, expected an environment")
-    watch_first_flags(env)
+    watch_first_calls(env)
     return env

@@ -1,23 +1,31 @@
-"""Steps that do not return: which call of a simulator a thread is in, seen from another thread."""
+"""Calls that do not return: which call of a simulator a thread is in, seen from another thread."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
+from ppo1_lightning.simulators import make_adapters
 from ppo1_lightning.simulators.failures import index_of
 from ppo1_lightning.simulators.vector import VectorSimulator
 
-_CALLS = {
+_STEPPING = {
     VectorSimulator.reset.__code__: "the first reset",
     VectorSimulator.receive.__code__: "a step",
+}
+_CALLS = {
+    make_adapters.__code__: "the making",
+    VectorSimulator.__init__.__code__: "the making",
+    VectorSimulator.close.__code__: "the closing",
+    **_STEPPING,
 }
 """What an environment does in a call, by its code."""
 
 
 def call_under_way(thread: int) -> FrameType | None:
-    """Return the frame of a simulator's step or reset that a thread is in, None outside of any.
+    """Return the frame of a simulator's call that a thread is in, None outside of any.
 
     It is the same object for as long as the call is: who keeps it sees whether it is another one,
     and nothing has to be noted at each step.
@@ -30,7 +38,7 @@ def call_under_way(thread: int) -> FrameType | None:
 
 def timeout_of(call: FrameType) -> float:
     """Return how many seconds a call may last (``env.timeout``)."""
-    return call.f_locals["self"].timeout
+    return _owner(call).timeout
 
 
 def waits_for(call: FrameType, thread: int) -> str:
@@ -38,11 +46,17 @@ def waits_for(call: FrameType, thread: int) -> str:
 
     EnvPool does not tell which one.
     """
-    simulator, pool = call.f_locals["self"], call.f_locals.get("pool", 0)  # a reset counts them up
+    owner, which = _owner(call), "an environment"
     index = index_of(list(_frames(thread))[::-1])
-    first = simulator.pools[pool].start
-    which = "an environment" if index is None else f"environment {first + index}"
-    return f"{which} of {simulator.id!r} in {_CALLS[call.f_code]}"
+    if call.f_code in _STEPPING and index is not None:
+        first = owner.pools[call.f_locals.get("pool", 0)].start  # a reset counts them up
+        which = f"environment {first + index}"
+    return f"{which} of {owner.id!r} in {_CALLS[call.f_code]}"
+
+
+def _owner(call: FrameType) -> Any:
+    """Return the simulator, or the specification that one is made of."""
+    return call.f_locals.get("spec") or call.f_locals["self"]
 
 
 def _frames(thread: int) -> Iterator[FrameType]:

@@ -128,6 +128,13 @@ class VectorSimulator(Simulator):
     def _outcome(self, *fields: NDArray[Any]) -> Outcome:
         """Tell what the fields that `_receive` returned mean, ``[T, N]`` each."""
 
+    @abstractmethod
+    def _free(self) -> None:
+        """Close the environments."""
+
+    def close(self) -> None:
+        self._free()
+
     def reset(self) -> NDArray[Any]:
         observation = np.empty((self.num_envs, *self.row_space.shape), self.row_space.dtype)
         for pool, envs in enumerate(self.pools):

@@ -94,7 +94,7 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
                 choices = int(counts.sum())
             case space:
                 raise TypeError(f"expected (Multi)Discrete actions to mask, found {space}")
-        mask = MultiBinary(choices)
+        self._choices, mask = choices, MultiBinary(choices)
         self.observation_space = Dict(observation=env.observation_space, action_mask=mask)
 
     def reset(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -112,9 +112,15 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
                 "env.observation_keys and no such wrapper"
             )
         mask = info["action_mask"]
-        if isinstance(mask, tuple):  # as `MultiDiscrete.sample` takes it
-            mask = np.concatenate([np.ravel(part) for part in mask])
+        if isinstance(mask, tuple | list):  # as `MultiDiscrete.sample` takes it
+            mask = np.concatenate([np.ravel(part) for part in mask]) if mask else mask
         mask = np.asarray(mask)
+        if mask.shape != (self._choices,):
+            raise ConfigurationError(
+                f"{self.env} gives an action_mask of the shape {mask.shape} in its info, expected "
+                f"{self._choices} numbers, one for each choice; a joint one belongs into the "
+                "observation, as its entry action_mask"
+            )
         if not ((mask == 0) | (mask == 1)).all():
             raise ConfigurationError(
                 f"{self.env} gives the action_mask {mask} in its info, expected 1 for what is "

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 
 from ppo1_lightning.commands import envs
 
@@ -50,3 +55,42 @@ def test_a_cell_of_a_table_is_nothing_else(tmp_path: Path) -> None:
 def test_a_refusal_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     envs._print([envs.Listed("A-v0", refusal="expected [bold] or [/red]")])
     assert "expected [bold] or [/red]" in capsys.readouterr().out
+
+
+class Own(gymnasium.Env[Any, Any]):
+    """Ends its process in a step, where it is told to."""
+
+    observation_space, action_space = Box(-1, 1, (2,)), Discrete(2)
+
+    def __init__(self, ends: bool = False) -> None:
+        self._ends = ends
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        if self._ends:
+            os._exit(0)
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+gymnasium.register("Own-v0", Own)  # type: ignore[arg-type]
+gymnasium.register("OwnEnds-v0", Own, kwargs={"ends": True})  # type: ignore[arg-type]
+
+
+def test_an_environment_of_the_user_s_own_is_listed() -> None:
+    (env_id,) = envs.matching("test_envs:Own-v0")
+    row = envs.listed(env_id)
+    assert row[1:] == ("Box(shape=(2,), float32)", "Discrete(2)", "MLP", "gymnasium", "")
+
+
+@pytest.mark.heavy
+def test_an_environment_that_ends_the_process_does_not_train() -> None:
+    checked = [*envs.check(["test_envs:Own-v0", "test_envs:OwnEnds-v0"], 2)]
+    assert [row.outcome for row in checked] == ["trains", "crash"]
+    assert checked[1].said == "it ended the process"
+
+
+def test_what_is_not_made_is_not_said_to_be_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    envs._print([envs.Listed("ALE/A-v5", policy="auto")])
+    assert "1 of 1 can be trained: env=ID; what 1 of Gymnasium's show" in capsys.readouterr().out

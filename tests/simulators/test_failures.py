@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from typing import Any
@@ -124,12 +125,78 @@ def step_with_flags(mode: str, terminated: Any, truncated: Any) -> None:
         ((None, False), "terminated is None), expected a number as the reward and a bool as each"),
         ((False, "no"), "truncated is 'no'), expected a number as the reward and a bool as each"),
         ((False, []), "truncated is []), expected a number as the reward and a bool as each"),
+        ((False, [True]), "truncated is [True]), expected a number as the reward and a bool"),
+        (({"a": True}, False), "terminated is {'a': True}), expected a number as the reward"),
+        ((math.nan, False), "terminated is nan), expected a number as the reward and a bool as"),
     ],
 )
 def test_a_flag_that_is_none_is_refused(flags: Any, message: str, mode: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         step_with_flags(mode, *flags)
     assert message in str(caught.value)
+
+
+class Returning(Failing):
+    """Resets or steps to something else, or has the interface of old."""
+
+    def __init__(self, observation: Any = ZEROS, info: Any = None, at: str = "reset") -> None:
+        super().__init__("")
+        self._returned = {at: (observation, {} if info is None else info)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self._returned.get("reset", (ZEROS, {}))
+
+    def step(self, action: Any) -> Any:
+        observation, info = self._returned.get("step", (ZEROS, {}))
+        return observation, 1.0, False, False, info
+
+
+class Old(gymnasium.Env[Any, Any]):
+    """As environments of Gym before 0.26 are."""
+
+    observation_space, action_space = Box(-1, 1, (2,)), Discrete(2)
+
+    def reset(self) -> Any:  # type: ignore[override]
+        return ZEROS
+
+    def step(self, action: Any) -> Any:
+        return ZEROS, 1.0, False, {}
+
+
+gymnasium.register("Returning-v0", Returning)  # type: ignore[arg-type]
+gymnasium.register("Old-v0", Old)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("at", ["reset", "step"])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ({"observation": np.zeros(3)}, "returns an observation that is not in its space Box"),
+        ({"observation": "words"}, "returns an observation that is not in its space Box"),
+        ({"observation": [0.0, None]}, "returns an observation that is not in its space Box"),
+        ({"info": "words"}, "info is 'words'), expected a dict as info"),
+        ({"info": [1]}, "info is [1]), expected a dict as info"),
+    ],
+    ids=["shape", "words", "None", "info of words", "info of a list"],
+)
+def test_what_is_returned_first_is_looked_at(what: Any, message: str, at: str, mode: str) -> None:
+    options = {**what, "at": at, "vectorization_mode": mode}
+    simulator = make_simulator(EnvironmentSpec("Returning-v0", options=options), [0, 1])
+    with pytest.raises(ConfigurationError) as caught:  # noqa: PT012
+        simulator.reset()
+        simulator.step(np.array([0, 0]))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
+def test_the_old_interface_is_known(mode: str) -> None:
+    simulator = make_simulator(
+        EnvironmentSpec("Old-v0", options={"vectorization_mode": mode}), [0, 1]
+    )
+    with pytest.raises(ConfigurationError, match="shimmy"):
+        simulator.reset()
 
 
 @pytest.mark.parametrize("flag", [0, 0.0, np.bool_(False), np.array(False), torch.tensor(False)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -82,3 +82,43 @@ def test_a_reset_that_has_come_to_no_pool_yet() -> None:
     call: Any = SimpleNamespace(f_code=VectorSimulator.reset.__code__, f_locals={"self": simulator})
     told = hanging.waits_for(call, threading.get_ident())
     assert told == "an environment of 'Gate-v0' in the first reset"
+
+
+class Sleeper(Gate):
+    """Waits while it is made, or closed, the second time: the first is only asked for its spaces."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self, waits_in: str) -> None:
+        super().__init__()
+        self.waits_in = waits_in
+        Sleeper.made += 1
+        self._wait("making")
+
+    def _wait(self, where: str) -> None:
+        if where == self.waits_in and Sleeper.made == 2:
+            self.entered.release()
+            assert self.opened.acquire(timeout=20)
+
+    def close(self) -> None:
+        self._wait("closing")
+
+
+gymnasium.register("Sleeper-v0", entry_point=Sleeper)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["making", "closing"])
+def test_an_environment_that_waits_while_it_is_made_or_closed(where: str) -> None:
+    Sleeper.made = 0
+    spec = EnvironmentSpec("Sleeper-v0", "gymnasium", {"waits_in": where}, timeout=7)
+    thread = threading.Thread(target=lambda: make_simulator(spec, [0]).close())
+    thread.start()
+    assert Gate.entered.acquire(timeout=20)
+    ident = thread.ident or 0
+    call = hanging.call_under_way(ident)
+    assert call is not None
+    assert hanging.waits_for(call, ident) == f"an environment of 'Sleeper-v0' in the {where}"
+    assert hanging.timeout_of(call) == 7
+    Gate.opened.release()
+    thread.join()
+    assert hanging.call_under_way(ident) is None

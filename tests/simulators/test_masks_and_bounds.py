@@ -132,11 +132,21 @@ def test_masks_of_several_players_are_refused(place: Any) -> None:
         ObservationAdapter(EnvironmentSpec("Masked-v0"), Dict(action_masks=place([one, one])))
 
 
-def test_a_mask_of_other_numbers_than_0_and_1_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("space_of_mask", "mask"),
+    [
+        (Box(-np.inf, 0, (3,)), [0, -1e9, 0]),
+        (Box(0, 1, (3,)), [0, 0.5, 1]),
+        (Box(0, 1, (3,), np.int8), [1, 0, 2]),  # out of the space that it is said to be of
+        (Box(0, 1, (3,), np.int64), [-128, 0, -128]),
+        (MultiBinary(3), [1, 0, 2]),
+    ],
+)
+def test_a_mask_of_other_numbers_than_0_and_1_is_refused(space_of_mask: Any, mask: Any) -> None:
     """Such as one that is to be added to the logits, which would be read the wrong way round."""
-    space = Dict(seen=Box(-1, 1, (2,)), action_mask=Box(-np.inf, 0, (3,)))
+    space = Dict(seen=Box(-1, 1, (2,)), action_mask=space_of_mask)
     adapter = ObservationAdapter(EnvironmentSpec("Masked-v0"), space)
-    shown = {"seen": np.zeros((1, 2)), "action_mask": np.array([[0, -1e9, 0]], np.float32)}
+    shown = {"seen": np.zeros((1, 2)), "action_mask": np.array([mask], space_of_mask.dtype)}
     with pytest.raises(SimulationError, match="expected 1 for what is allowed, else 0"):
         adapter(shown, np.empty((1, 5), np.float32))
 

@@ -95,14 +95,27 @@ def test_a_mask_of_other_numbers_than_0_and_1_is_refused(mask):
         ActionMaskFromInfo(Masking()).reset()
 
 
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("mask", [[1, 0], [1, 0, 1, 1], [[1, 0, 1], [1, 1, 1]], 1, []])
+def test_a_mask_in_info_of_another_shape_is_refused(mask):
+    class Masking(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (2,)), Discrete(3)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {"action_mask": np.array(mask)}
+
+    with pytest.raises(ConfigurationError, match="expected 3 numbers, one for each choice"):
+        ActionMaskFromInfo(Masking()).reset()
+
+
+@pytest.mark.parametrize("joined", [False, True, "list"])
 def test_masks_in_info_of_several_numbers_are_observed(joined):
     class Masking(gymnasium.Env):
         observation_space, action_space = Box(-1, 1, (2,)), MultiDiscrete([2, 3])
 
         def reset(self, *, seed=None, options=None):
             mask = np.array([0, 1], np.int8), np.array([1, 0, 1], np.int8)
-            info = {"action_mask": np.concatenate(mask) if joined else mask}
+            forms = {True: np.concatenate(mask), False: mask, "list": [[0, 1], [1, 0, 1]]}
+            info = {"action_mask": forms[joined]}
             return np.zeros(2, np.float32), info
 
     observation, _ = ActionMaskFromInfo(Masking()).reset()
