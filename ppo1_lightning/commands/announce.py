@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,12 +98,13 @@ def interface(
 
 
 def tell_what_next(
-    folder: Path, config: DictConfig, returns: Sequence[float], best_score: float
+    folder: Path, here: Path, config: DictConfig, returns: Sequence[float], best_score: float
 ) -> None:
     """Say what the run came to, where it is, and what to do with it.
 
     Args:
         folder: of the run.
+        here: where it was started; an environment may have gone elsewhere since.
         config: of the run.
         returns: of its last episodes.
         best_score: of ``best.ckpt``; not finite where there is none.
@@ -118,8 +118,7 @@ def tell_what_next(
         return
     if math.isfinite(best_score) and (checkpoints / "best.ckpt").is_file():
         log.info("best.ckpt: %s %.2f", config.callbacks.checkpoint.monitor, best_score)
-    near = Path.cwd() in folder.absolute().parents
-    place = os.path.relpath(folder) if near else str(folder)
+    place = str(folder.relative_to(here) if here in folder.parents else folder)
     run = shlex.quote(f"run={place}")
     if foreign_calls(config, folder):
         run += " trust=true"

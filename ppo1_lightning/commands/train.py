@@ -146,7 +146,7 @@ def build(config: DictConfig) -> Parts:
 def fit(config: DictConfig, parts: Parts | None = None) -> float | None:
     """Train from where ``config`` says, which `resume.settle` has settled: one rank's work."""
     module, data, trainer, sizes = parts or build(config)
-    folder = Path(config.trainer.default_root_dir)
+    folder, here = Path(config.trainer.default_root_dir), Path.cwd()
     if trainer.is_global_zero:
         sees = interface(*data.adapters, module.policy)
         announce(config, {**sees, **sizes.describe(data.budget)}, folder)
@@ -157,7 +157,7 @@ def fit(config: DictConfig, parts: Parts | None = None) -> float | None:
     with threads, products, exit_status_of_signals(), loggers:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
     if trainer.is_global_zero:
-        tell_what_next(folder, config, module.episodes.returns, _best_score(trainer))
+        tell_what_next(folder, here, config, module.episodes.returns, _best_score(trainer))
     return _objective(module, config.optimized_metric)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import chdir
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymnasium import Space
@@ -55,7 +57,8 @@ def make_adapters(spec: EnvironmentSpec) -> tuple[ObservationAdapter, ActionAdap
     Raises:
         ConfigurationError: an unknown id or option, or a space that is not supported.
     """
-    observation_space, action_space = _backend(spec).native_spaces(spec)
+    with chdir(Path.cwd()):  # where it may go is no other run's business: this one is thrown away
+        observation_space, action_space = _backend(spec).native_spaces(spec)
     observation = ObservationAdapter(spec, observation_space)
     return observation, ActionAdapter(spec, action_space, 1, observation.mask_shape)
 

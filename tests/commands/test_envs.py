@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
+from tiny_runs import train_tiny
 
 from ppo1_lightning.commands import envs
 
@@ -94,3 +95,25 @@ def test_an_environment_that_ends_the_process_does_not_train() -> None:
 def test_what_is_not_made_is_not_said_to_be_refused(capsys: pytest.CaptureFixture[str]) -> None:
     envs._print([envs.Listed("ALE/A-v5", policy="auto")])
     assert "1 of 1 can be trained: env=ID; what 1 of Gymnasium's show" in capsys.readouterr().out
+
+
+class Wanderer(Own):
+    """Goes to another folder, as what reads files beside itself may."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        os.chdir(place)
+
+
+gymnasium.register("Wanderer-v0", Wanderer)  # type: ignore[arg-type]
+
+
+def test_where_an_environment_goes_does_not_move_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "place").mkdir()
+    words = ["env=test_envs:Wanderer-v0", f"+env.options.place={tmp_path / 'place'}"]
+    train_tiny(Path("run"), *words)
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+    assert "everything is in run; next" in capsys.readouterr().out

@@ -85,7 +85,7 @@ def test_a_reset_that_has_come_to_no_pool_yet() -> None:
 
 
 class Sleeper(Gate):
-    """Waits while it is made, or closed, the second time: the first is only asked for its spaces."""
+    """Waits while it is made, or closed, the second time: the first is asked for its spaces."""
 
     made: ClassVar[int] = 0
 
