@@ -36,15 +36,15 @@ ATARI += ["spaceinvaders", "atari_gymnasium"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
 CLASSIC = ["cartpole", "mountaincarcontinuous"]
-VECTORS = ["envpool", "gymnasium", "acrobot"]
+VECTORS = ["envpool", "gymnasium", "acrobot", "bipedalwalker"]
 TUNED = [
     "mountaincar",
     "pendulum",
     "lunarlander",
+    "taxi",
     "toy_text",
     "dm_control",
     "minigrid",
-    "bipedalwalker",
     "procgen",
 ]
 PRESETS = (
@@ -53,7 +53,7 @@ PRESETS = (
     | dict.fromkeys(CLASSIC, "classic")
     | dict.fromkeys(VECTORS, "vectors")
     | {name: f"tuned/{name}" for name in TUNED}
-    | {"taxi": "tuned/toy_text", "humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
+    | {"humanoid": "ppo1_humanoid", "fetchreach": "ppo1_robotics"}
 )
 DEVICES = (2, 3, 5)
 RUN_FOLDER = "trainer.default_root_dir=unused"  # otherwise known only while Hydra runs
