@@ -259,8 +259,12 @@ UPDATES: dict[str, Run] = {
         normalize_returns=True,
         minibatch_size=31,
     ),
-    "one row a minibatch": partial(
-        from_recorded, mpi_workers=1, minibatch_size=1, update_epochs=1, learning_rate=1e-4
+    "two rows a minibatch": partial(  # so that of three ranks and more some have none
+        from_recorded,
+        mpi_workers=1,
+        minibatch_size=2,
+        normalize_advantages="minibatch_sample",
+        update_epochs=1,
     ),
     "one worker, traced": partial(from_recorded, mpi_workers=1, **CLIPPED, compile="trace"),
     "rollout": partial(from_recorded, normalize_advantages="rollout"),

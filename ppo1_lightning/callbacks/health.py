@@ -61,11 +61,10 @@ class Row:
     def has_improved(self) -> bool:
         """Whether returns are better than at first, by a tenth of what they were.
 
-        It is taken for granted of a run that was resumed, whose beginning is not known, and as long
-        as no episode has ended.
+        Of a run that was resumed, whose beginning is not known, it is taken for granted.
         """
         first, now = (m.get("episode_return_mean", math.nan) for m in (self.first, self.metrics))
-        return self.was_resumed or not now <= first + 0.1 * abs(first)
+        return self.was_resumed or now > first + 0.1 * abs(first)
 
     @property
     def has_no_entropy(self) -> bool:
@@ -100,7 +99,9 @@ def _is_at_its_worst(row: Row) -> bool:
 
 
 def _explains_nothing(row: Row) -> bool:
-    return row.metrics.get("explained_variance", 0.0) < 0 and not row.has_improved
+    is_known = not math.isnan(row.metrics.get("episode_return_mean", math.nan))
+    below = row.metrics.get("explained_variance", 0.0) < 0
+    return below and is_known and not row.has_improved
 
 
 def _does_not_move(row: Row) -> bool:

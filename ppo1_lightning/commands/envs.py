@@ -174,15 +174,15 @@ def _check(context: Any, env_id: str) -> Checked:
 def _outcome(status: int, hangs: bool, has_trained: bool, said: list[str]) -> tuple[str, str]:
     if hangs:
         return "hang", f"nothing after {SECONDS} s"
-    if has_trained:
-        return "trains", ""
-    if status == 0:
-        return "crash", "it ended the process"
     if any(line.startswith("Traceback") for line in said):
         return "traceback", said[-1]
     if status < 0:
         return "crash", signal.Signals(-status).name
-    return "refused", said[-1].removeprefix("error: ")
+    if has_trained:
+        return "trains", ""
+    if said[-1].startswith("error: "):
+        return "refused", said[-1].removeprefix("error: ")
+    return "crash", f"it ended the process, exit status {status}"
 
 
 def _train(env_id: str, folder: str) -> None:
@@ -216,8 +216,9 @@ def _print(rows: Sequence[Listed]) -> None:
     console.print(table)
     refused = sum(bool(row.refusal) for row in rows)
     unknown = sum(not row.refusal and not row.observations for row in rows)
-    print(f"{len(rows) - refused} of {len(rows)} can be trained: env=ID", end="")
-    print(f"; what {unknown} of Gymnasium's show is seen when they are made" if unknown else "")
+    known = len(rows) - refused - unknown
+    not_made = f"; {unknown} of Gymnasium's are not made to look and may be" if unknown else ""
+    print(f"{known} of {len(rows)} can be trained: env=ID{not_made}")
 
 
 def write(file: Path, title: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:

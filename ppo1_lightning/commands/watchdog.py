@@ -40,7 +40,8 @@ HUNG = 2
 def watching(tell: Callable[[str], None]) -> Iterator[Watch | None]:
     """Watch the main thread meanwhile; end the process where an environment does not return.
 
-    - A step that lasts longer than ``env.timeout`` is told in one line, and ends the process.
+    - A call of a simulator that lasts longer than ``env.timeout`` is told in one line, and ends
+      the process.
     - One that lasts `GRACE` seconds longer than a signal to stop is told, and gets the signal once
       more; so does who asked for this process to stop twice.
     - Where that does not help, the process ends without the main thread.

@@ -77,9 +77,13 @@ def compile_update(
     ``meanwhile`` is called while compilers work.
     """
     device = example[0].device
-    if device.type == "cpu" and (reason := _on_every_rank(native.compiler, device)[1]):
-        return reason  # before Python has written what is to be compiled
     started, was_kept = time.perf_counter(), update.was_kept
+
+    def find_compiler() -> bool:  # before Python has written what is to be compiled
+        return device.type != "cpu" or was_kept or bool(native.compiler())
+
+    if reason := _on_every_rank(find_compiler, device)[1]:
+        return reason
     reason = _on_every_rank(lambda: update.compile(example, meanwhile), device)[1]
     if reason:
         update.go_on_traced()

@@ -6,10 +6,10 @@ needed.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
-from contextlib import chdir
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from gymnasium import Space
@@ -57,10 +57,23 @@ def make_adapters(spec: EnvironmentSpec) -> tuple[ObservationAdapter, ActionAdap
     Raises:
         ConfigurationError: an unknown id or option, or a space that is not supported.
     """
-    with chdir(Path.cwd()):  # where it may go is no other run's business: this one is thrown away
+    with _staying_here():  # this one is thrown away
         observation_space, action_space = _backend(spec).native_spaces(spec)
     observation = ObservationAdapter(spec, observation_space)
     return observation, ActionAdapter(spec, action_space, 1, observation.mask_shape)
+
+
+@contextmanager
+def _staying_here() -> Iterator[None]:
+    """Come back to the working directory, wherever an environment goes."""
+    here = None
+    with suppress(FileNotFoundError):  # it may be gone
+        here = os.getcwd()
+    try:
+        yield
+    finally:
+        if here is not None:
+            os.chdir(here)
 
 
 def make_simulator(

@@ -55,8 +55,8 @@ class EnvironmentSpec:
         num_threads: EnvPool's worker threads for each pool; None takes min(environments, the cores
             divided by the ranks on this machine).
         pin_threads: keep EnvPool's threads each on a core, see `placement`.
-        timeout: seconds that a step or a reset of all environments of a pool may last before the
-            command line ends the run: they hang. A library call waits.
+        timeout: seconds that a step or a reset of all environments of a pool, or their making or
+            closing, may last before the command line ends the run: they hang. A library call waits.
     """
 
     id: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -37,10 +38,6 @@ class WrongStepError(ValueError):
     """A reward is not one number, a flag neither true nor false, or an info no dict."""
 
 
-class WrongObservationError(ValueError):
-    """An observation is not of its space."""
-
-
 class OwnError(Exception):
     """What an environment raised itself in a process of its own, in words: frames stay there."""
 
@@ -62,54 +59,46 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, WrongStepError | WrongObservationError) or _is_of_the_interface(error):
+        if isinstance(error, WrongStepError) or _is_of_the_interface(error):
             raise
         raise OwnError(said(error)) from None  # it may be one that cannot be pickled
 
 
-def watch_first_calls(env: gymnasium.Env[Any, Any]) -> None:
-    """Have an environment's first reset and step raise `WrongStepError` for what is none.
+class FirstCalls(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Raises `WrongStepError` where the first reset or step returns no info or flags.
 
-    Such as flags that are None or "no", of which Gymnasium takes the truth, or an observation that
-    is not of its space, which it puts into others' memory as it is. Later calls cost nothing.
+    Such as flags that are None or "no": Gymnasium takes the truth of whatever they are. Later calls
+    are the environment's own, and cost nothing.
     """
-    reset, step = env.reset, env.step
 
-    def first_reset(**arguments: Any) -> Any:
-        del env.reset
-        returned = reset(**arguments)
+    def reset(self, **arguments: Any) -> Any:
+        self.reset = self.env.reset  # type: ignore[method-assign]
+        returned = self.env.reset(**arguments)
         if isinstance(returned, tuple) and len(returned) == 2:
-            _check_observation(env.observation_space, returned[0])
             _check_info(returned[1])
         return returned
 
-    def first_step(action: Any) -> Any:
-        del env.step
-        returned = step(action)
+    def step(self, action: Any) -> Any:
+        self.step = self.env.step  # type: ignore[method-assign]
+        returned = self.env.step(action)
         if isinstance(returned, tuple) and len(returned) == 5:
-            observation, _, *flags, info = returned
-            _check_observation(env.observation_space, observation)
+            _, _, *flags, info = returned
             for name, flag in zip(("terminated", "truncated"), flags, strict=True):
-                if np.ndim(flag) or np.asarray(flag).dtype.kind not in "biuf" or flag != flag:
-                    raise WrongStepError(f"{name} is {flag!r}")
+                _check_flag(name, flag)
             _check_info(info)
         return returned
 
-    env.reset, env.step = first_reset, first_step  # type: ignore[method-assign]
 
-
-def _check_observation(space: gymnasium.Space[Any], observation: Any) -> None:
-    """Put an observation behind others, as Gymnasium does where they are in one process."""
-    try:
-        room = space_utils.create_empty_array(space, 1)
-        space_utils.concatenate(space, [observation], room)
-    except (ValueError, TypeError, LookupError) as error:
-        raise WrongObservationError(f"{type(error).__name__}: {one_line(error)}") from error
+def _check_flag(name: str, flag: Any) -> None:
+    """Take one number, also in an array; a list would be true whatever is in it."""
+    one = np.asarray(flag) if hasattr(flag, "dtype") or np.isscalar(flag) else np.empty(0)
+    if one.size != 1 or one.dtype.kind not in "biuf" or np.isnan(one).any():
+        raise WrongStepError(f"{name} is {reprlib.repr(flag)}")
 
 
 def _check_info(info: Any) -> None:
-    if not isinstance(info, dict):
-        raise WrongStepError(f"info is {info!r}")
+    if not isinstance(info, Mapping):
+        raise WrongStepError(f"info is {reprlib.repr(info)}")
 
 
 def is_an_end(error: BaseException) -> bool:
@@ -147,11 +136,11 @@ def explained(
     if isinstance(error, OwnError):
         return SimulationError(f"of {env_id!r} raised {error}", environment=index_of(frames) or 0)
     what = f"{type(error).__name__}: {one_line(error)}"
-    of_it = isinstance(error, WrongObservationError)
-    if of_it or any(frame.f_code.co_filename == space_utils.__file__ for frame in frames):
+    in_place = any(frame.f_code.co_filename == space_utils.__file__ for frame in frames)
+    if in_place or _is_of_shared_memory(error):
         return ConfigurationError(
             f"environment {env_id!r} returns an observation that is not in its space "
-            f"{observation_space} ({one_line(error) if of_it else what})"
+            f"{observation_space} ({what})"
         )
     if isinstance(error, EOFError | ConnectionError | BrokenPipeError):
         return SimulationError(
@@ -185,9 +174,20 @@ def _is_of_the_interface(error: BaseException) -> bool:
     words = ("unpack", "sequence", "scalar", "truth value", "float", "must be real number")
     words += ("unexpected keyword argument",)
     file = _frames(error)[-1].f_code.co_filename
-    by_gymnasium = file.startswith(_GYMNASIUM) or file == __file__  # see `watch_first_calls`
+    by_gymnasium = file.startswith(_GYMNASIUM) or file == __file__  # see `FirstCalls`
     is_about_it = any(word in one_line(error) for word in words)
     return by_gymnasium and isinstance(error, TypeError | ValueError) and is_about_it
+
+
+def _is_of_shared_memory(error: BaseException) -> bool:
+    """Whether a process of its own could not put an observation where the others' are.
+
+    What else it raises are an `OwnError` and what returned another number of things.
+    """
+    is_raised_there = _frames(error)[-1].f_code.co_name == "_raise_if_errors"
+    of_others = isinstance(error, OwnError | WrongStepError)
+    words = ("unpack", "unexpected keyword argument")
+    return is_raised_there and not of_others and not any(w in one_line(error) for w in words)
 
 
 def _line(error: BaseException) -> int | None:

@@ -27,12 +27,12 @@ from ppo1_lightning.errors import ConfigurationError, SimulationError, check_cho
 from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import (
+    FirstCalls,
     OwnErrors,
     WrongStepError,
     explained,
     is_an_end,
     said,
-    watch_first_calls,
 )
 from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
@@ -294,5 +294,4 @@ def _make(
         env = wrap(env)
         if not isinstance(env, gymnasium.Env):
             raise TypeError(f"the wrapper {wrap} returned {env!r}, expected an environment")
-    watch_first_calls(env)
-    return env
+    return FirstCalls(env)

@@ -130,7 +130,7 @@ class VectorSimulator(Simulator):
 
     @abstractmethod
     def _free(self) -> None:
-        """Close the environments."""
+        """Close the environments: `close`, in which `hanging` sees it."""
 
     def close(self) -> None:
         self._free()
