@@ -190,7 +190,7 @@ BAD_INPUT = {
     "workers of environments": (["num_envs=3", "mpi_workers=2"], "num_envs=2 or 4"),
     "workers of a minibatch": (["mpi_workers=2", "algo.minibatch_size=15"], "14 or 16"),
     "minibatch of a rollout": (["algo.minibatch_size=2048"], "64"),
-    "devices": (["algo.minibatch_size=1", "num_envs=1", "trainer.devices=2"], "at least 2"),
+    "pools of a device": (["num_envs=8", "env.num_pools=2", "trainer.devices=3"], "such as 1"),
     "no environments": (["num_envs=0"], "at least 1"),
     # what no memory holds, and no float32
     "environments": (["num_envs=1000000000"], "num_envs * num_steps"),
