@@ -46,6 +46,7 @@ from ppo1_lightning.runs import lock, resume, trackers
 from ppo1_lightning.runs.instantiation import check_scalars, make
 from ppo1_lightning.runs.signals import exit_status_of_signals
 from ppo1_lightning.simulators import EnvironmentSpec
+from ppo1_lightning.simulators.vector import pools_of
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -139,7 +140,7 @@ def build(config: DictConfig) -> Parts:
     launch.check_size(trainer)
     module.trainer = trainer
     sizes = module.sizes(data.num_envs, data.num_steps)
-    sizes.check_pools(data.env.num_pools)
+    pools_of(sizes.envs_per_device, data.env.num_pools)  # before ranks start, if they do not divide
     return Parts(module, data, trainer, sizes)
 
 

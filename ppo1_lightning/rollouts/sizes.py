@@ -160,16 +160,6 @@ class Sizes:
         """Workers whose rows each rank has."""
         return self.mpi_workers if self.shared else self.mpi_workers // self.devices
 
-    def check_pools(self, num_pools: int) -> None:
-        """Refuse a number of pools that does not divide a device's environments."""
-        envs = self.envs_per_device
-        if envs % num_pools:
-            nearest = min(_divisors(envs), key=lambda n: abs(n - num_pools))
-            raise ConfigurationError(
-                f"env.num_pools={num_pools} does not divide a device's {envs} environments, "
-                f"expected a divisor such as {nearest}"
-            )
-
     def describe(self, budget: Budget) -> dict[str, str]:
         """Return what the sizes say about a run of ``budget``, for printing."""
         iterations = budget.iterations(self.rows)

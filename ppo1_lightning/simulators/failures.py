@@ -19,14 +19,16 @@ from ppo1_lightning.errors import ConfigurationError, RunError, SimulationError,
 
 _GYMNASIUM = str(Path(gymnasium.__file__).parent)
 
-_OLD = (
+_OF_OLD = ("unpack", "unexpected keyword argument")
+"""Words of what Python says where reset or step is of the interface of old."""
+
+_NEW = (
     "step to return (observation, reward, terminated, truncated, info) and reset(seed, options) "
     "(observation, info); a wrapper such as shimmy's GymV21CompatibilityV0 makes that of the old "
     "interface"
 )
 _OF_THE_INTERFACE = {
-    "unpack": _OLD,
-    "unexpected keyword argument": _OLD,
+    **dict.fromkeys(_OF_OLD, _NEW),
     "info is": "a dict as info",
     "": "a number as the reward and a bool as each flag; of several rewards a wrapper makes one, "
     "such as mo_gymnasium's LinearReward",
@@ -171,8 +173,7 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 def _is_of_the_interface(error: BaseException) -> bool:
     """Whether it is Gymnasium that could not take what an environment returned."""
-    words = ("unpack", "sequence", "scalar", "truth value", "float", "must be real number")
-    words += ("unexpected keyword argument",)
+    words = (*_OF_OLD, "sequence", "scalar", "truth value", "float", "must be real number")
     file = _frames(error)[-1].f_code.co_filename
     by_gymnasium = file.startswith(_GYMNASIUM) or file == __file__  # see `FirstCalls`
     is_about_it = any(word in one_line(error) for word in words)
@@ -186,8 +187,8 @@ def _is_of_shared_memory(error: BaseException) -> bool:
     """
     is_raised_there = _frames(error)[-1].f_code.co_name == "_raise_if_errors"
     of_others = isinstance(error, OwnError | WrongStepError)
-    words = ("unpack", "unexpected keyword argument")
-    return is_raised_there and not of_others and not any(w in one_line(error) for w in words)
+    is_of_old = any(word in one_line(error) for word in _OF_OLD)
+    return is_raised_there and not of_others and not is_of_old
 
 
 def _line(error: BaseException) -> int | None:

@@ -66,7 +66,7 @@ class VectorSimulator(Simulator):
         self._reward_scale = np.float32(spec.reward_scale)
         self._observations = ObservationAdapter(spec, observation_space)
         self.num_envs = len(checked)
-        self.pools = _pools(self.num_envs, spec.num_pools)
+        self.pools = pools_of(self.num_envs, spec.num_pools)
         size = self.pools[0].stop
         self._actions = ActionAdapter(spec, action_space, size, self._observations.mask_shape)
         self._choices = masked_choices(self._observations.mask, self._actions.space)
@@ -267,8 +267,12 @@ class VectorSimulator(Simulator):
                 )
 
 
-def _pools(num_envs: int, num_pools: int) -> list[slice]:
-    """Return the environments of each pool, the same number in all."""
+def pools_of(num_envs: int, num_pools: int) -> list[slice]:
+    """Return the environments of each pool, the same number in all.
+
+    Raises:
+        ConfigurationError: they do not divide.
+    """
     if num_envs % num_pools:
         fitting = [n for n in range(1, num_envs + 1) if num_envs % n == 0]
         raise ConfigurationError(

@@ -81,9 +81,19 @@ def test_a_mask_that_could_not_be_obeyed_is_not_told(fields, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("mask", [[0, -1e9, 0], [0, 0.5, 1], [0, 255, 255]])
-def test_a_mask_of_other_numbers_than_0_and_1_is_refused(mask):
-    """Before processes of their own would make whole numbers of them."""
+NUMBERS = "expected 1 for what is allowed, else 0"
+SHAPE = "expected 3 numbers, one for each choice"
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        *((mask, NUMBERS) for mask in ([0, -1e9, 0], [0, 0.5, 1], [0, 255, 255])),
+        *((mask, SHAPE) for mask in ([1, 0], [1, 0, 1, 1], [[1, 0, 1], [1, 1, 1]], 1, [])),
+    ],
+)
+def test_a_mask_in_info_that_is_none_is_refused(mask, message):
+    """Before processes of their own would make whole numbers of others than 0 and 1."""
 
     class Masking(gymnasium.Env):
         observation_space, action_space = Box(-1, 1, (2,)), Discrete(3)
@@ -91,19 +101,7 @@ def test_a_mask_of_other_numbers_than_0_and_1_is_refused(mask):
         def reset(self, *, seed=None, options=None):
             return np.zeros(2, np.float32), {"action_mask": np.array(mask)}
 
-    with pytest.raises(ConfigurationError, match="expected 1 for what is allowed, else 0"):
-        ActionMaskFromInfo(Masking()).reset()
-
-
-@pytest.mark.parametrize("mask", [[1, 0], [1, 0, 1, 1], [[1, 0, 1], [1, 1, 1]], 1, []])
-def test_a_mask_in_info_of_another_shape_is_refused(mask):
-    class Masking(gymnasium.Env):
-        observation_space, action_space = Box(-1, 1, (2,)), Discrete(3)
-
-        def reset(self, *, seed=None, options=None):
-            return np.zeros(2, np.float32), {"action_mask": np.array(mask)}
-
-    with pytest.raises(ConfigurationError, match="expected 3 numbers, one for each choice"):
+    with pytest.raises(ConfigurationError, match=message):
         ActionMaskFromInfo(Masking()).reset()
 
 
