@@ -18,6 +18,9 @@ LARGEST = 1e30
 LARGEST_INTEGER = 2**63 - 1
 """Of a whole number, as PyTorch and NumPy hold one."""
 
+LONGEST_QUOTE = 300
+"""Characters of an error that are quoted of all its lines."""
+
 _NUMBERS = (int, float, np.integer, np.floating)
 
 
@@ -184,7 +187,18 @@ def check_flag(key: str, value: object) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Return the first line of an error of somebody else's, to be quoted in one of ours."""
+    return _lines(error)[0]
+
+
+def whole_in_one_line(error: BaseException) -> str:
+    """Return all lines of an error of a user's own code as one, as far as they fit."""
+    text = " ".join(_lines(error))
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+
+
+def _lines(error: BaseException) -> list[str]:
     try:
-        return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines or [repr(error)]
     except Exception:  # of its own methods
-        return "which does not say what it is"
+        return ["which does not say what it is"]

@@ -144,7 +144,8 @@ def test_a_bad_number_of_the_simulator(
     last = tmp_path / "last.ckpt"
     assert cli.explain(caught.value) == (
         "iteration 5: environment 2 of 'test_guards:Spoiled-v0' returned the "
-        f"{what} {value}, expected finite numbers; the last good parameters are in {last}"
+        f"{what} {value}, expected finite numbers of at most 1e+18; the last good parameters "
+        f"are in {last}"
     )
     assert good_iterations(last) == 4
 

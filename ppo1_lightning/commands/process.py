@@ -136,6 +136,10 @@ class _Unread:
         except OSError as error:
             self._lose(error)
 
+    def close(self) -> None:
+        """Stay open: an environment may close what the run goes on to write to."""
+        self.flush()
+
     def finish(self) -> None:
         """Leave nothing that Python, at its end, would try to write, and fail."""
         try:

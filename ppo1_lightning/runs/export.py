@@ -132,7 +132,7 @@ class _Entry(nn.Module):
             offsets = numbers[:, self.columns].long() - self.firsts
             observation = offsets % (2 * self.divisors) >= self.divisors
         elif self.lowest is not None:
-            observation = (observation - self.lowest) * self.factor
+            observation = (observation.to(self._dtype) - self.lowest) * self.factor
         return observation.reshape(-1, *self._shape).to(self._dtype)
 
 

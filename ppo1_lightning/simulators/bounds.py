@@ -1,4 +1,4 @@
-"""Observations outside of the space that their environment states."""
+"""Numbers of an environment that are none, too large, or outside of the space that it states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from ppo1_lightning.errors import SimulationError
+
 log = logging.getLogger("ppo1_lightning")
+
+LARGEST = 1e18
+"""Of an observation or a reward, whose square is a float32 then."""
 
 ROUNDING = 1e-3
 """Of the range between the bounds, by which an observation may exceed them unnoticed."""
@@ -50,3 +55,15 @@ class Bounds:
                 self._space.low[where[2:]],
                 self._space.high[where[2:]],
             )
+
+
+def check_finite(env_id: str, what: str, values: NDArray[Any]) -> None:
+    """Raise `SimulationError` where ``values`` [T, N, ...] hold a NaN or too large a number."""
+    if values.dtype == np.uint8 or (values.min() >= -LARGEST and values.max() <= LARGEST):
+        return  # a NaN would be the least and the largest
+    where = tuple(np.argwhere(~(np.abs(values) <= LARGEST))[0])
+    raise SimulationError(
+        f"of {env_id!r} returned the {what} {values[where]}, expected finite numbers of at most "
+        f"{LARGEST:g}",
+        environment=int(where[1]),
+    )

@@ -20,7 +20,7 @@ MOST_CODES = 32
 """Values of an integer of a Box that is taken for a code, such as what is in a cell of a grid."""
 
 SMALLEST_PICTURE = 20
-"""Sides from which on a matrix of bytes, or a block of floats, is taken for a picture."""
+"""Sides from which on a matrix of bytes, or a block of other numbers, is taken for a picture."""
 
 FARTHEST = 1e6
 """Of bounds that are meant: beyond, they stand for none."""
@@ -33,8 +33,8 @@ class Entry:
     """An observation, or one leaf of a Dict or Tuple.
 
     Images stay as they are: bytes of three dimensions, and if they are large enough bytes of two
-    and floats of three, which are brought between 0 and 1 by their bounds. All else becomes a
-    vector of float32: integers of a Box that have few values (bytes, too) one-hot, unless those
+    and other numbers of three, which are brought between 0 and 1 by their bounds. All else becomes
+    a vector of float32: integers of a Box that have few values (bytes, too) one-hot, unless those
     would be too many; Discrete and MultiDiscrete one-hot or else in binary digits, MultiBinary 0
     and 1.
 
@@ -49,8 +49,8 @@ class Entry:
         digits: four int64 arrays of the converted size, or None: the i-th one is the binary digit
             worth ``digits[2][i]`` of number ``digits[0][i]`` - ``digits[1][i]``, which has
             ``digits[3][i]`` values.
-        scaling: two float32 arrays of the shape of a picture of floats, what is subtracted and what
-            it is then multiplied by; None where nothing is.
+        scaling: two float32 arrays of the shape of a picture that is none of bytes, what is
+            subtracted and what it is then multiplied by; None where nothing is.
 
     Raises:
         ConfigurationError: an unsupported space.
@@ -101,7 +101,7 @@ class Entry:
                 self._scale(picture)
 
     def _scale(self, picture: Box) -> None:
-        """Let a picture of floats lie between 0 and 1, as bytes do, where it has bounds beyond."""
+        """Let a picture lie between 0 and 1, as bytes do, where it has bounds beyond."""
         low, high = (bound.astype(np.float64) for bound in (picture.low, picture.high))
         bounded = (np.abs(low) <= FARTHEST) & (np.abs(high) <= FARTHEST) & (low < high)
         if np.abs([low[bounded], high[bounded]]).max(initial=0) <= 1:
@@ -216,9 +216,7 @@ def _picture(spec: EnvironmentSpec, space: Box) -> Box | None:
         return None
     if is_bytes:  # grey, without an axis for its one channel
         return Box(space.low[None], space.high[None], dtype=np.uint8)
-    if len(shape) == 3 and np.issubdtype(space.dtype, np.floating):
-        return float_box(space, shape)
-    return None
+    return float_box(space, shape) if len(shape) == 3 else None
 
 
 def float_box(space: Box, shape: tuple[int, ...]) -> Box:

@@ -15,7 +15,13 @@ import gymnasium
 import numpy as np
 from gymnasium.vector.utils import space_utils
 
-from ppo1_lightning.errors import ConfigurationError, RunError, SimulationError, one_line
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    RunError,
+    SimulationError,
+    one_line,
+    whole_in_one_line,
+)
 
 _GYMNASIUM = str(Path(gymnasium.__file__).parent)
 
@@ -60,7 +66,7 @@ class OwnErrors(gymnasium.Wrapper[Any, Any, Any, Any]):
 def _own_errors() -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         if isinstance(error, WrongStepError) or _is_of_the_interface(error):
             raise
         raise OwnError(said(error)) from None  # it may be one that cannot be pickled
@@ -162,7 +168,7 @@ def said(error: BaseException) -> str:
     """Return what was raised and where, in one line."""
     where = Path(_frames(error)[-1].f_code.co_filename).name
     return (
-        f"{type(error).__name__}: {one_line(error)} ({where}:{_line(error)}; HYDRA_FULL_ERROR=1 "
+        f"{type(error).__name__}: {whole_in_one_line(error)} ({where}:{_line(error)}; HYDRA_FULL_ERROR=1 "
         "shows how it came to it)"
     )
 

@@ -11,10 +11,16 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo1_lightning.errors import ConfigurationError, SimulationError, nearest, one_line
+from ppo1_lightning.errors import (
+    ConfigurationError,
+    SimulationError,
+    nearest,
+    one_line,
+    whole_in_one_line,
+)
 from ppo1_lightning.simulators.actions import ActionAdapter, masked_choices
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
-from ppo1_lightning.simulators.bounds import Bounds
+from ppo1_lightning.simulators.bounds import Bounds, check_finite
 from ppo1_lightning.simulators.failures import is_an_end
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.placement import own_cores
@@ -180,15 +186,15 @@ class VectorSimulator(Simulator):
             raw_reward=_masked(outcome.raw_reward, valid),
             episode_over=(outcome.game_over & terminated) | truncated,
         )
-        self._check_finite("reward", settled.reward)
-        self._check_finite("reward", settled.raw_reward)
+        check_finite(self.id, "reward", settled.reward)
+        check_finite(self.id, "reward", settled.raw_reward)
         self.check_observations(settled.observation)
         self._bounds.tell(settled.observation)
         self._check_masks(settled.observation, ~ended[1:])
         return settled
 
     def check_observations(self, observations: NDArray[Any]) -> None:
-        self._check_finite("observation", observations)
+        check_finite(self.id, "observation", observations)
 
     def _check_masks(self, observations: NDArray[Any], goes_on: NDArray[np.bool_]) -> None:
         """Raise `SimulationError` where nothing is allowed in one of ``[T, N, D]`` that goes on."""
@@ -218,23 +224,11 @@ class VectorSimulator(Simulator):
             )
         return picture
 
-    def _check_finite(self, what: str, values: NDArray[Any]) -> None:
-        """Raise `SimulationError` when ``values`` [T, N, ...] hold a NaN or an infinity."""
-        if values.dtype == np.uint8:
-            return
-        finite = np.isfinite(values)
-        if not finite.all():
-            where = tuple(np.argwhere(~finite)[0])
-            raise SimulationError(
-                f"of {self.id!r} returned the {what} {values[where]}, expected finite numbers",
-                environment=int(where[1]),
-            )
-
     @classmethod
     def refused(cls, spec: EnvironmentSpec, error: BaseException) -> ConfigurationError:
         """Return the error for what the library refuses, such as a missing system library."""
         options = f" with {dict(spec.options)}" if spec.options else ""
-        reason = one_line(error).strip()
+        reason = whole_in_one_line(error)
         if not isinstance(error, Exception):  # such as SystemExit
             reason = f"it raised {type(error).__name__} ({reason})"
         return ConfigurationError(f"{cls.library} cannot make {spec.id!r}{options}: {reason}")

@@ -150,6 +150,15 @@ def test_a_line_that_is_lost_for_a_moment(
     assert (tmp_path / "log").read_text().lstrip("\n") == written
 
 
+def test_an_environment_that_closes_the_output_does_not_silence_the_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with outlive_readers():
+        sys.stdout.close()
+        print("reached")
+    assert capsys.readouterr().out == "reached\n"
+
+
 IMPORT = """
 import gc
 from ppo1_lightning.commands.process import imported

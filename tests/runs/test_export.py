@@ -116,6 +116,8 @@ CASES = {
         partial(CnnPolicy, size="large"),
     ),
     "pictures of floats": (spec(Box(-20, 99, (40, 48, 3)), Discrete(3)), CnnPolicy),
+    "pictures of 16 bits": (spec(Box(0, 60_000, (40, 48, 3), np.uint16), Discrete(3)), CnnPolicy),
+    "pictures of integers": (spec(Box(-9, 60, (40, 48, 3), np.int64), Discrete(3)), CnnPolicy),
     "dark pictures": (
         spec(Dict(image=Box(0, 100, (3, 40, 48), np.uint8), v=FEW), Discrete(3)),
         CnnPolicy,

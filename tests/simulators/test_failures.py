@@ -88,7 +88,7 @@ gymnasium.register("Late-v0", Late)  # type: ignore[arg-type]
 gymnasium.register("Failing-v0", Failing)  # type: ignore[arg-type]
 
 FAILURES: dict[str, tuple[type[Exception], str]] = {
-    "raise": (SimulationError, "raised RuntimeError: the motor (test_failures.py:"),
+    "raise": (SimulationError, "raised RuntimeError: the motor is hot (test_failures.py:"),
     "raise of floats": (SimulationError, "raised UnsendableError: ('expected a sequence of float"),
     "stop": (SimulationError, "raised StopIteration: all is said"),  # not the end of the data
     "old step": (ConfigurationError, "expected step to return (observation, reward, terminated,"),

@@ -194,7 +194,9 @@ def test_an_environment_s_own_errors_are_told_in_one_line_and_kept():
     simulator = make_simulator(EnvironmentSpec("Liar-v0", options={"lie": fail}), [0])
     simulator.reset()
     simulator.step(np.array([0]))
-    message = r"environment 0 of 'Liar-v0' raised ValueError: mine \(test_gym\S*:\d+; HYDRA"
+    message = (
+        r"environment 0 of 'Liar-v0' raised ValueError: mine and more \(test_gym\S*:\d+; HYDRA"
+    )
     with pytest.raises(SimulationError, match=message) as caught:
         simulator.step(np.array([0]))
     assert isinstance(caught.value.__cause__, ValueError)
@@ -235,6 +237,9 @@ OBSERVATION_SPACES = [
     (Box(0, 255, (24, 30, 3), np.float64), None, RescaledBox(0, 1, (24, 30, 3), np.float32)),
     (Box(-9, 3, (1, 24, 30)), None, RescaledBox(0, 1, (1, 24, 30), np.float32)),
     (Box(0, np.inf, (3, 24, 30)), None, Box(0, np.inf, (3, 24, 30), np.float32)),
+    (Box(0, 255, (24, 30, 3), np.int32), None, RescaledBox(0, 1, (24, 30, 3), np.float32)),
+    (Box(0, 65_535, (1, 24, 30), np.uint16), None, RescaledBox(0, 1, (1, 24, 30), np.float32)),
+    (Box(0, 255, (24, 30), np.int32), None, Box(0, 255, (24 * 30,), np.float32)),
     (Box(0, 255, (19, 30, 3)), None, Box(0, 255, (19 * 30 * 3,), np.float32)),
     (Discrete(10_000_000), None, Box(0, 1, (24,), np.float32)),
     (Box(0, 1, (24, 30), np.uint8), None, Box(0, 1, (1, 24, 30), np.uint8)),
@@ -428,8 +433,8 @@ def test_bad_ids_and_options_are_refused_in_one_line(env_id, options, message):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
-def test_rewards_that_are_not_finite_stop_the_run(value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, -1e30])
+def test_rewards_that_are_not_finite_or_huge_stop_the_run(value):
     simulator = echo(rewards=(1.0, value), num_envs=3)
     simulator.reset()
     simulator.step(np.zeros(3, np.int64))
@@ -440,10 +445,11 @@ def test_rewards_that_are_not_finite_stop_the_run(value):
     assert f"environment 0 of 'Echo-v0' returned the reward {shown}" in str(caught.value)
 
 
-def test_observations_that_are_not_finite_stop_the_run(monkeypatch):
+@pytest.mark.parametrize("value", [np.nan, 1e25])
+def test_observations_that_are_not_finite_or_huge_stop_the_run(monkeypatch, value):
     simulator = echo()
     simulator.reset()
-    monkeypatch.setattr(Box, "sample", lambda self: np.array([0.0, np.nan]))
+    monkeypatch.setattr(Box, "sample", lambda self: np.array([0.0, value]))
     with pytest.raises(
         SimulationError, match="environment 0 of 'Echo-v0' returned the observation"
     ):
