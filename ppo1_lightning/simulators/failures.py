@@ -168,8 +168,8 @@ def said(error: BaseException) -> str:
     """Return what was raised and where, in one line."""
     where = Path(_frames(error)[-1].f_code.co_filename).name
     return (
-        f"{type(error).__name__}: {whole_in_one_line(error)} ({where}:{_line(error)}; HYDRA_FULL_ERROR=1 "
-        "shows how it came to it)"
+        f"{type(error).__name__}: {whole_in_one_line(error)} ({where}:{_line(error)}; "
+        "HYDRA_FULL_ERROR=1 shows how it came to it)"
     )
 
 
