@@ -29,10 +29,16 @@ from ppo1_lightning.commands import config as cli
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands import sweep_report
 from ppo1_lightning.commands.train import train
-from ppo1_lightning.errors import ConfigurationError, DivergenceError
+from ppo1_lightning.errors import ConfigurationError, DivergenceError, nearest
 from ppo1_lightning.runs import lock
 
 log = logging.getLogger("ppo1_lightning")
+
+_STUDY = {
+    *("n_trials", "seeds", "direction", "study_name", "storage", "reports"),
+    *("sampler", "pruner", "search_space"),
+}
+"""What ``hparams_search`` holds."""
 
 
 def main() -> None:
@@ -57,6 +63,12 @@ def tune(config: DictConfig) -> float | None:
     search = config.get("hparams_search")
     if search is None:
         raise ConfigurationError("there is no search, expected an argument hparams_search=optuna")
+    for name in sorted(search.keys() - _STUDY):
+        raise ConfigurationError(
+            f"hparams_search.{name} is nothing that a study has, expected some of "
+            f"{', '.join(sorted(_STUDY))}{nearest(name, _STUDY)}; a file of conf/hparams_search "
+            "begins with '# @package _global_'"
+        )
     if (launch.processes_started() or 1) > 1:
         raise ConfigurationError("a study runs in one process, not below torchrun or srun")
     folder = Path(config.trainer.default_root_dir)

@@ -64,6 +64,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     group.mkdir(parents=True)
     (group / "mine.yaml").write_text(SEARCH)
     (group / "prunes_all.yaml").write_text(PRUNES_ALL)
+    (group / "misplaced.yaml").write_text(SEARCH.replace("# @package _global_", ""))
 
     def run(*words: str) -> None:
         monkeypatch.setattr(sys, "argv", ["tune", *words, *TINY])
@@ -205,6 +206,8 @@ def test_mistakes_in_training_end_the_study(devices: int, command: Command) -> N
         ([], "hparams_search=optuna"),
         (["hparams_search=optun"], "'optuna'"),
         (["hparams_search=mine", "num_envs=0"], "at least 1"),
+        (["hparams_search=mine", "+hparams_search.seed=3"], "did you mean 'seeds'"),
+        (["hparams_search=misplaced"], "'# @package _global_'"),
         (["hparams_search=mine", "optimized_metric=episode_return"], "'episode_return_mean'"),
     ],
 )
