@@ -82,19 +82,22 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
 
     For environments with Discrete actions that say there which of them are allowed, such as
     Gymnasium's Taxi-v4, or with MultiDiscrete ones, by a mask for each of the numbers behind one
-    another or in a tuple. What they observe is the Dict's entry ``observation``.
+    another or in a tuple, or by one of their combinations. What they observe is the Dict's entry
+    ``observation``. MultiDiscrete ones are reset once, for their first mask to tell which it is.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         match env.action_space:
             case Discrete(n=n):
-                choices = int(n)
+                self._shape: tuple[int, ...] = (int(n),)
             case MultiDiscrete(nvec=counts):
-                choices = int(counts.sum())
+                first = self._mask(env.reset()[1])
+                is_of_all = first.size == counts.prod()
+                self._shape = first.shape if is_of_all else (int(counts.sum()),)
             case space:
                 raise TypeError(f"expected (Multi)Discrete actions to mask, found {space}")
-        self._choices, mask = choices, MultiBinary(choices)
+        mask = MultiBinary(self._shape)
         self.observation_space = Dict(observation=env.observation_space, action_mask=mask)
 
     def reset(self, **arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,7 +108,7 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         return self._with_mask(observation, info), reward, terminated, truncated, info
 
-    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+    def _mask(self, info: dict[str, Any]) -> NDArray[Any]:
         if "action_mask" not in info:
             raise ConfigurationError(
                 f"{self.env} gives no action_mask in its info, expected one, or no action_mask in "
@@ -114,12 +117,14 @@ class ActionMaskFromInfo(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
         mask = info["action_mask"]
         if isinstance(mask, tuple | list):  # as `MultiDiscrete.sample` takes it
             mask = np.concatenate([np.ravel(part) for part in mask]) if mask else mask
-        mask = np.asarray(mask)
-        if mask.shape != (self._choices,):
+        return np.asarray(mask)
+
+    def _with_mask(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
+        mask = self._mask(info)
+        if mask.shape != self._shape:
             raise ConfigurationError(
                 f"{self.env} gives an action_mask of the shape {mask.shape} in its info, expected "
-                f"{self._choices} numbers, one for each choice; a joint one belongs into the "
-                "observation, as its entry action_mask"
+                f"{self._shape}, one number for each choice"
             )
         if not ((mask == 0) | (mask == 1)).all():
             raise ConfigurationError(

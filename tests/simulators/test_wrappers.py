@@ -82,7 +82,7 @@ def test_a_mask_that_could_not_be_obeyed_is_not_told(fields, caplog):
 
 
 NUMBERS = "expected 1 for what is allowed, else 0"
-SHAPE = "expected 3 numbers, one for each choice"
+SHAPE = r"expected \(3,\), one number for each choice"
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,35 @@ def test_masks_in_info_of_several_numbers_are_observed(joined):
 
     observation, _ = ActionMaskFromInfo(Masking()).reset()
     assert observation["action_mask"].tolist() == [0, 1, 1, 0, 1]
+
+
+def test_a_joint_mask_in_info_makes_combinations_one_choice():
+    class Masking(gymnasium.Env):
+        observation_space, action_space = Box(-1, 1, (2,)), MultiDiscrete([2, 3])
+        t = 0
+
+        def _seen(self):
+            mask = np.zeros((2, 3), np.int8)
+            mask.flat[self.t % 6] = 1
+            return np.zeros(2, np.float32), {"action_mask": mask}
+
+        def reset(self, *, seed=None, options=None):
+            return self._seen()
+
+        def step(self, action):
+            assert (action == np.unravel_index(self.t % 6, (2, 3))).all()
+            self.t += 1
+            observation, info = self._seen()
+            return observation, 1.0, False, False, info
+
+    gymnasium.register("Joint-v0", Masking)  # type: ignore[arg-type]
+    simulator = make_simulator(EnvironmentSpec("Joint-v0", "gymnasium", **KEYS), [0])
+    del gymnasium.registry["Joint-v0"]
+    assert simulator.action_space == Discrete(6)
+    row = simulator.reset()
+    for t in range(7):
+        np.testing.assert_array_equal(row, [[0, 0, *np.eye(6)[t % 6]]])
+        row = simulator.step(np.array([t % 6])).observation
 
 
 def test_a_mask_that_is_not_there_ends_in_one_line():
