@@ -25,7 +25,8 @@ class ActionAdapter:
     """Checks a policy's actions and turns them into those of the simulator.
 
     Policies see the simplest space that holds the same actions: Discrete and MultiDiscrete start
-    at 0, an integer Box is a MultiDiscrete, a float Box is float32, and all have one dimension.
+    at 0, an integer Box is a MultiDiscrete, one of bools a MultiBinary, a float Box is float32, and
+    all have one dimension.
     Choices that are masked together, one number for each combination, are one Discrete.
 
     Attributes:
@@ -59,7 +60,7 @@ class ActionAdapter:
         elif isinstance(space, MultiDiscrete):
             self.space = MultiDiscrete(space.nvec.ravel())
             self.offset = space.start.astype(np.int64).ravel()
-        elif isinstance(space, MultiBinary):
+        elif isinstance(space, MultiBinary) or (isinstance(space, Box) and space.dtype == np.bool_):
             self.space = MultiBinary(int(np.prod(space.shape)))
         elif isinstance(space, Box) and np.issubdtype(space.dtype, np.floating):
             self.space = float_box(space, (int(np.prod(space.shape)),))
