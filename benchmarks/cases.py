@@ -7,6 +7,7 @@ CASES: dict[str, list[str]] = {
     "halfcheetah_1x2048": ["env=halfcheetah", "algo=ppo1_mujoco"],
     "cartpole": [
         "env=cartpole",
+        "algo=classic",
         "num_envs=8",
         "num_steps=32",
         "algo.minibatch_size=256",
@@ -30,6 +31,7 @@ CASES: dict[str, list[str]] = {
     # LSTMs of 128 for policy and value, whose minibatches are of whole sequences.
     "memory_cartpole": [
         "env=cartpole",
+        "algo=classic",
         "policy=mlp_lstm",
         "policy.num_layers=2",
         "num_envs=8",

@@ -35,9 +35,10 @@ ATARI = ["atari", "pong", "breakout", "beamrider", "enduro", "mspacman", "qbert"
 ATARI += ["spaceinvaders", "atari_gymnasium"]
 MUJOCO = ["mujoco", "halfcheetah", "hopper", "walker2d", "invertedpendulum", "reacher", "swimmer"]
 MUJOCO += ["inverteddoublependulum", "ant"]
-CLASSIC = ["cartpole", "mountaincarcontinuous"]
+CLASSIC = ["mountaincarcontinuous"]
 VECTORS = ["envpool", "gymnasium", "acrobot", "bipedalwalker"]
 TUNED = [
+    "cartpole",
     "mountaincar",
     "pendulum",
     "lunarlander",

@@ -43,7 +43,9 @@ def evaluate(config: DictConfig) -> float:
         SimulationError: an environment that returns values that are no numbers.
         StorageError: the result cannot be written.
     """
-    evaluation = Evaluation(config.episodes, config.num_envs, config.deterministic)
+    evaluation = Evaluation(
+        config.episodes, config.num_envs, config.deterministic, config.max_steps
+    )
     trainer: Trainer = make(config, "trainer", Trainer, callbacks=[EndAtOnce()])
     if launch.is_needed(trainer):
         task = functools.partial(cli.told, evaluate)
@@ -84,6 +86,7 @@ def _result(
         "num_envs": len(evaluation.shares()),
         **summary,
         "episodes": len(episodes.returns),
+        "cut_off": episodes.cut_off,
         "returns": episodes.returns.tolist(),
         "lengths": episodes.lengths.long().tolist(),
     }

@@ -104,6 +104,10 @@ class Collector:
         self._starts = np.zeros((2, simulator.num_envs), np.bool_)
         self._starts[0] = True
 
+    def under_way(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what the episodes that have not ended have come to, see `EpisodeTracker`."""
+        return self._episodes.under_way()
+
     @torch.no_grad()
     def collect(
         self,

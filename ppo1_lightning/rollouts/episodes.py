@@ -22,6 +22,10 @@ class EpisodeTracker:
         self._return = np.zeros(num_envs)  # of the episodes under way
         self._length = np.zeros(num_envs)
 
+    def under_way(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what the episodes that have not ended have come to: returns, lengths ``[N]``."""
+        return self._return, self._length
+
     def update(
         self,
         raw_rewards: NDArray[np.float32],

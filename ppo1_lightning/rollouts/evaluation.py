@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +26,8 @@ from ppo1_lightning.simulators.base import EnvironmentSpec
 from ppo1_lightning.simulators.placement import own_cores
 from ppo1_lightning.simulators.wrapper_state import own_wrapper_states
 
+log = logging.getLogger("ppo1_lightning")
+
 BLOCK = 64
 """Steps between two looks at which episodes have ended."""
 
@@ -45,6 +49,8 @@ class Evaluation:
         episodes: whole episodes (games), all devices together.
         num_envs: environments among which they are divided, all devices together.
         deterministic: take the most likely action instead of sampling one.
+        max_steps: of an episode, which then counts as it stands; its environment, which cannot be
+            told to begin anew, plays no more. None: as long as it takes, for ever perhaps.
 
     Raises:
         ConfigurationError: a number that is not positive or larger than memory, or no flag.
@@ -53,6 +59,7 @@ class Evaluation:
     episodes: int = 100
     num_envs: int = 10
     deterministic: bool = False
+    max_steps: int | None = 100_000
 
     def __post_init__(self) -> None:
         episodes = check_integer("episodes", self.episodes, at_least=1)
@@ -61,6 +68,9 @@ class Evaluation:
         object.__setattr__(self, "num_envs", num_envs)
         envs = min(episodes, num_envs)
         check_flag("deterministic", self.deterministic)
+        if self.max_steps is not None:
+            max_steps = check_integer("max_steps", self.max_steps, at_least=1)
+            object.__setattr__(self, "max_steps", max_steps)
         check_memory(
             f"an evaluation of {episodes:,} episodes in {envs:,} environments",
             episodes * EPISODE_BYTES + envs * BLOCK * ROW_BYTES,
@@ -77,6 +87,7 @@ class Episodes(NamedTuple):
 
     returns: Tensor  # [episodes] float64, of unscaled and unclipped rewards
     lengths: Tensor  # [episodes] float64, in transitions
+    cut_off: int = 0  # of them had not ended
 
     def summary(self) -> dict[str, float]:
         """Return mean, standard deviation and the mean's 95 % interval; NaN for one episode."""
@@ -155,15 +166,22 @@ class EvaluationDataset(IterableDataset[Episodes]):
         """
         shares = torch.tensor(self._evaluation.shares())
         own = torch.arange(len(shares))[distributed.rank() :: distributed.world_size()]
-        table = torch.zeros(2, len(shares), int(shares.max()), dtype=torch.float64)
+        table = torch.zeros(3, len(shares), int(shares.max()), dtype=torch.float64)
         device = self._player.device
         distributed.fail_together(lambda: self._fill(table, own, shares), device)
-        returns, lengths = distributed.all_sum(table.to(device)).cpu()
-        played = torch.arange(table.shape[-1]) < shares[:, None]
-        return Episodes(returns[played], lengths[played])
+        returns, lengths, cut_off = distributed.all_sum(table.to(device)).cpu()
+        played = lengths > 0
+        episodes = Episodes(returns[played], lengths[played], int(cut_off.sum()))
+        if episodes.cut_off and distributed.rank() == 0:
+            log.warning(
+                "%d of %d episodes had not ended after max_steps=%d and count as they stood; a "
+                "time limit would end them",
+                *(episodes.cut_off, len(episodes.returns), self._evaluation.max_steps),
+            )
+        return episodes
 
     def _fill(self, table: Tensor, own: Tensor, shares: Tensor) -> None:
-        """Write this rank's episodes to ``table [(return, length), environment, episode]``."""
+        """Write this rank's episodes to ``table [(return, length, cut off), env, episode]``."""
         if not len(own):
             return
         seeds = environment_seeds(self._seed, len(shares), purpose="evaluation")
@@ -192,11 +210,28 @@ class EvaluationDataset(IterableDataset[Episodes]):
                 for t, column in (~outcome[1].isnan()).nonzero().tolist():
                     env = int(own[column])
                     if played[env] < shares[env]:
-                        table[:, env, played[env]] = outcome[:, t, column].double()
+                        table[:2, env, played[env]] = outcome[:, t, column].double()
                         played[env] += 1
+                self._cut_off(table, own, shares, played, collector.under_way())
                 block += 1
         finally:
             simulator.close()
+
+    def _cut_off(
+        self,
+        table: Tensor,
+        own: Tensor,
+        shares: Tensor,
+        played: Tensor,
+        under_way: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> None:
+        """Let episodes that are too long count as they stand, as the last of their environments."""
+        most, (returns, lengths) = self._evaluation.max_steps, under_way
+        for column in np.flatnonzero(lengths >= (math.inf if most is None else most)):
+            env = int(own[column])
+            if played[env] < shares[env]:
+                table[:, env, played[env]] = torch.tensor([returns[column], lengths[column], 1.0])
+                played[env] = shares[env]
 
     def _noise(self, block: int, num_envs: int) -> Tensor:
         stream = generator(self._seed, "evaluation actions", block)

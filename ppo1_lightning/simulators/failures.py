@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector.utils import space_utils
 
 from ppo1_lightning.errors import (
@@ -22,6 +23,11 @@ from ppo1_lightning.errors import (
     one_line,
     whole_in_one_line,
 )
+from ppo1_lightning.policies.spaces import MASK
+from ppo1_lightning.simulators.wrappers import GAME_OVER, RAW_REWARD
+
+READ = (MASK, RAW_REWARD, GAME_OVER)
+"""What is read of infos."""
 
 _GYMNASIUM = str(Path(gymnasium.__file__).parent)
 
@@ -46,6 +52,10 @@ class WrongStepError(ValueError):
     """A reward is not one number, a flag neither true nor false, or an info no dict."""
 
 
+class WrongObservationError(ValueError):
+    """An observation is of another shape than its space."""
+
+
 class OwnError(Exception):
     """What an environment raised itself in a process of its own, in words: frames stay there."""
 
@@ -67,34 +77,52 @@ def _own_errors() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, WrongStepError) or _is_of_the_interface(error):
+        is_ours = isinstance(error, WrongStepError | WrongObservationError)
+        if is_ours or _is_of_the_interface(error):
             raise
-        raise OwnError(said(error)) from None  # it may be one that cannot be pickled
+        raise OwnError(_for_a_format(said(error))) from None  # it may be one that is not pickled
 
 
-class FirstCalls(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Raises `WrongStepError` where the first reset or step returns no info or flags.
+def _for_a_format(text: str) -> str:
+    """Return what Gymnasium, which formats it with this very traceback, leaves as it is."""
+    return text.replace("%", "%%")
 
-    Such as flags that are None or "no": Gymnasium takes the truth of whatever they are. Later calls
-    are the environment's own, and cost nothing.
+
+class Returned(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Looks at what an environment returns, before Gymnasium makes arrays of it.
+
+    Of its infos only what is read goes on: Gymnasium would join the others, of whatever they are,
+    or send them from process to process. Raises `WrongStepError` where the first reset or step
+    returns no such thing as reward, flags or observation of the space's shape: Gymnasium takes the
+    truth of whatever flags are.
     """
 
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self._is_first = True
+
     def reset(self, **arguments: Any) -> Any:
-        self.reset = self.env.reset  # type: ignore[method-assign]
-        returned = self.env.reset(**arguments)
-        if isinstance(returned, tuple) and len(returned) == 2:
-            _check_info(returned[1])
-        return returned
+        observation, info = self.env.reset(**arguments)
+        if self._is_first:
+            _check_shape(self.observation_space, observation)
+        return observation, _what_is_read(info)
 
     def step(self, action: Any) -> Any:
-        self.step = self.env.step  # type: ignore[method-assign]
-        returned = self.env.step(action)
-        if isinstance(returned, tuple) and len(returned) == 5:
-            _, _, *flags, info = returned
-            for name, flag in zip(("terminated", "truncated"), flags, strict=True):
-                _check_flag(name, flag)
-            _check_info(info)
-        return returned
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self._is_first:
+            self._is_first = False
+            _check_shape(self.observation_space, observation)
+            if reward is None:
+                raise WrongStepError("reward is None")
+            _check_flag("terminated", terminated)
+            _check_flag("truncated", truncated)
+        return observation, reward, terminated, truncated, _what_is_read(info)
+
+
+def _what_is_read(info: Any) -> dict[str, Any]:
+    if not isinstance(info, Mapping):
+        raise WrongStepError(f"info is {reprlib.repr(info)}")
+    return {key: info[key] for key in READ if key in info} if info else {}
 
 
 def _check_flag(name: str, flag: Any) -> None:
@@ -104,9 +132,9 @@ def _check_flag(name: str, flag: Any) -> None:
         raise WrongStepError(f"{name} is {reprlib.repr(flag)}")
 
 
-def _check_info(info: Any) -> None:
-    if not isinstance(info, Mapping):
-        raise WrongStepError(f"info is {reprlib.repr(info)}")
+def _check_shape(space: gymnasium.Space[Any], observation: Any) -> None:
+    if isinstance(space, Box) and np.shape(observation) != space.shape:
+        raise WrongObservationError(f"its shape is {np.shape(observation)}")
 
 
 def is_an_end(error: BaseException) -> bool:
@@ -142,13 +170,15 @@ def explained(
         return error
     frames = _frames(error)
     if isinstance(error, OwnError):
-        return SimulationError(f"of {env_id!r} raised {error}", environment=index_of(frames) or 0)
+        text = str(error).replace("%%", "%")
+        return SimulationError(f"of {env_id!r} raised {text}", environment=index_of(frames) or 0)
     what = f"{type(error).__name__}: {one_line(error)}"
+    number = index_of(frames)
+    which = f"environment {env_id!r}" if number is None else f"environment {number} of {env_id!r}"
     in_place = any(frame.f_code.co_filename == space_utils.__file__ for frame in frames)
-    if in_place or _is_of_shared_memory(error):
+    if isinstance(error, WrongObservationError) or in_place or _is_of_shared_memory(error):
         return ConfigurationError(
-            f"environment {env_id!r} returns an observation that is not in its space "
-            f"{observation_space} ({what})"
+            f"{which} returns an observation that is not in its space {observation_space} ({what})"
         )
     if isinstance(error, EOFError | ConnectionError | BrokenPipeError):
         return SimulationError(
@@ -158,7 +188,7 @@ def explained(
     if isinstance(error, WrongStepError) or _is_of_the_interface(error):
         expected = next(text for word, text in _OF_THE_INTERFACE.items() if word in one_line(error))
         return ConfigurationError(
-            f"environment {env_id!r} does not reset or step as Gymnasium's do: its reward, flags, "
+            f"{which} does not reset or step as Gymnasium's do: its reward, flags, "
             f"info or their number ({what}), expected {expected}"
         )
     return SimulationError(f"of {env_id!r} raised {said(error)}", environment=index_of(frames) or 0)
@@ -181,7 +211,7 @@ def _is_of_the_interface(error: BaseException) -> bool:
     """Whether it is Gymnasium that could not take what an environment returned."""
     words = (*_OF_OLD, "sequence", "scalar", "truth value", "float", "must be real number")
     file = _frames(error)[-1].f_code.co_filename
-    by_gymnasium = file.startswith(_GYMNASIUM) or file == __file__  # see `FirstCalls`
+    by_gymnasium = file.startswith(_GYMNASIUM) or file == __file__  # see `Returned`
     is_about_it = any(word in one_line(error) for word in words)
     return by_gymnasium and isinstance(error, TypeError | ValueError) and is_about_it
 

@@ -27,8 +27,8 @@ from ppo1_lightning.errors import ConfigurationError, SimulationError, check_cho
 from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import (
-    FirstCalls,
     OwnErrors,
+    Returned,
     WrongStepError,
     explained,
     is_an_end,
@@ -294,4 +294,4 @@ def _make(
         env = wrap(env)
         if not isinstance(env, gymnasium.Env):
             raise TypeError(f"the wrapper {wrap} returned {env!r}, expected an environment")
-    return FirstCalls(env)
+    return Returned(env)

@@ -124,6 +124,23 @@ def test_long_episodes_count_as_much_as_short_ones() -> None:
     assert sorted(played.lengths.tolist()) == [1.0] * 10 + [500.0] * 10
 
 
+def test_episodes_that_do_not_end_count_as_they_stand(caplog: pytest.LogCaptureFixture) -> None:
+    """The last of their environments, which cannot be told to begin anew; others play on."""
+    spec = EnvironmentSpec(SCRIPTED, options={"script": [(1, "terminated"), (500, "terminated")]})
+    played = play(spec, episodes=20, num_envs=10, max_steps=BLOCK).evaluated
+    assert played is not None
+    lengths = sorted(played.lengths.tolist())
+    assert lengths[:10] == [1.0] * 10
+    assert len(lengths) == 20
+    assert all(BLOCK <= length < 2 * BLOCK for length in lengths[10:])
+    assert played.cut_off == 10
+    assert f"10 of 20 episodes had not ended after max_steps={BLOCK} and count" in caplog.text
+    stuck = EnvironmentSpec(SCRIPTED, options={"script": [(10**6, "terminated")]})
+    played = play(stuck, episodes=6, num_envs=2, max_steps=2 * BLOCK).evaluated
+    assert played is not None
+    assert (len(played.returns), played.cut_off) == (2, 2)
+
+
 @pytest.mark.slow
 def test_ranks_play_the_same_episodes() -> None:
     """Three environments do not even divide evenly."""
@@ -302,6 +319,7 @@ def test_command_writes_what_it_says(
         ([], "expected run=FOLDER or ckpt_path=FILE"),
         (["run=nowhere"], "run=nowhere is not a folder"),
         (["episodes=0"], "episodes=0 is out of range, expected at least 1"),
+        (["max_steps=0"], "max_steps=0 is out of range, expected at least 1"),
         (["episode=5"], "use +episode=5; did you mean 'episodes'?"),  # Hydra's, and our hint
     ],
 )

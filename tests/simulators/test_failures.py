@@ -51,7 +51,7 @@ class Failing(gymnasium.Env[Any, Any]):
             "another shape": (np.zeros(3, np.float32), 1.0, False, False, {}),
         }
         if self.t == 2 and self._how == "raise":
-            raise RuntimeError("the motor\nis hot")
+            raise RuntimeError("the motor\nis 100 %d hot")
         if self.t == 2 and self._how == "raise of floats":
             raise UnsendableError
         if self.t == 2 and self._how == "stop":
@@ -88,7 +88,7 @@ gymnasium.register("Late-v0", Late)  # type: ignore[arg-type]
 gymnasium.register("Failing-v0", Failing)  # type: ignore[arg-type]
 
 FAILURES: dict[str, tuple[type[Exception], str]] = {
-    "raise": (SimulationError, "raised RuntimeError: the motor is hot (test_failures.py:"),
+    "raise": (SimulationError, "raised RuntimeError: the motor is 100 %d hot (test_failures.py:"),
     "raise of floats": (SimulationError, "raised UnsendableError: ('expected a sequence of float"),
     "stop": (SimulationError, "raised StopIteration: all is said"),  # not the end of the data
     "old step": (ConfigurationError, "expected step to return (observation, reward, terminated,"),
@@ -255,6 +255,55 @@ def test_the_environment_that_failed_is_named(options: dict[str, Any]) -> None:
     simulator.reset()
     with pytest.raises(SimulationError, match=r"^environment 3 of 'Late-v0' raised RuntimeError"):
         simulator.step(np.zeros(4, np.int64))
+
+
+class Saying(Failing):
+    """Tells what no array can hold and no process can send, or returns something from the start."""
+
+    def __init__(self, returned: Any = None) -> None:
+        super().__init__("")
+        self._returned = returned or (ZEROS, 1.0)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return ZEROS, {"n": 1, "lock": lambda: None}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return (*self._returned, False, False, {"n": 10 ** (30 * self.t), "lock": lambda: None})
+
+
+gymnasium.register("Saying-v0", Saying)  # type: ignore[arg-type]
+
+
+def saying(mode: str, **options: Any) -> Any:
+    options["vectorization_mode"] = mode
+    simulator = make_simulator(EnvironmentSpec("Saying-v0", options=options), [0, 1])
+    try:
+        simulator.reset()
+        simulator.step(np.array([0, 0]))
+        return simulator.step(np.array([0, 0]))
+    finally:
+        simulator.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
+def test_infos_that_nobody_reads_may_hold_anything(mode: str) -> None:
+    assert saying(mode).reward.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("mode", ["sync", pytest.param("async", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ((ZEROS, None), "environment . of 'Saying-v0' does not reset or step.*reward is None"),
+        ((np.zeros((1, 2)), 1.0), r"environment . of 'Saying-v0' returns .*shape is \(1, 2\)"),
+        ((0.0, 1.0), r"environment . of 'Saying-v0' returns an observation.*its shape is \(\)"),
+    ],
+)
+def test_what_is_returned_from_the_start_is_told(returned: Any, message: str, mode: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        saying(mode, returned=returned)
 
 
 def test_an_id_s_module_is_a_module_s_name() -> None:
