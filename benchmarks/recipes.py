@@ -5,11 +5,11 @@ SWEEP is the folder of ``experiment=recipes``, ZOO.jsonl has what `benchmarks.pe
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 COLUMNS = "command", "steps", "return", "minutes", "seeds", "SB3", "its minutes", "its seeds"
 
-INTERVAL = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
+INTERVAL = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57}
 """Student's t of 95 % by the number of seeds."""
 
 
@@ -32,7 +32,11 @@ class Run(NamedTuple):
 
 def main() -> None:
     """Print the table."""
-    ours, peers = own_runs(Path(sys.argv[1])), peers_runs(Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sweep", type=Path, metavar="SWEEP")
+    parser.add_argument("zoo", type=Path, metavar="ZOO.jsonl")
+    arguments = parser.parse_args()
+    ours, peers = own_runs(arguments.sweep), peers_runs(arguments.zoo)
     rows: list[tuple[str, ...]] = [COLUMNS, ("---",) * len(COLUMNS)]
     for (word, env_id), runs in ours.items():
         theirs = peers.get((env_id, round(runs[0].steps, -5)), [])
