@@ -85,7 +85,7 @@ class PPO(OnPolicyModule):
     def training_step(self, rollout: Rollout, batch_idx: int) -> None:
         """Learn from one rollout: algorithm 1 of Schulman et al. 2017 for a given segment."""
         segment = self.begin(rollout)
-        for minibatches in segment.epochs(one_by_one=self.target_kl is not None):
+        for minibatches in segment.minibatches(pass_by_pass=self.target_kl is not None):
             self.update(minibatches)
             if self.target_kl is not None and self.mean_kl(minibatches) > self.target_kl:
                 break
@@ -102,8 +102,9 @@ class PPO(OnPolicyModule):
         Returns:
             A scalar; the sum over all ranks is the minibatch's loss.
         """
-        surrogate, entropy_penalty, value = self.loss_terms(batch, *self.outputs(batch)).values()
-        return surrogate + entropy_penalty + self.now.vf_coef * value
+        terms = self.loss_terms(batch, *self.outputs(batch))
+        policy = terms["loss/surrogate"] + terms["loss/entropy_penalty"]
+        return policy + self.now.vf_coef * terms["loss/value"]
 
     def loss_terms(
         self, batch: Minibatch, dist_params: Tensor, values: Tensor

@@ -105,7 +105,7 @@ class TRPO(OnPolicyModule):
         """Learn from one rollout: algorithm 1 of Schulman et al. 2015, then the value function."""
         segment = self.begin(rollout)
         self.improve_policy(segment.whole(), segment.every(self.fisher_every))
-        for minibatches in segment.epochs():
+        for minibatches in segment.minibatches():
             self.update(minibatches)
         self.finish(rollout, segment)
 

@@ -32,6 +32,7 @@ from ppo1_lightning.commands import ids, sweep_report, watchdog
 from ppo1_lightning.commands import ranks as launch
 from ppo1_lightning.commands.process import EXIT_STATUS
 from ppo1_lightning.errors import RunError, nearest
+from ppo1_lightning.runs.instantiation import nearest_target
 from ppo1_lightning.runs.trackers import kept
 from ppo1_lightning.runs.untrusted import printable
 
@@ -276,12 +277,11 @@ def _nearest(error: BaseException, config_name: str) -> str:
     """Return ``"; did you mean 'NAME'?"`` for an option or a key that does not exist, or ``""``."""
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).partition("/")
-        presets = error.options or ()
         if group == "env":
-            return simulators.nearest_id(name, [*presets, *simulators.ids()])
-        return nearest(name, presets)
+            return simulators.nearest_id(name, [*(error.options or ()), *simulators.ids()])
+        return nearest(name, error.options or ())
     if not isinstance(error, ConfigCompositionException):
-        return ""
+        return nearest_target(error)
     wrong = str(getattr(error.__cause__, "full_key", ""))
     chosen = (word for word in sys.argv[1:] if re.fullmatch(r"(env|algo|policy)=[\w/:.-]+", word))
     choices = [*chosen] if config_name == "train" and "." in wrong else []  # else one may be wrong

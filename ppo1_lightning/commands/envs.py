@@ -118,12 +118,20 @@ def _refusals_told(what: str) -> Iterator[None]:
 def matching(pattern: str) -> list[str]:
     """Return the ids of EnvPool, then those that only Gymnasium has, in which a pattern occurs.
 
-    An id with a module before a colon is itself.
+    With a module before a colon those that it registers: ``my_package:*``.
     """
-    if ":" in pattern:  # one of the user's own, as in env=my_package:MyEnv-v0
-        return [pattern]
-    glob = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
-    return [i for i in simulators.ids() if fnmatch.fnmatch(i.lower(), glob.lower())]
+    module, _, part = pattern.rpartition(":")
+    if module:
+        found = simulators.ids_of(module)
+        if pattern in found or not found:
+            return [pattern]  # which may be refused in a line of its own
+        return _matching(found, f"{module}:", part)
+    return _matching(simulators.ids(), "", pattern)
+
+
+def _matching(ids: Sequence[str], prefix: str, part: str) -> list[str]:
+    glob = part if set(part) & set("*?[") else f"*{part}*"
+    return [i for i in ids if fnmatch.fnmatch(i.lower(), f"{prefix}{glob}".lower())]
 
 
 def listed(env_id: str) -> Listed:

@@ -92,13 +92,14 @@ class Segment(NamedTuple):
     row_advantages: Tensor  # [E + 1, M, b]
     units_per_worker: int
 
-    def epochs(self, *, one_by_one: bool = False) -> Iterator[Minibatch]:
-        """Yield each pass's minibatches ``[M, b, ...]``, or those of several passes at once.
+    def minibatches(self, *, pass_by_pass: bool = False) -> Iterator[Minibatch]:
+        """Yield the minibatches of all passes, in order and behind one another ``[M, b, ...]``.
 
-        Few large copies take less time than many small ones.
+        As many passes at once as GATHERED_BYTES allows: few large copies take less time than many
+        small ones. What is done after each pass asks for them ``pass_by_pass``.
         """
         passes = len(self.rows) - 1
-        at_once = 1 if one_by_one else max(1, GATHERED_BYTES // self.observations.nbytes)
+        at_once = 1 if pass_by_pass else max(1, GATHERED_BYTES // self.observations.nbytes)
         for first in range(0, passes, at_once):
             yield self._gathered(slice(first, min(first + at_once, passes)), slice(None))
 

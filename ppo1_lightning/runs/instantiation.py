@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from types import NoneType
@@ -45,6 +46,18 @@ def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
             f"expected a {kind.__name__}"
         )
     return made
+
+
+def nearest_target(error: BaseException) -> str:
+    """Return what may have been meant where Hydra cannot find or call a ``_target_``, or ``""``."""
+    if "missing 1 required positional argument: 'env'" in str(error):
+        return "; a wrapper has _partial_: true beside its _target_"
+    found = re.search(r"Error locating target '([\w.]+)\.(\w+)'", str(error))
+    try:
+        names = dir(importlib.import_module(found[1])) if found else []
+    except ImportError:
+        names = []
+    return nearest(found[2], names) if found else ""
 
 
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}

@@ -6,6 +6,7 @@ needed.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
 from ppo1_lightning.simulators.observations import ObservationAdapter
-from ppo1_lightning.simulators.registered import is_atari, registered
+from ppo1_lightning.simulators.registered import is_atari, of_module, registered
 from ppo1_lightning.simulators.vector import VectorSimulator
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:
         if candidate.has_id(spec.id):
             return candidate
     known = [env_id for candidate in candidates for env_id in candidate.ids()]
+    if ":" in spec.id:  # its module has been imported
+        known = of_module(spec.id.rpartition(":")[0]) or known
     libraries = " and ".join(candidate.library for candidate in candidates)
     hint = nearest_id(spec.id, known) or ", expected one such as 'CartPole-v1' or 'Pong-v5'"
     raise ConfigurationError(f"environment id {spec.id!r} is unknown to {libraries}{hint}")
@@ -148,6 +151,13 @@ def ids() -> list[str]:
     found = _envpool()
     first = list(found.ids()) if found else []
     return [*first, *sorted(set(registered()) - set(first))]
+
+
+def ids_of(module: str) -> list[str]:
+    """Return the ids ``module:ID`` that a module registers, none where it cannot be imported."""
+    with suppress(Exception):
+        importlib.import_module(module)
+    return of_module(module)
 
 
 def is_envpool_s(env_id: str) -> bool:

@@ -203,6 +203,11 @@ def said(error: BaseException) -> str:
     )
 
 
+def said_in_import(error: BaseException) -> str:
+    """Return why a module cannot be imported, and where if that is a mistake in it."""
+    return one_line(error) if isinstance(error, ImportError) else said(error)
+
+
 def _frames(error: BaseException) -> list[FrameType]:
     return [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
 

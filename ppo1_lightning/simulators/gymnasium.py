@@ -23,7 +23,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 from numpy.typing import NDArray
 
 from ppo1_lightning import system
-from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice, one_line
+from ppo1_lightning.errors import ConfigurationError, SimulationError, check_choice
 from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep
 from ppo1_lightning.simulators.failures import (
@@ -33,6 +33,7 @@ from ppo1_lightning.simulators.failures import (
     explained,
     is_an_end,
     said,
+    said_in_import,
 )
 from ppo1_lightning.simulators.registered import is_registered, registered
 from ppo1_lightning.simulators.vector import Outcome, VectorSimulator
@@ -91,7 +92,7 @@ class GymnasiumSimulator(VectorSimulator):
                     raise
                 raise ConfigurationError(
                     f"module {module!r} of the environment id {env_id!r} cannot be imported "
-                    f"({one_line(error)}), expected one on Python's path that registers its "
+                    f"({said_in_import(error)}), expected one on Python's path that registers its "
                     "environments"
                 ) from error
             return name in gymnasium.registry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import suppress
+from typing import Any
 
 import gymnasium
 
@@ -47,3 +48,18 @@ def _is_old(env_id: str) -> bool:
     """Whether ``ale_py`` has an id for old code only, such as Pong-v4."""
     is_ale_s = str(gymnasium.registry[env_id].entry_point).startswith("ale_py")
     return is_ale_s and not env_id.startswith(ATARI)
+
+
+def of_module(module: str) -> list[str]:
+    """Return the ids ``module:ID`` of the environments that a module, once imported, registers."""
+    return [
+        f"{module}:{env_id}"
+        for env_id, spec in gymnasium.registry.items()
+        if _module_of(spec.entry_point).split(".")[0] == module.split(".")[0]
+    ]
+
+
+def _module_of(entry_point: Any) -> str:
+    if isinstance(entry_point, str):
+        return entry_point.partition(":")[0]
+    return getattr(entry_point, "__module__", "")

@@ -85,6 +85,13 @@ def test_an_environment_of_the_user_s_own_is_listed() -> None:
     assert row[1:] == ("Box(shape=(2,), float32)", "Discrete(2)", "MLP", "gymnasium", "")
 
 
+def test_a_module_s_environments_are_listed() -> None:
+    own = ["test_envs:Own-v0", "test_envs:OwnEnds-v0", "test_envs:Wanderer-v0"]
+    assert envs.matching("test_envs:*") == envs.matching("test_envs:") == own
+    assert envs.matching("test_envs:own*") == own[:2]
+    assert envs.matching("no_such_module:*") == ["no_such_module:*"]  # refused in its row
+
+
 @pytest.mark.heavy
 def test_an_environment_that_ends_the_process_does_not_train() -> None:
     checked = [*envs.check(["test_envs:Own-v0", "test_envs:OwnEnds-v0"], 2)]

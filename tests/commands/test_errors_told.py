@@ -162,6 +162,16 @@ BAD_INPUT = {
     "several machines": (["trainer.devices=2", "trainer.num_nodes=2", "num_envs=4"], "torchrun"),
     "preset as a list": (["algo=[]"], "is not a config with a _target_"),
     "another kind of object": (["env._target_=builtins.dict"], "EnvironmentSpec"),
+    "class of another library": (
+        ["env.wrappers=[{_target_:gymnasium.wrappers.FlatenObservation,_partial_:true}]"],
+        "did you mean 'FlattenObservation'",
+    ),
+    "class of ours": (["policy._target_=ppo1_lightning.policies.MlpPolic"], "'MlpPolicy'"),
+    "wrapper without a flag": (
+        ["env.wrappers=[{_target_:gymnasium.wrappers.FlattenObservation}]"],
+        "a wrapper has _partial_: true beside its _target_",
+    ),
+    "id of a module": (["env=test_errors_told:NanRewrd-v0"], "'test_errors_told:NanReward-v0'"),
     "flag of Hydra": (["+env.id._partial_=1.5"], "_partial_"),
     "number for a checkpoint": (["ckpt_path=1.5"], "ckpt_path=1.5"),
     "address of a checkpoint": (["ckpt_path=http://127.0.0.1/last.ckpt"], "an address"),

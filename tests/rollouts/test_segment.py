@@ -83,8 +83,8 @@ def test_every_nth_row_of_each_worker(n: int, rows: Sequence[int]) -> None:
 def test_every_field_is_gathered():
     names = Segment._fields
     rows = torch.tensor([[[1, 3], [0, 7]], [[2, 4], [6, 5]], [[0, 1], [2, 3]]])
-    (both,) = segment_of(rows).epochs()
-    one_by_one = list(segment_of(rows).epochs(one_by_one=True))
+    (both,) = segment_of(rows).minibatches()
+    one_by_one = list(segment_of(rows).minibatches(pass_by_pass=True))
     assert len(one_by_one) == 2  # the last pass is for measuring
     expected = rows[:2].flatten(0, 1)
     for name in set(both._fields) - {"weights", "advantages"}:
