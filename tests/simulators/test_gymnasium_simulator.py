@@ -86,6 +86,7 @@ def unwrapped(simulator):
     return [env.unwrapped for env in simulator._pools[0].envs]
 
 
+BOOLS = Box(0, 1, (1, 2), np.bool_)  # type: ignore[call-overload]
 ACTION_SPACES = [
     # the environment's space, the policy's, a policy's actions, what the environments receive
     (Discrete(3, start=5), Discrete(3), [0, 2], [5, 7]),
@@ -104,7 +105,7 @@ ACTION_SPACES = [
     ),
     (MultiBinary(3), MultiBinary(3), [[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 0, 0]]),
     (MultiBinary((1, 2)), MultiBinary(2), [[0, 1], [1, 1]], [[[0, 1]], [[1, 1]]]),
-    (Box(0, 1, (1, 2), np.bool_), MultiBinary(2), [[0, 1], [1, 1]], [[[0, 1]], [[1, 1]]]),
+    (BOOLS, MultiBinary(2), [[0, 1], [1, 1]], [[[0, 1]], [[1, 1]]]),
     (Box(-1, 1, (2,), np.float64), Box(-1, 1, (2,)), [[0.5, -3.0], [1, 0]], [[0.5, -3], [1, 0]]),
     (Box(-1, 1, (2, 1)), Box(-1, 1, (2,)), [[0.5, 1.0], [1, 0]], [[[0.5], [1]], [[1], [0]]]),
     (Box(2, 4, (2,), np.int32), MultiDiscrete([3, 3]), [[0, 2], [1, 1]], [[2, 4], [3, 3]]),
