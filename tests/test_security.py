@@ -27,7 +27,7 @@ pytestmark = pytest.mark.heavy
 
 MARKER = "was_run"  # what a payload makes in the working directory
 
-TINY = ["debug=default", "env=cartpole", "trainer.accelerator=cpu", "logger=csv"]
+TINY = ["debug=default", "env=cartpole", "algo=classic", "trainer.accelerator=cpu", "logger=csv"]
 
 
 @pytest.fixture(scope="module")
