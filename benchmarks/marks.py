@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 def returns_at(file: Path, marks: list[float]) -> list[float]:
-    """Return the mean return at each mark, in millions of steps; NaN beyond the run's end."""
+    """Return the mean return at each mark, in millions of steps; NaN beyond the end."""
     with file.open() as lines:
         rows = [
             (float(row["env_steps"]), row["episode_return_mean"]) for row in csv.DictReader(lines)
         ]
     at = [[value for steps, value in rows if steps <= mark * 1e6] for mark in marks]
-    last = rows[-1][0] + 2 * (rows[-1][0] - rows[-2][0])
+    last = 1.02 * rows[-1][0] if rows else 0.0  # a run's last row may be just short of a mark
     return [
         float(values[-1]) if values and mark * 1e6 <= last else float("nan")
         for values, mark in zip(at, marks, strict=True)

@@ -118,15 +118,13 @@ def _refusals_told(what: str) -> Iterator[None]:
 def matching(pattern: str) -> list[str]:
     """Return the ids of EnvPool, then those that only Gymnasium has, in which a pattern occurs.
 
-    With a module before a colon those that it registers: ``my_package:*``.
+    With a module before a colon those of the module: ``my_package:*``; an id is itself.
     """
     module, _, part = pattern.rpartition(":")
-    if module:
-        found = simulators.ids_of(module)
-        if pattern in found or not found:
-            return [pattern]  # which may be refused in a line of its own
-        return _matching(found, f"{module}:", part)
-    return _matching(simulators.ids(), "", pattern)
+    if not module:
+        return _matching(simulators.ids(), "", pattern)
+    found = _matching(simulators.ids_of(module), f"{module}:", part)
+    return [pattern] if pattern in found else found or [pattern]  # refused in its row, or another's
 
 
 def _matching(ids: Sequence[str], prefix: str, part: str) -> list[str]:

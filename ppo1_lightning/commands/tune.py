@@ -63,7 +63,7 @@ def tune(config: DictConfig) -> float | None:
     search = config.get("hparams_search")
     if search is None:
         raise ConfigurationError("there is no search, expected an argument hparams_search=optuna")
-    for name in sorted(search.keys() - _STUDY):
+    for name in sorted(map(str, search.keys() - _STUDY)):
         raise ConfigurationError(
             f"hparams_search.{name} is nothing that a study has, expected some of "
             f"{', '.join(sorted(_STUDY))}{nearest(name, _STUDY)}; a file of conf/hparams_search "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -50,7 +49,8 @@ class Evaluation:
         num_envs: environments among which they are divided, all devices together.
         deterministic: take the most likely action instead of sampling one.
         max_steps: of an episode, which then counts as it stands; its environment, which cannot be
-            told to begin anew, plays no more. None: as long as it takes, for ever perhaps.
+            told to begin anew, plays no more. It is looked at every `BLOCK` steps, so that one may
+            have some more. None: as long as it takes, for ever perhaps.
 
     Raises:
         ConfigurationError: a number that is not positive or larger than memory, or no flag.
@@ -212,7 +212,7 @@ class EvaluationDataset(IterableDataset[Episodes]):
                     if played[env] < shares[env]:
                         table[:2, env, played[env]] = outcome[:, t, column].double()
                         played[env] += 1
-                self._cut_off(table, own, shares, played, collector.under_way())
+                self._cut_off(table, own, shares, played, *collector.under_way())
                 block += 1
         finally:
             simulator.close()
@@ -223,11 +223,18 @@ class EvaluationDataset(IterableDataset[Episodes]):
         own: Tensor,
         shares: Tensor,
         played: Tensor,
-        under_way: tuple[NDArray[np.float64], NDArray[np.float64]],
+        returns: NDArray[np.float64],
+        lengths: NDArray[np.float64],
     ) -> None:
-        """Let episodes that are too long count as they stand, as the last of their environments."""
-        most, (returns, lengths) = self._evaluation.max_steps, under_way
-        for column in np.flatnonzero(lengths >= (math.inf if most is None else most)):
+        """Let episodes that are too long count as they stand, as the last of their environments.
+
+        Args:
+            returns, lengths: of the episodes under way, one for each of ``own``.
+        """
+        most = self._evaluation.max_steps
+        if most is None:
+            return
+        for column in np.flatnonzero(lengths >= most):
             env = int(own[column])
             if played[env] < shares[env]:
                 table[:, env, played[env]] = torch.tensor([returns[column], lengths[column], 1.0])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
+import sys
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -50,14 +50,12 @@ def make(config: DictConfig, key: str, kind: Any, **arguments: Any) -> Any:
 
 def nearest_target(error: BaseException) -> str:
     """Return what may have been meant where Hydra cannot find or call a ``_target_``, or ``""``."""
-    if "missing 1 required positional argument: 'env'" in str(error):
+    text = str(error)
+    if re.search(r"missing \d+ required positional arguments?: 'env'", text):
         return "; a wrapper has _partial_: true beside its _target_"
-    found = re.search(r"Error locating target '([\w.]+)\.(\w+)'", str(error))
-    try:
-        names = dir(importlib.import_module(found[1])) if found else []
-    except ImportError:
-        names = []
-    return nearest(found[2], names) if found else ""
+    found = re.search(r"Error locating target '([\w.]+)\.(\w+)'", text)
+    module = sys.modules.get(found[1]) if found else None  # which Hydra has imported if it can be
+    return nearest(found[2], vars(module)) if found and module else ""
 
 
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}

@@ -18,6 +18,7 @@ from gymnasium import Space
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
+from ppo1_lightning.simulators.failures import is_an_end
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.registered import is_atari, of_module, registered
 from ppo1_lightning.simulators.vector import VectorSimulator
@@ -109,10 +110,11 @@ def _backend(spec: EnvironmentSpec) -> type[VectorSimulator]:
         if candidate.has_id(spec.id):
             return candidate
     known = [env_id for candidate in candidates for env_id in candidate.ids()]
-    if ":" in spec.id:  # its module has been imported
-        known = of_module(spec.id.rpartition(":")[0]) or known
+    module, _, name = spec.id.rpartition(":")  # it has been imported
+    own = of_module(module) if module else []
     libraries = " and ".join(candidate.library for candidate in candidates)
-    hint = nearest_id(spec.id, known) or ", expected one such as 'CartPole-v1' or 'Pong-v5'"
+    hint = nearest_id(name, own or known) or ", expected one such as 'CartPole-v1' or 'Pong-v5'"
+    hint += f" (as {module}:ID)" if own else ""
     raise ConfigurationError(f"environment id {spec.id!r} is unknown to {libraries}{hint}")
 
 
@@ -154,10 +156,14 @@ def ids() -> list[str]:
 
 
 def ids_of(module: str) -> list[str]:
-    """Return the ids ``module:ID`` that a module registers, none where it cannot be imported."""
-    with suppress(Exception):
+    """Return the ids ``module:ID`` of a module's environments, none where it is not imported."""
+    try:
         importlib.import_module(module)
-    return of_module(module)
+    except BaseException as error:
+        if is_an_end(error):
+            raise
+        return []
+    return [f"{module}:{env_id}" for env_id in of_module(module)]
 
 
 def is_envpool_s(env_id: str) -> bool:

@@ -59,9 +59,11 @@ class Bounds:
 
 def check_finite(env_id: str, what: str, values: NDArray[Any]) -> None:
     """Raise `SimulationError` where ``values`` [T, N, ...] hold a NaN or too large a number."""
-    if values.dtype == np.uint8 or (values.min() >= -LARGEST and values.max() <= LARGEST):
-        return  # a NaN would be the least and the largest
-    where = tuple(np.argwhere(~(np.abs(values) <= LARGEST))[0])
+    if values.dtype == np.uint8:
+        return
+    if values.min(initial=0) >= -LARGEST and values.max(initial=0) <= LARGEST:
+        return  # a NaN would be both
+    where = tuple(np.argwhere(~((values >= -LARGEST) & (values <= LARGEST)))[0])
     raise SimulationError(
         f"of {env_id!r} returned the {what} {values[where]}, expected finite numbers of at most "
         f"{LARGEST:g}",

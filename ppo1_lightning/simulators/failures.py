@@ -26,8 +26,8 @@ from ppo1_lightning.errors import (
 from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.wrappers import GAME_OVER, RAW_REWARD
 
-READ = (MASK, RAW_REWARD, GAME_OVER)
-"""What is read of infos."""
+READ = (RAW_REWARD, GAME_OVER)
+"""What is read of a step's info."""
 
 _GYMNASIUM = str(Path(gymnasium.__file__).parent)
 
@@ -105,7 +105,8 @@ class Returned(gymnasium.Wrapper[Any, Any, Any, Any]):
         observation, info = self.env.reset(**arguments)
         if self._is_first:
             _check_shape(self.observation_space, observation)
-        return observation, _what_is_read(info)
+        _check_info(info)
+        return observation, {MASK: True} if MASK in info else {}  # to be told that there is one
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -116,13 +117,14 @@ class Returned(gymnasium.Wrapper[Any, Any, Any, Any]):
                 raise WrongStepError("reward is None")
             _check_flag("terminated", terminated)
             _check_flag("truncated", truncated)
-        return observation, reward, terminated, truncated, _what_is_read(info)
+        _check_info(info)
+        read = {key: info[key] for key in READ if key in info} if info else {}
+        return observation, reward, terminated, truncated, read
 
 
-def _what_is_read(info: Any) -> dict[str, Any]:
+def _check_info(info: Any) -> None:
     if not isinstance(info, Mapping):
         raise WrongStepError(f"info is {reprlib.repr(info)}")
-    return {key: info[key] for key in READ if key in info} if info else {}
 
 
 def _check_flag(name: str, flag: Any) -> None:
@@ -133,8 +135,14 @@ def _check_flag(name: str, flag: Any) -> None:
 
 
 def _check_shape(space: gymnasium.Space[Any], observation: Any) -> None:
-    if isinstance(space, Box) and np.shape(observation) != space.shape:
-        raise WrongObservationError(f"its shape is {np.shape(observation)}")
+    if not isinstance(space, Box):
+        return
+    try:
+        shape = np.shape(observation)
+    except ValueError as error:  # lists of several lengths
+        raise WrongObservationError(one_line(error)) from None
+    if shape != space.shape:
+        raise WrongObservationError(f"its shape is {shape}")
 
 
 def is_an_end(error: BaseException) -> bool:
@@ -205,7 +213,8 @@ def said(error: BaseException) -> str:
 
 def said_in_import(error: BaseException) -> str:
     """Return why a module cannot be imported, and where if that is a mistake in it."""
-    return one_line(error) if isinstance(error, ImportError) else said(error)
+    has_place = isinstance(error, ImportError | SyntaxError)
+    return one_line(error) if has_place else said(error)
 
 
 def _frames(error: BaseException) -> list[FrameType]:

@@ -51,9 +51,9 @@ def _is_old(env_id: str) -> bool:
 
 
 def of_module(module: str) -> list[str]:
-    """Return the ids ``module:ID`` of the environments that a module, once imported, registers."""
+    """Return the ids of environments that are classes or functions of a module's package."""
     return [
-        f"{module}:{env_id}"
+        env_id
         for env_id, spec in gymnasium.registry.items()
         if _module_of(spec.entry_point).split(".")[0] == module.split(".")[0]
     ]

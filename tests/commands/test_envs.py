@@ -89,6 +89,7 @@ def test_a_module_s_environments_are_listed() -> None:
     own = ["test_envs:Own-v0", "test_envs:OwnEnds-v0", "test_envs:Wanderer-v0"]
     assert envs.matching("test_envs:*") == envs.matching("test_envs:") == own
     assert envs.matching("test_envs:own*") == own[:2]
+    assert envs.matching("test_envs:CartPole-v1") == ["test_envs:CartPole-v1"]  # as env= takes it
     assert envs.matching("no_such_module:*") == ["no_such_module:*"]  # refused in its row
 
 

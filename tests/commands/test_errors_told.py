@@ -171,7 +171,10 @@ BAD_INPUT = {
         ["env.wrappers=[{_target_:gymnasium.wrappers.FlattenObservation}]"],
         "a wrapper has _partial_: true beside its _target_",
     ),
-    "id of a module": (["env=test_errors_told:NanRewrd-v0"], "'test_errors_told:NanReward-v0'"),
+    "id of a module": (
+        ["env=test_errors_told:NanRewrd-v0"],
+        "'NanReward-v0'? (as test_errors_told:ID)",
+    ),
     "flag of Hydra": (["+env.id._partial_=1.5"], "_partial_"),
     "number for a checkpoint": (["ckpt_path=1.5"], "ckpt_path=1.5"),
     "address of a checkpoint": (["ckpt_path=http://127.0.0.1/last.ckpt"], "an address"),

@@ -135,6 +135,9 @@ def test_episodes_that_do_not_end_count_as_they_stand(caplog: pytest.LogCaptureF
     assert all(BLOCK <= length < 2 * BLOCK for length in lengths[10:])
     assert played.cut_off == 10
     assert f"10 of 20 episodes had not ended after max_steps={BLOCK} and count" in caplog.text
+    whole = play(spec, episodes=4, num_envs=2, max_steps=501).evaluated
+    assert whole is not None
+    assert (sorted(whole.lengths.tolist()), whole.cut_off) == ([1.0, 1.0, 500.0, 500.0], 0)
     stuck = EnvironmentSpec(SCRIPTED, options={"script": [(10**6, "terminated")]})
     played = play(stuck, episodes=6, num_envs=2, max_steps=2 * BLOCK).evaluated
     assert played is not None

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
-from ppo1_lightning.simulators.bounds import Bounds
+from ppo1_lightning.errors import SimulationError
+from ppo1_lightning.simulators.bounds import Bounds, check_finite
 
 LOW, HIGH = np.array([-1, -np.inf], np.float32), np.array([1, np.inf], np.float32)
 
@@ -32,3 +33,15 @@ def test_told_once_with_environment_and_value(caplog: pytest.LogCaptureFixture) 
 def test_nothing_is_outside_of_everything(space: Box, caplog: pytest.LogCaptureFixture) -> None:
     Bounds("Mine-v0", space).tell(observations((3e38, -3e38)))
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e19, -(2.0**63)])
+def test_numbers_that_float32_does_not_square_are_refused(value: float) -> None:
+    for dtype in (np.float32, np.float64):
+        values = np.zeros((2, 3, 1), dtype)
+        check_finite("Mine-v0", "reward", values)
+        values[1, 2] = value
+        with pytest.raises(SimulationError, match="environment 2 of 'Mine-v0' returned the reward"):
+            check_finite("Mine-v0", "reward", values)
+    check_finite("Mine-v0", "observation", np.zeros((2, 3, 0), np.float32))
+    check_finite("Mine-v0", "observation", np.full((2, 3, 1), 255, np.uint8))

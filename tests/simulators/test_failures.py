@@ -266,7 +266,8 @@ class Saying(Failing):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self.t = 0
-        return ZEROS, {"n": 1, "lock": lambda: None}
+        mask = np.ones(seed or 1)  # of another length in each, which nobody has asked for
+        return ZEROS, {"n": 1, "lock": lambda: None, "action_mask": mask}
 
     def step(self, action: Any) -> Any:
         self.t += 1
@@ -298,6 +299,7 @@ def test_infos_that_nobody_reads_may_hold_anything(mode: str) -> None:
     [
         ((ZEROS, None), "environment . of 'Saying-v0' does not reset or step.*reward is None"),
         ((np.zeros((1, 2)), 1.0), r"environment . of 'Saying-v0' returns .*shape is \(1, 2\)"),
+        (([[0.0], [1.0, 2.0]], 1.0), "environment . of 'Saying-v0' returns an observation"),
         ((0.0, 1.0), r"environment . of 'Saying-v0' returns an observation.*its shape is \(\)"),
     ],
 )

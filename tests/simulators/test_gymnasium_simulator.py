@@ -421,7 +421,7 @@ BAD_SPECS = [
     ("Echo-v0", {"vectorization_mode": "asink"}, "did you mean 'async'"),
     ("CartPole-v1", {"sutton_reward": True}, "did you mean 'sutton_barto_reward'"),
     ("no_such_module:Env-v0", {}, "module 'no_such_module' of the environment id"),
-    ("scripted_env:Scriptd-v0", {}, "did you mean 'scripted_env:Scripted-v0'"),
+    ("scripted_env:Scriptd-v0", {}, "did you mean 'Scripted-v0'"),
 ]
 
 
