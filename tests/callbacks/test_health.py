@@ -64,7 +64,10 @@ def told(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> list[
             "values predict the returns worse",
         ),
         (["env=cartpole", "algo.learning_rate=1e-30"], "policy does not change"),
-        (["env=cartpole", "algo.learning_rate=0.1", "algo.anneal=[]"], "always does the same"),
+        (
+            ["env=cartpole", "algo=classic", "algo.learning_rate=0.1", "algo.anneal=[]"],
+            "always does the same",
+        ),
     ],
 )
 def test_dead_runs_are_told_of_once(

@@ -29,6 +29,7 @@ OPTIMIZER_STEPS = 4
 
 TINY = [
     "env=cartpole",
+    "algo=classic",
     "debug=default",
     "algo.update_epochs=2",
     "trainer.accelerator=cpu",

@@ -236,7 +236,7 @@ def test_an_environment_without_pictures_says_so() -> None:
 def test_callback_records_and_leaves_training_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["env=cartpole", "total_iterations=4"]
+    words = ["env=cartpole", "algo=classic", "total_iterations=4"]
     plain = train_tiny(tmp_path / "plain", *words)
     words += ["callbacks=video", "callbacks.video.every_steps=100", "callbacks.video.max_steps=5"]
     filmed = train_tiny(tmp_path / "filmed", *words)
