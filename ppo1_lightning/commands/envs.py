@@ -124,7 +124,9 @@ def matching(pattern: str) -> list[str]:
     if not module:
         return _matching(simulators.ids(), "", pattern)
     found = _matching(simulators.ids_of(module), f"{module}:", part)
-    return [pattern] if pattern in found else found or [pattern]  # refused in its row, or another's
+    if pattern in found or not found:  # an id; env= takes it as it is, or refuses it in a line
+        return [pattern]
+    return found
 
 
 def _matching(ids: Sequence[str], prefix: str, part: str) -> list[str]:

@@ -6,7 +6,6 @@ needed.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from gymnasium import Space
 from ppo1_lightning.errors import ConfigurationError, nearest
 from ppo1_lightning.simulators.actions import ActionAdapter
 from ppo1_lightning.simulators.base import EnvironmentSpec, RawStep, Simulator, Step
-from ppo1_lightning.simulators.failures import is_an_end
 from ppo1_lightning.simulators.observations import ObservationAdapter
 from ppo1_lightning.simulators.registered import is_atari, of_module, registered
 from ppo1_lightning.simulators.vector import VectorSimulator
@@ -156,13 +154,11 @@ def ids() -> list[str]:
 
 
 def ids_of(module: str) -> list[str]:
-    """Return the ids ``module:ID`` of a module's environments, none where it is not imported."""
-    try:
-        importlib.import_module(module)
-    except BaseException as error:
-        if is_an_end(error):
-            raise
-        return []
+    """Return the ids ``module:ID`` of a module's environments, none where it cannot be imported."""
+    from ppo1_lightning.simulators.gymnasium import GymnasiumSimulator
+
+    with suppress(ConfigurationError):
+        GymnasiumSimulator.has_id(f"{module}:")  # which imports it
     return [f"{module}:{env_id}" for env_id in of_module(module)]
 
 

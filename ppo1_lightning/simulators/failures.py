@@ -26,7 +26,7 @@ from ppo1_lightning.errors import (
 from ppo1_lightning.policies.spaces import MASK
 from ppo1_lightning.simulators.wrappers import GAME_OVER, RAW_REWARD
 
-READ = (RAW_REWARD, GAME_OVER)
+_READ = (RAW_REWARD, GAME_OVER)
 """What is read of a step's info."""
 
 _GYMNASIUM = str(Path(gymnasium.__file__).parent)
@@ -118,7 +118,7 @@ class Returned(gymnasium.Wrapper[Any, Any, Any, Any]):
             _check_flag("terminated", terminated)
             _check_flag("truncated", truncated)
         _check_info(info)
-        read = {key: info[key] for key in READ if key in info} if info else {}
+        read = {key: info[key] for key in _READ if key in info} if info else {}
         return observation, reward, terminated, truncated, read
 
 
