@@ -20,12 +20,16 @@ from torch.fx import GraphModule
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
 from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept
+from ppo1_lightning.fast.hoisting import hoisted
 from ppo1_lightning.fast.interpreter import interpreted, unoptimized
 from ppo1_lightning.fast.native import cache_folder, own_caches
+from ppo1_lightning.fast.nodes import written
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
+from ppo1_lightning.fast.space_to_depth import read_in_cells
 from ppo1_lightning.fast.sums import sum_in_double
 from ppo1_lightning.fast.tracing import trace
+from ppo1_lightning.fast.weight_gradient import replace_weight_gradients
 from ppo1_lightning.fast.winograd import replace_convolutions
 
 _Bind = Callable[[Sequence[Tensor], Sequence[Tensor]], Run]
@@ -44,6 +48,8 @@ class Graph:
         module: that the function calls; None where it calls none.
         compiled: compile the graph too, see `compile`.
         sums_in_double: where it is compiled for the CPU, see `sums`.
+        hoists: where it is compiled for the CPU, what the fixed tensors alone decide is computed
+            when they are bound, and so not for each row. They are not to change before the next.
 
     Attributes:
         needs_python: whether a call of what `bind` has returned keeps other threads waiting.
@@ -56,11 +62,13 @@ class Graph:
         module: ModuleCall | None = None,
         compiled: bool,
         sums_in_double: bool = False,
+        hoists: bool = False,
     ) -> None:
         self._function, self._module, self._compiled = function, module, compiled
-        self._sums_in_double = sums_in_double
+        self._sums_in_double, self._hoists = sums_in_double, hoists
         self._traced: GraphModule | None = None
         self._layout: list[tuple[Any, ...]] = []
+        self._num_fixed = 0
         self._devices: set[str] = set()
         self._bind: _Bind | None = None
         self.needs_python = not compiled
@@ -80,6 +88,7 @@ class Graph:
             self._traced = self._trace(*example)
             self._layout = found
             self._devices = {tensor.device.type for tensor in example}
+            self._num_fixed = len(fixed)
             self._bind = self._as_machine_code() if self._compiled else self._as_operators(example)
         if found != self._layout:
             raise LayoutError(
@@ -105,7 +114,8 @@ class Graph:
             return True
         if self._devices != {"cpu"} or not any(cache_folder().glob("*.zip")):
             return False  # without asking, for which our own operators may be compiled
-        return is_kept(*self._for_the_compiler())
+        graph, likewise, _ = self._for_the_compiler()
+        return is_kept(graph, likewise)
 
     def _trace(self, *tensors: Tensor) -> GraphModule:
         with torch.inference_mode(False), torch.no_grad():  # inference mode knows no derivative
@@ -137,21 +147,26 @@ class Graph:
         assert self._traced is not None
         constants = self._traced.state_dict()  # which are copied from the host
         if self._devices == {"cuda"} and not constants:
-            return CapturedGraph(function, _written(self._traced)).bind
+            return CapturedGraph(function, written(self._traced)).bind
         return functools.partial(_one_after_the_other, function)
 
     def _as_machine_code(self) -> _Bind:
         own_caches()
         if self._devices == {"cpu"}:
             with torch.inference_mode(False), torch.no_grad():
-                return compile_ahead(*self._for_the_compiler()).bind
+                graph, likewise, before = self._for_the_compiler()
+                compiled = compile_ahead(graph, likewise)
+            return lambda fixed, rows: compiled.bind(before(*fixed), rows)
         assert self._traced is not None
         return self._by_python(torch.compile(self._traced, fullgraph=True, dynamic=False))
 
-    def _for_the_compiler(self) -> tuple[GraphModule, list[Tensor]]:
-        """Return a copy of the graph with our own operators, and tensors like its arguments."""
+    def _for_the_compiler(self) -> tuple[GraphModule, list[Tensor], Callable[..., Any]]:
+        """Return the graph with our own operators, tensors like its arguments, and what turns the
+        fixed ones into the first of them."""
         graph = copy.deepcopy(self._traced)
         assert graph is not None
+        read_in_cells(graph)
+        replace_weight_gradients(graph)
         replace_convolutions(graph)
         replace_products_of_a_row(graph)
         if self._sums_in_double:
@@ -161,7 +176,11 @@ class Graph:
                 torch.empty_strided(shape, stride, dtype=dtype).zero_()
                 for shape, stride, dtype in self._layout
             ]
-        return graph, likewise
+            if not self._hoists:
+                return graph, likewise, lambda *fixed: fixed
+            before, graph = hoisted(graph, self._num_fixed)
+            made = before(*likewise[: self._num_fixed])
+        return graph, [*made, *likewise[self._num_fixed :]], before
 
     def _call(self, *tensors: Tensor) -> tuple[()]:
         self._function(*tensors)
@@ -177,26 +196,6 @@ def _one_after_the_other(
                 graph(*fixed, *(tensor[k] for tensor in rows))
 
     return run
-
-
-def _written(graph: GraphModule) -> set[int]:
-    """Return which inputs a graph writes into, as they are or as a view."""
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    written = set()
-    for node in graph.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        for source, argument in zip(node.args, schema.arguments if schema else (), strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                sources = source if isinstance(source, list | tuple) else [source]
-                written |= {_owner(tensor) for tensor in sources}
-    return {i for i, node in enumerate(inputs) if node in written}
-
-
-def _owner(node: Any) -> Any:
-    """Return what a tensor of a graph is a view of, or itself."""
-    schema = getattr(node.target, "_schema", None)
-    is_view = schema and schema.returns and schema.returns[0].alias_info is not None
-    return _owner(node.args[0]) if is_view else node
 
 
 def layout(*tensors: Tensor) -> list[tuple[Any, ...]]:
@@ -282,7 +281,7 @@ class PolicyGraph:
 
     def __init__(self, policy: nn.Module, function: Callable[..., None], *, compiled: bool) -> None:
         self._call, self._function = ModuleCall(policy, []), function
-        self._graph = Graph(self._run, module=self._call, compiled=compiled)
+        self._graph = Graph(self._run, module=self._call, compiled=compiled, hoists=True)
 
     def bind(self, *rows: Tensor) -> Run:
         """Return the graph with the policy's tensors as they are now, see `Graph.bind`."""

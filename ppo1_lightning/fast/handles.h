@@ -26,11 +26,11 @@ const int64_t *sizes_of(AtenTensorHandle tensor) {
   return sizes;
 }
 
-AtenTensorHandle empty(std::vector<int64_t> sizes, std::vector<int64_t> strides) {
+AtenTensorHandle empty(std::vector<int64_t> sizes, std::vector<int64_t> strides,
+                       int32_t dtype = aoti_torch_dtype_float32()) {
   AtenTensorHandle made;
-  check(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
-                                 aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
-                                 &made));
+  check(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
+                                 aoti_torch_device_type_cpu(), 0, &made));
   return made;
 }
 

@@ -22,9 +22,17 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ppo1_lightning.fast import native, processes, recurrence, winograd
+from ppo1_lightning.fast import (
+    native,
+    processes,
+    recurrence,
+    space_to_depth,
+    weight_gradient,
+    winograd,
+)
 
-_C_FUNCTIONS = {**winograd.C_FUNCTIONS, **recurrence.C_FUNCTIONS}
+_OPERATORS = (winograd, space_to_depth, weight_gradient, recurrence)
+_C_FUNCTIONS = {name: c for module in _OPERATORS for name, c in module.C_FUNCTIONS.items()}
 
 _FUNCTION = re.compile(r"^void AOTInductorModel::run_impl\(.*?^}", re.DOTALL | re.MULTILINE)
 _BEFORE_THE_MODEL = re.compile(r'^} // extern "C"$(.*?)^namespace', re.DOTALL | re.MULTILINE)

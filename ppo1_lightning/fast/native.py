@@ -57,6 +57,17 @@ def load_operators(source: Path) -> ctypes.CDLL:
     return load(source, *options, *libraries, mode=ctypes.RTLD_GLOBAL)
 
 
+@functools.cache
+def has_operators(source: Path) -> bool:
+    """Tell whether `load_operators` works, once; where it does not, PyTorch's do their work."""
+    try:
+        load_operators(source)
+    except (OSError, RuntimeError) as error:
+        _log.warning("%s is left to PyTorch: %s", source.stem, error)
+        return False
+    return True
+
+
 def compiler() -> str:
     """Return the C++ compiler that PyTorch calls too.
 

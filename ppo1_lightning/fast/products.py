@@ -6,11 +6,10 @@ they do.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
+
+from ppo1_lightning.fast.nodes import value_of
 
 LARGEST = 4096
 """Multiplications up to which that pays."""
@@ -33,7 +32,7 @@ def _replace(node: Node) -> bool:
         bias, (rows, matrix) = None, node.args
     else:
         return False
-    row, weight = _value(rows), _value(matrix)
+    row, weight = value_of(rows), value_of(matrix)
     if len(row) != 1 or weight.numel() > LARGEST or weight.dtype != torch.float32:
         return False
     graph = node.graph
@@ -48,7 +47,3 @@ def _replace(node: Node) -> bool:
     result.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(result)
     return True
-
-
-def _value(node: Any) -> Tensor:
-    return node.meta["val"]

@@ -6,8 +6,6 @@ multiplications of a direct convolution or fewer, and rounds no more. On the CPU
 
 from __future__ import annotations
 
-import functools
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ppo1_lightning.fast import native
-
-_log = logging.getLogger(__name__)
+from ppo1_lightning.fast.nodes import is_channels_last, unconverted, value_of
 
 _aten = torch.ops.aten
 _operators = torch.library.Library("ppo1_lightning", "DEF")
@@ -100,8 +97,8 @@ def _replaced(node: Node) -> bool:
 def _replace_forward(
     node: Node, image: Node, weight: Node, bias: Node | None, *settings: Any
 ) -> bool:
-    pixels = _unconverted(image)
-    if bias is None or not (_fits(pixels, weight, settings) and _is_loaded()):
+    pixels = unconverted(image)
+    if bias is None or not (_fits(pixels, weight, settings) and native.has_operators(SOURCE)):
         return False
     users = list(node.users)
     relu = len(users) == 1 and users[0].target is _aten.relu.default
@@ -114,13 +111,13 @@ def _replace_backward(
     node: Node, gradient: Node, image: Node, weight: Node, _: Any, *arguments: Any
 ) -> bool:
     *settings, (of_input, _, of_bias) = arguments
-    pixels = _unconverted(image)
+    pixels = unconverted(image)
     if not (of_bias and _fits(pixels, weight, settings)):
         return False
     relu = gradient.target is _aten.threshold_backward.default and gradient.args[2] == 0
     gradient, output = cast("Any", gradient.args[:2]) if relu else (gradient, gradient)
     in_place = [gradient, output, *([pixels] if of_input else [])]
-    if not all(map(_is_channels_last, in_place)) or not _is_loaded():
+    if not all(map(is_channels_last, in_place)) or not native.has_operators(SOURCE):
         return False
     stride, _ = settings[0]
     _put(BACKWARD, (gradient, output, pixels, weight, stride, relu, of_input), node)
@@ -135,13 +132,7 @@ def _put(operator: Any, arguments: tuple[Any, ...], node: Node) -> None:
     node.replace_all_uses_with(call)
 
 
-def _unconverted(image: Node) -> Node:
-    """Return the uint8 pixels that an image in float32 is made of, or else the image."""
-    if image.target is not _aten._to_copy.default or _value(image).dtype != torch.float32:
-        return image
-    source = image.all_input_nodes[0]
-    return source if _value(source).dtype == torch.uint8 else image
-
+SOURCE = Path(__file__).with_suffix(".cpp")
 
 _LANES = 16
 """Numbers of a cell, and outputs, come in multiples of it."""
@@ -149,7 +140,7 @@ _LANES = 16
 
 def _fits(image: Node, weight: Node, settings: Any) -> bool:
     """Tell whether ``winograd.cpp`` can compute a convolution."""
-    pixels, weights, (stride, _) = _value(image), _value(weight), settings[0]
+    pixels, weights, (stride, _) = value_of(image), value_of(weight), settings[0]
     without_padding = [[stride, stride], [0, 0], [1, 1], False, [0, 0], 1]
     if pixels.ndim != 4 or len(pixels) == 0 or list(settings) != without_padding:
         return False
@@ -158,27 +149,7 @@ def _fits(image: Node, weight: Node, settings: Any) -> bool:
         kernel in ([2 * stride] * 2, [3 * stride] * 2)
         and outputs % _LANES == channels * stride**2 % _LANES == 0
         and pixels.dtype in (torch.uint8, torch.float32)
-        and (_is_channels_last(image) or (pixels.dtype == torch.uint8 and pixels.is_contiguous()))
+        and (is_channels_last(image) or (pixels.dtype == torch.uint8 and pixels.is_contiguous()))
         and weights.dtype == torch.float32
         and weights.is_contiguous()
     )
-
-
-def _value(node: Node) -> Tensor:
-    """Return a tensor without memory that has the node's shape, strides and dtype."""
-    return node.meta["val"]
-
-
-def _is_channels_last(node: Node) -> bool:
-    return _value(node).is_contiguous(memory_format=torch.channels_last)
-
-
-@functools.cache
-def _is_loaded() -> bool:
-    """Make and load ``winograd.cpp``, so that compiled graphs find it; tell whether that worked."""
-    try:
-        native.load_operators(Path(__file__).with_suffix(".cpp"))
-    except (OSError, RuntimeError) as error:
-        _log.warning("convolutions are left to PyTorch: %s", error)
-        return False
-    return True

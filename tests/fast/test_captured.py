@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppo1_lightning.fast.captured import KEPT, CapturedGraph
-from ppo1_lightning.fast.graphs import _written
+from ppo1_lightning.fast.nodes import written
 
 
 class CalledAgain(CapturedGraph):
@@ -62,4 +62,4 @@ def test_what_is_written_is_found_through_views_and_not_through_results():
         d.copy_(c)
 
     inputs = [torch.ones(2, 2) for _ in range(4)]
-    assert _written(make_fx(function)(*inputs)) == {0, 3}
+    assert written(make_fx(function)(*inputs)) == {0, 3}

@@ -11,18 +11,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled_functions import Results, compiled, traced
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 from torch.func import vjp
 from torch.fx import GraphModule
 
 from ppo1_lightning import CnnPolicy
-from ppo1_lightning.fast import native, winograd
-from ppo1_lightning.fast.compiler import compile_ahead
-from ppo1_lightning.fast.tracing import trace
+from ppo1_lightning.fast import native
 from ppo1_lightning.fast.winograd import BACKWARD, FORWARD, replace_convolutions
-
-Results = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -109,11 +106,6 @@ def convolve(case: Case, *tensors: Tensor) -> list[Tensor]:
     return [output, *pull_back(gradient)]
 
 
-def traced(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
-    with torch.no_grad():
-        return trace(function, *tensors)
-
-
 def operators(graph: GraphModule) -> list[Any]:
     """Return the convolutions of a graph, ours and PyTorch's."""
     ours = {FORWARD: "ours", BACKWARD: "ours, backward"}
@@ -125,27 +117,9 @@ def operators(graph: GraphModule) -> list[Any]:
     return [names[node.target] for node in graph.graph.nodes if node.target in names]
 
 
-def compiled(function: Callable[..., Results], *tensors: Tensor) -> Callable[[], list[Tensor]]:
-    """Return a function of nothing as a compiled graph with our convolutions."""
-    results = [torch.full_like(result, torch.nan) for result in function(*tensors)]
-
-    def write(*arguments: Tensor) -> tuple[()]:
-        values = function(*arguments[: len(tensors)])
-        for result, value in zip(arguments[len(tensors) :], values, strict=True):
-            result.copy_(value)
-        return ()
-
-    everything = [*tensors, *results]
-    graph = traced(write, *(tensor.clone() for tensor in everything))
+def with_ours(graph: GraphModule) -> None:
     replace_convolutions(graph)
     assert set(operators(graph)) <= {"ours", "ours, backward"}
-    run = compile_ahead(graph, everything).bind(everything, ())
-
-    def results_of_a_run() -> list[Tensor]:
-        run(0, 1)
-        return [result.clone() for result in results]
-
-    return results_of_a_run
 
 
 def read_twice(image: Tensor, weight: Tensor, bias: Tensor, gradient: Tensor) -> list[Tensor]:
@@ -176,7 +150,9 @@ class OneGraph:
             split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
             return [r for f, its in zip(functions, split, strict=True) for r in f(*its)]
 
-        self._run = compiled(everything, *(tensor for its in self.tensors for tensor in its))
+        self._run = compiled(
+            everything, with_ours, *(tensor for its in self.tensors for tensor in its)
+        )
 
     def run(self) -> list[list[Tensor]]:
         """Return the results of each function."""
@@ -341,12 +317,12 @@ def test_without_a_compiler_convolutions_stay(
         raise RuntimeError("g++ failed: no room")
 
     monkeypatch.setattr(native, "load", fail)
-    winograd._is_loaded.cache_clear()
+    native.has_operators.cache_clear()
     try:
         image, weight, bias, _ = NATURE[1].tensors()
         graph = traced(lambda *tensors: F.conv2d(*tensors, stride=2), image, weight, bias)
         replace_convolutions(graph)
     finally:
-        winograd._is_loaded.cache_clear()
+        native.has_operators.cache_clear()
     assert operators(graph) == ["direct"]
-    assert "convolutions are left to PyTorch: g++ failed: no room" in caplog.text
+    assert "winograd is left to PyTorch: g++ failed: no room" in caplog.text

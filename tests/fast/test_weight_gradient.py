@@ -1,0 +1,113 @@
+"""Gradients of weights by tiles are those in float64, rounded once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from compiled_functions import compiled, targets, traced
+from half_precision import Convolution, assert_near
+from torch import Tensor
+
+from ppo1_lightning.fast import native, weight_gradient
+from ppo1_lightning.fast.weight_gradient import WEIGHT_GRADIENT, replace_weight_gradients
+
+NATURE = [
+    Convolution(9, 64, 21, 21, 32, (2, 2), 1),  # cells of 4 x 4 pixels
+    Convolution(11, 32, 20, 20, 64, (4, 4), 2),
+    Convolution(23, 64, 9, 9, 64, (3, 3), 1),
+]
+CASES = [
+    *NATURE,
+    Convolution(13, 16, 20, 20, 32, (4, 4), 2),  # of the small CNN
+    Convolution(7, 16, 21, 23, 48, (2, 6), 2),  # odd numbers of tiles, pixels no kernel reaches
+    Convolution(1, 32, 5, 7, 16, (5, 1), 1),  # less than a chunk
+    Convolution(2, 16, 40, 40, 16, (2, 2), 1),  # an image larger than a group
+    Convolution(3, 16, 1, 1, 16, (1, 1), 1),
+]
+has_tiles = pytest.mark.skipif("not weight_gradient._has_tiles()", reason="needs AMX")
+
+
+@pytest.fixture(scope="module")
+def results() -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Return what one graph of all cases says of each, on two threads, and what is right."""
+    torch.manual_seed(0)
+    tensors = [case.tensors(uint8=False) for case in CASES]
+
+    def everything(*flat: Tensor) -> list[Tensor]:
+        split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
+        return [r for case, its in zip(CASES, split, strict=True) for r in case(*its)]
+
+    run = compiled(everything, replace_weight_gradients, *(t for its in tensors for t in its))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first, found = run(), run()  # the second time in memory that has been used
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, first, found))
+    exact = [case.exact(*its) for case, its in zip(CASES, tensors, strict=True)]
+    return [(found[4 * i : 4 * i + 4], its) for i, its in enumerate(exact)]
+
+
+@has_tiles
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", range(len(CASES)), ids=map(str, CASES))
+def test_gradients_are_those_of_pytorch(
+    number: int, results: list[tuple[list[Tensor], list[Tensor]]]
+) -> None:
+    assert_near(*results[number])
+
+
+@pytest.fixture
+def with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewrite as a machine does that has them."""
+    monkeypatch.setattr(weight_gradient, "_has_tiles", lambda: True)
+
+
+@pytest.mark.usefixtures("with_tiles")
+@pytest.mark.parametrize("case", CASES, ids=map(str, CASES))
+def test_all_of_these_are_replaced(case: Convolution) -> None:
+    graph = traced(case, *case.tensors(uint8=False))
+    replace_weight_gradients(graph)
+    assert WEIGHT_GRADIENT in targets(graph)
+
+
+@pytest.mark.usefixtures("with_tiles")
+@pytest.mark.parametrize(
+    "case",
+    [
+        replace(NATURE[0], outputs=24),
+        replace(NATURE[0], channels=8),
+        replace(NATURE[1], kernel=(3, 4)),
+    ],
+)
+def test_what_is_not_made_of_tiles_stays(case: Convolution) -> None:
+    graph = traced(case, *case.tensors(uint8=False))
+    replace_weight_gradients(graph)
+    assert WEIGHT_GRADIENT not in targets(graph)
+
+
+@pytest.mark.usefixtures("with_tiles")
+def test_float32_stays() -> None:
+    graph = traced(NATURE[0], *(tensor.float() for tensor in NATURE[0].tensors(uint8=False)))
+    replace_weight_gradients(graph)
+    assert WEIGHT_GRADIENT not in targets(graph)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_machine_without_tiles_or_a_compiler_keeps_pytorchs(
+    works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = SimpleNamespace(has_tiles=lambda: False)
+    monkeypatch.setattr(native, "has_operators", lambda _: works)
+    monkeypatch.setattr(native, "load_operators", lambda _: library)
+    weight_gradient._has_tiles.cache_clear()
+    try:
+        graph = traced(NATURE[0], *NATURE[0].tensors(uint8=False))
+        replace_weight_gradients(graph)
+    finally:
+        weight_gradient._has_tiles.cache_clear()
+    assert WEIGHT_GRADIENT not in targets(graph)
