@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import random
 from functools import partial
 from pathlib import Path
@@ -273,3 +274,19 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
     for row in records[0] + records[1]:
         row.pop("steps_per_second")
     assert records[0] == records[1]
+
+
+def costs_told_on_rank(rank: int, folder: Path) -> list[str]:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("ppo1_lightning")
+    log.addHandler(handler)
+    log.setLevel("INFO")
+    fit(folder, 7, devices=2, mpi_workers=1)
+    return [line for line in told if "devices share" in line]
+
+
+def test_what_sharing_costs_is_told_once_however_often_a_run_starts_anew(tmp_path: Path) -> None:
+    for told in run_on_ranks(costs_told_on_rank, 2, tmp_path):  # checkpoints after 3 and 6
+        assert len(told) == 1

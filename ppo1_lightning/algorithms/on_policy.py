@@ -141,7 +141,7 @@ class OnPolicyModule(PolicyModule):
         They come first, then the old policy is frozen: so the ratio starts at 1.
         """
         checks.on_policy(rollout, self.counters)
-        self._before = Snapshot(self, self._optimizer)
+        last, self._before = self._before, Snapshot(self, self._optimizer)
         anneal(self, self._optimizer, rollout.fraction_spent)
         normalizer = getattr(self.policy, "observation_normalizer", None)
         if normalizer is not None:
@@ -159,7 +159,7 @@ class OnPolicyModule(PolicyModule):
         )
         if self._update is None:
             with self.clock.paused():  # compiling is not training
-                self._update, self._acting = make_paths(self, rollout, segment, sizes)
+                self._update, self._acting = make_paths(self, rollout, segment, sizes, last is None)
         return segment
 
     def update(self, minibatches: Minibatch) -> None:

@@ -129,10 +129,13 @@ def _all_sum(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def make_paths(
-    module: OnPolicyModule, rollout: Rollout, segment: Segment, sizes: Sizes
+    module: OnPolicyModule, rollout: Rollout, segment: Segment, sizes: Sizes, first: bool
 ) -> tuple[Update, ActingFactory | None]:
-    """Choose how a run updates and acts, for rollouts like this one, and say what is unusual."""
-    if sizes.shared:
+    """Choose how a run updates and acts, for rollouts like this one: the fit's first or later ones.
+
+    What is unusual is said, what sharing environments costs at the first.
+    """
+    if first and sizes.shared:
         tell_cost(rollout, sizes)
     acting: dict[str, ActingFactory | None] = {}  # made while the update's compilers work
 
