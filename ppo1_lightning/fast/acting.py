@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppo1_lightning.fast.compiler import Run
-from ppo1_lightning.fast.graphs import PolicyGraph
+from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.policies.base import choose_actions, separate_parameters
@@ -213,6 +213,33 @@ class DeviceActing(GraphActing):
     def _fetch(self, step: int, envs: slice) -> None:
         for source, here in self._arriving:
             here[step, envs].copy_(source[step, envs], non_blocking=True)
+
+
+class PolicyGraph:
+    """What a policy does with observations, as a `Graph`.
+
+    Args:
+        policy: its parameters and buffers may change between two `bind` calls.
+        function: takes the policy and one row of each tensor, and writes its results into them.
+        compiled: see `Graph`.
+    """
+
+    def __init__(self, policy: nn.Module, function: Callable[..., None], *, compiled: bool) -> None:
+        self._call, self._function = ModuleCall(policy, []), function
+        self._graph = Graph(self._run, module=self._call, compiled=compiled, hoists=True)
+
+    def bind(self, *rows: Tensor) -> Run:
+        """Return the graph with the policy's tensors as they are now, see `Graph.bind`."""
+        return self._graph.bind(self._call.others(), rows)
+
+    def _run(self, *tensors: Tensor) -> None:
+        count = self._call.num_others
+        others, inputs = tensors[:count], tensors[count:]
+
+        def policy(*arguments: Tensor | None) -> Any:
+            return self._call([], others, *arguments)
+
+        self._function(policy, *inputs)
 
 
 def _batches(rows: Tensor) -> list[Tensor]:

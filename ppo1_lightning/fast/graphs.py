@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept
 from ppo1_lightning.fast.hoisting import hoisted
 from ppo1_lightning.fast.interpreter import interpreted, unoptimized
 from ppo1_lightning.fast.native import cache_folder, own_caches
-from ppo1_lightning.fast.nodes import written
+from ppo1_lightning.fast.nodes import value_of, written
 from ppo1_lightning.fast.products import replace_products_of_a_row
 from ppo1_lightning.fast.recurrence import as_an_operator
 from ppo1_lightning.fast.space_to_depth import read_in_cells
@@ -114,8 +115,9 @@ class Graph:
             return True
         if self._devices != {"cpu"} or not any(cache_folder().glob("*.zip")):
             return False  # without asking, for which our own operators may be compiled
-        graph, likewise, _ = self._for_the_compiler()
-        return is_kept(graph, likewise)
+        with _as_traced():
+            graph, likewise, _ = self._for_the_compiler()
+            return is_kept(graph, likewise)
 
     def _trace(self, *tensors: Tensor) -> GraphModule:
         with torch.inference_mode(False), torch.no_grad():  # inference mode knows no derivative
@@ -136,7 +138,7 @@ class Graph:
     def _as_operators(self, example: Sequence[Tensor]) -> _Bind:
         assert self._traced is not None
         if self._devices == {"cpu"}:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), _as_traced():
                 script = interpreted(self._traced, example)
             self.needs_python = script is None
             return functools.partial(_one_after_the_other, script or self._traced)
@@ -153,10 +155,10 @@ class Graph:
     def _as_machine_code(self) -> _Bind:
         own_caches()
         if self._devices == {"cpu"}:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), _as_traced():
                 graph, likewise, before = self._for_the_compiler()
                 compiled = compile_ahead(graph, likewise)
-            return lambda fixed, rows: compiled.bind(before(*fixed), rows)
+            return functools.partial(_after, before, layout(*likewise), compiled.bind)
         assert self._traced is not None
         return self._by_python(torch.compile(self._traced, fullgraph=True, dynamic=False))
 
@@ -171,27 +173,51 @@ class Graph:
         replace_products_of_a_row(graph)
         if self._sums_in_double:
             sum_in_double(graph)
+        before: Callable[..., Any] = lambda *fixed: fixed  # noqa: E731
+        if self._hoists:
+            before, graph = hoisted(graph, self._num_fixed)
+        inputs = [value_of(node) for node in graph.graph.find_nodes(op="placeholder")]
         with torch.inference_mode(False):
             likewise = [
-                torch.empty_strided(shape, stride, dtype=dtype).zero_()
-                for shape, stride, dtype in self._layout
+                torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).zero_()
+                for value in inputs
             ]
-            if not self._hoists:
-                return graph, likewise, lambda *fixed: fixed
-            before, graph = hoisted(graph, self._num_fixed)
-            made = before(*likewise[: self._num_fixed])
-        return graph, [*made, *likewise[self._num_fixed :]], before
+        return graph, likewise, before
 
     def _call(self, *tensors: Tensor) -> tuple[()]:
         self._function(*tensors)
         return ()
 
 
+def _as_traced() -> AbstractContextManager[Any]:
+    """Return the context in which a graph's operators are what they were when it was traced.
+
+    They know their precision: autocast is in them already.
+    """
+    active = torch.is_autocast_enabled("cpu")
+    return torch.autocast("cpu", enabled=False) if active else nullcontext()
+
+
+def _after(
+    before: Callable[..., Sequence[Tensor]],
+    expected: list[tuple[Any, ...]],
+    bind: _Bind,
+    fixed: Sequence[Tensor],
+    rows: Sequence[Tensor],
+) -> Run:
+    """Bind what is made of the fixed tensors, and look at it: compiled code looks at nothing."""
+    with _as_traced():
+        made = before(*fixed)
+    if layout(*made) != expected[: len(made)]:
+        raise LayoutError("a graph's parameters are laid out anew; use compile=false")
+    return bind(made, rows)
+
+
 def _one_after_the_other(
     graph: Callable[..., Any], fixed: Sequence[Tensor], rows: Sequence[Tensor]
 ) -> Run:
     def run(first: int, end: int) -> None:
-        with unoptimized():
+        with unoptimized(), _as_traced():
             for k in range(first, end):
                 graph(*fixed, *(tensor[k] for tensor in rows))
 
@@ -268,30 +294,3 @@ def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
     path, _, own = name.rpartition(".")
     part = module.get_submodule(path)
     return (part._parameters if own in part._parameters else part._buffers), own
-
-
-class PolicyGraph:
-    """What a policy does with observations, as a `Graph`.
-
-    Args:
-        policy: its parameters may change in place, its buffers between two `bind` calls.
-        function: takes the policy and one row of each tensor, and writes its results into them.
-        compiled: see `Graph`.
-    """
-
-    def __init__(self, policy: nn.Module, function: Callable[..., None], *, compiled: bool) -> None:
-        self._call, self._function = ModuleCall(policy, []), function
-        self._graph = Graph(self._run, module=self._call, compiled=compiled, hoists=True)
-
-    def bind(self, *rows: Tensor) -> Run:
-        """Return the graph with the policy's tensors as they are now, see `Graph.bind`."""
-        return self._graph.bind(self._call.others(), rows)
-
-    def _run(self, *tensors: Tensor) -> None:
-        count = self._call.num_others
-        others, inputs = tensors[:count], tensors[count:]
-
-        def policy(*arguments: Tensor | None) -> Any:
-            return self._call([], others, *arguments)
-
-        self._function(policy, *inputs)

@@ -1,5 +1,7 @@
 // The operator of space_to_depth.py, for compiled graphs.
 
+#include <omp.h>
+
 #include <cstring>
 
 #include "handles.h"
@@ -27,18 +29,16 @@ struct Images {
   // bytes [count, channels, height, width] -> bfloat16 [count, down, across, depth]
   void to_cells(const uint8_t *pixels, uint16_t *cells) const {
     const int64_t row_size = across * depth;
-#pragma omp parallel
-    {
-      std::vector<uint8_t> row(row_size);
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < count * down; ++i) {
-        const uint8_t *image = pixels + i / down * channels * height * width;
-        if (stride == 4)  // known in advance a run is one move
-          read_row<4>(image, i % down, row.data());
-        else
-          read_row<0>(image, i % down, row.data());
-        for (int64_t k = 0; k < row_size; ++k) cells[i * row_size + k] = bfloat16(row[k]);
-      }
+    std::vector<uint8_t> rows(omp_get_max_threads() * row_size);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count * down; ++i) {
+      const uint8_t *image = pixels + i / down * channels * height * width;
+      uint8_t *row = rows.data() + omp_get_thread_num() * row_size;
+      if (stride == 4)  // known in advance a run is one move
+        read_row<4>(image, i % down, row);
+      else
+        read_row<0>(image, i % down, row);
+      for (int64_t k = 0; k < row_size; ++k) cells[i * row_size + k] = bfloat16(row[k]);
     }
   }
 

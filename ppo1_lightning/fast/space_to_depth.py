@@ -1,12 +1,13 @@
 """Convolutions of images in bfloat16, in compiled graphs, as ones with stride 1 over cells.
 
-A cell of stride x stride pixels is a vector of all their channels. Where a processor has products
-of matrices in bfloat16 (AMX), a convolution of the few channels of an image uses a fraction of
-them, and a conversion of its bytes takes longer than it does.
+A cell of stride x stride pixels is a vector of all their channels. A convolution of the few
+channels of an image uses a fraction of a processor that multiplies matrices in bfloat16, and
+converting its bytes takes longer than it does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ppo1_lightning.fast import native
-from ppo1_lightning.fast.nodes import call, getitem, unconverted, value_of
+from ppo1_lightning.fast.nodes import call, getitem, laid_out_as, stride_of, unconverted, value_of
 
 _aten = torch.ops.aten
 _FORWARD, _BACKWARD = _aten.convolution.default, _aten.convolution_backward.default
@@ -33,6 +34,9 @@ C_FUNCTIONS = {
     ]
 }
 """Declarations of what a compiled graph calls for each operator."""
+
+
+SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 @torch.library.register_fake("ppo1_lightning::space_to_depth", lib=_operators)
@@ -54,27 +58,35 @@ def read_in_cells(graph: GraphModule) -> None:
     for node in graph.graph.nodes:
         if node.target is _FORWARD and _fits(*node.args):
             node.replace_all_uses_with(_forward(node, cells, *node.args))
-        elif node.target is _BACKWARD and _fits(*node.args[1:10]) and not node.args[10][0]:
+        elif node.target is _BACKWARD and _fits(*node.args[1:10], mask=node.args[10]):
             results = _backward(node, cells, *node.args)
-            for user in list(node.users):
-                user.replace_all_uses_with(results[user.args[1]])
+            for user in [user for user in node.users if user.args[1] in results]:
+                with node.graph.inserting_before(node):
+                    user.replace_all_uses_with(laid_out_as(results[user.args[1]], user))
     if cells:
         graph.graph.eliminate_dead_code()
         graph.recompile()
 
 
-def _fits(image: Node, weight: Node, _: Any, *settings: Any) -> bool:
-    """Tell whether a convolution sees images whole cells at a time."""
-    pixels, weights, (stride, _) = value_of(unconverted(image)), value_of(weight), settings[0]
+def _fits(
+    image: Node, weight: Node, _: Any, *settings: Any, mask: Sequence[bool] = (False, True)
+) -> bool:
+    """Tell whether a convolution sees images whole cells at a time.
+
+    Args:
+        mask: of its gradient: whether image and weight have one.
+    """
+    pixels, weights, stride = value_of(unconverted(image)), value_of(weight), stride_of(*settings)
     return (
-        pixels.dtype == torch.uint8
+        stride is not None
+        and stride > 1
+        and pixels.dtype == torch.uint8
         and pixels.ndim == 4
         and pixels.is_contiguous()
         and weights.dtype == torch.bfloat16
-        and stride > 1
         and all(side % stride == 0 for side in weights.shape[2:])
-        and list(settings) == [[stride, stride], [0, 0], [1, 1], False, [0, 0], 1]
-        and native.has_operators(Path(__file__).with_suffix(".cpp"))
+        and list(mask[:2]) == [False, True]
+        and native.has_operators(SOURCE)
     )
 
 
@@ -84,17 +96,19 @@ def _forward(
     (stride, _), *others = settings
     with node.graph.inserting_before(node):
         seen, kernel = _cells_of(image, stride, cells), _in_cells(weight, stride)
-        return call(_FORWARD, seen, kernel, bias, [1, 1], *others)
+        return laid_out_as(call(_FORWARD, seen, kernel, bias, [1, 1], *others), node)
 
 
-def _backward(node: Node, cells: _Cells, gradient: Node, *arguments: Any) -> list[Any]:
-    """Return the gradients of the image, which has none, of weight and of bias."""
+def _backward(node: Node, cells: _Cells, gradient: Node, *arguments: Any) -> dict[Any, Node]:
+    """Return the gradients of weight and bias that are asked for, by their place."""
     image, weight, biases, (stride, _), *others = arguments
     with node.graph.inserting_before(node):
         seen, kernel = _cells_of(image, stride, cells), _in_cells(weight, stride)
         both = call(_BACKWARD, gradient, seen, kernel, biases, [1, 1], *others)
-        of_kernel, of_bias = (getitem(both, i) for i in (1, 2))
-        return [None, _in_pixels(of_kernel, weight, stride), of_bias]
+        results = {1: _in_pixels(getitem(both, 1), weight, stride)}
+        if others[-1][2]:
+            results[2] = getitem(both, 2)
+        return results
 
 
 def _cells_of(image: Node, stride: int, cells: _Cells) -> Node:

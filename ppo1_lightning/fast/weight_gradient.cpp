@@ -8,6 +8,8 @@
 // where n goes over the cells of several images, one after the other, and the output's gradient is
 // 0 where a cell has no output. A tile's product adds pairs of n at once, so that pairs must lie
 // together: once with the first of each pair even, once odd, for shifts of either kind.
+//
+// An infinity or NaN times that 0 is NaN: it spoils the gradient of its neighbours' weights, too.
 
 #include "handles.h"
 
@@ -19,7 +21,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <new>
 
 namespace {
 
@@ -72,6 +77,7 @@ void multiply(const uint16_t *a, int64_t a_row, const uint32_t *b, int64_t b_til
               float *accumulator, int64_t row) {
   const auto bytes = row * sizeof(float), a_bytes = a_row * sizeof(uint16_t);
   float *below = accumulator + SIDE * row;
+  asm volatile("" ::: "memory");  // the compiler does not know what tiles are loaded from
   _tile_loadd(0, accumulator, bytes);
   if constexpr (second_b) _tile_loadd(1, accumulator + SIDE, bytes);
   if constexpr (second_a) _tile_loadd(2, below, bytes);
@@ -204,6 +210,7 @@ struct Gradient {
     {
       const Scratch &own = *scratch[omp_get_thread_num()];
       const TileConfiguration configuration;
+      asm volatile("" ::: "memory");
       _tile_loadconfig(&configuration);
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < groups; ++i) {
@@ -241,7 +248,7 @@ struct Gradient {
 
 }  // namespace
 
-extern "C" bool has_tiles() { return may_use_tiles(); }
+extern "C" int has_tiles() { return may_use_tiles(); }
 
 // ppo1_lightning::weight_gradient, see weight_gradient.py
 extern "C" AOTITorchError aoti_torch_cpu_weight_gradient(
@@ -262,6 +269,6 @@ extern "C" AOTITorchError aoti_torch_cpu_weight_gradient(
 
 #else
 
-extern "C" bool has_tiles() { return false; }
+extern "C" int has_tiles() { return 0; }
 
 #endif

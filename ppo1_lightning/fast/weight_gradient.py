@@ -15,14 +15,20 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ppo1_lightning.fast import native
-from ppo1_lightning.fast.nodes import call, getitem, is_channels_last, value_of
+from ppo1_lightning.fast.nodes import (
+    call,
+    getitem,
+    is_channels_last,
+    laid_out_as,
+    stride_of,
+    value_of,
+)
 
 _aten = torch.ops.aten
 _operators = torch.library.Library("ppo1_lightning", "FRAGMENT")
 _operators.define(
     "weight_gradient(Tensor gradient, Tensor image, int height, int width, int stride)"
     " -> (Tensor, Tensor)",
-    tags=torch.Tag.needs_exact_strides,
 )
 WEIGHT_GRADIENT = torch.ops.ppo1_lightning.weight_gradient.default
 """From the gradient of the output and the image, ``[B, K, h, w]`` and ``[B, C, H, W]`` in bfloat16
@@ -55,23 +61,24 @@ def replace_weight_gradients(graph: GraphModule) -> None:
     """Put this operator in the place of those gradients of a traced graph that it is made for."""
     found = [n for n in graph.graph.nodes if n.target is _aten.convolution_backward.default]
     fitting = [node for node in found if _fits(*node.args)]
-    for node in fitting if _has_tiles() else ():
-        _replace(node, *node.args)
+    if fitting and _has_tiles():
+        for node in fitting:
+            _replace(node, *node.args)
         graph.graph.eliminate_dead_code()
-    graph.recompile()
+        graph.recompile()
 
 
 def _fits(gradient: Node, image: Node, weight: Node, _: Any, *arguments: Any) -> bool:
-    (stride, _), *rest, (_, *of_weight_and_bias) = arguments
-    pixels, (outputs, channels, *sides) = value_of(image), value_of(weight).shape
+    *settings, (_, *of_weight_and_bias) = arguments
+    pixels, weights, stride = value_of(image), value_of(weight), stride_of(*settings)
     return (
-        pixels.dtype == torch.bfloat16
+        stride is not None
+        and pixels.dtype == torch.bfloat16
         and pixels.numel() > 0
         and is_channels_last(image)
         and is_channels_last(gradient)
-        and outputs % _LANES == stride * channels % _LANES == 0
-        and all(side % stride == 0 for side in sides)
-        and [*arguments[0], *rest] == [stride, stride, [0, 0], [1, 1], False, [0, 0], 1]
+        and len(weights) % _LANES == stride * pixels.shape[1] % _LANES == 0
+        and all(side % stride == 0 for side in weights.shape[2:])
         and all(of_weight_and_bias)
     )
 
@@ -80,21 +87,20 @@ def _replace(
     node: Node, gradient: Node, image: Node, weight: Node, biases: Any, *arguments: Any
 ) -> None:
     *settings, (of_image, *_) = arguments
-    sides, dtype = value_of(weight).shape[2:], value_of(weight).dtype
+    sides, dtype = value_of(weight).shape[2:], value_of(weight).dtype  # rounded as PyTorch's are
     with node.graph.inserting_before(node):
         both = call(WEIGHT_GRADIENT, gradient, image, *sides, settings[0][0])
-        # rounded as PyTorch's are
         rounded = [call(_aten._to_copy.default, getitem(both, i), dtype=dtype) for i in (0, 1)]
         results: dict[Any, Node] = dict(enumerate(rounded, start=1))
         if of_image:
             mask = [True, False, False]
             alone = call(node.target, gradient, image, weight, biases, *settings, mask)
             results[0] = getitem(alone, 0)
-    for user in list(node.users):
-        user.replace_all_uses_with(results[user.args[1]])
+        for user in list(node.users):
+            user.replace_all_uses_with(laid_out_as(results[user.args[1]], user))
 
 
 @functools.cache
 def _has_tiles() -> bool:
     """Tell whether this processor has them, and the operator could be made."""
-    return native.has_operators(SOURCE) and bool(native.load_operators(SOURCE).has_tiles())
+    return native.has_operators(SOURCE) and native.load_operators(SOURCE).has_tiles() == 1

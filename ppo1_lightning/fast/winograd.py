@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ppo1_lightning.fast import native
-from ppo1_lightning.fast.nodes import is_channels_last, unconverted, value_of
+from ppo1_lightning.fast.nodes import is_channels_last, stride_of, unconverted, value_of
 
 _aten = torch.ops.aten
 _operators = torch.library.Library("ppo1_lightning", "DEF")
@@ -98,7 +98,9 @@ def _replace_forward(
     node: Node, image: Node, weight: Node, bias: Node | None, *settings: Any
 ) -> bool:
     pixels = unconverted(image)
-    if bias is None or not (_fits(pixels, weight, settings) and native.has_operators(SOURCE)):
+    if bias is None or not (_fits(pixels, weight, settings) and is_channels_last(node)):
+        return False
+    if not native.has_operators(SOURCE):
         return False
     users = list(node.users)
     relu = len(users) == 1 and users[0].target is _aten.relu.default
@@ -140,9 +142,8 @@ _LANES = 16
 
 def _fits(image: Node, weight: Node, settings: Any) -> bool:
     """Tell whether ``winograd.cpp`` can compute a convolution."""
-    pixels, weights, (stride, _) = value_of(image), value_of(weight), settings[0]
-    without_padding = [[stride, stride], [0, 0], [1, 1], False, [0, 0], 1]
-    if pixels.ndim != 4 or len(pixels) == 0 or list(settings) != without_padding:
+    pixels, weights, stride = value_of(image), value_of(weight), stride_of(*settings)
+    if stride is None or pixels.ndim != 4 or len(pixels) == 0:
         return False
     outputs, channels, *kernel = weights.shape
     return (

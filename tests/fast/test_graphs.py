@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ppo1_lightning import ConfigurationError, MlpPolicy
 from ppo1_lightning.fast import inductor
-from ppo1_lightning.fast.graphs import Graph, LayoutError, PolicyGraph
+from ppo1_lightning.fast.acting import PolicyGraph
+from ppo1_lightning.fast.graphs import Graph, LayoutError
 from ppo1_lightning.fast.native import cache_folder
 from ppo1_lightning.policies.base import separate_parameters
 
@@ -200,15 +201,24 @@ class Shifting(nn.Module):
         return observation * self.weight + self.shift, observation.sum(-1), state
 
 
+class Exponential(Shifting):
+    """What a graph need not compute for each row: compiled, it does not."""
+
+    def forward(self, observation: Tensor, state: Any) -> Any:
+        weight, shift = self.weight.exp().log(), (self.shift.exp() + 0).log()
+        return observation * weight + shift, observation.sum(-1), state
+
+
 def write(policy: Any, observations: Tensor, parameters: Tensor, values: Tensor) -> None:
     for result, computed in zip((parameters, values), policy(observations, None), strict=False):
         result.copy_(computed)
 
 
 @both_ways
+@pytest.mark.parametrize("kind", [Shifting, Exponential])
 @torch.inference_mode()
-def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
-    policy = Shifting()
+def test_a_policy_s_graph_follows_its_tensors(kind: type[Shifting], compiled: bool):
+    policy = kind()
     graph = PolicyGraph(policy, write, compiled=compiled)
     x, parameters, values = (
         torch.arange(12.0).view(2, 2, 3),
@@ -220,8 +230,26 @@ def test_a_policy_s_graph_follows_its_tensors(compiled: bool):
         policy.shift = torch.full((3,), 10.0 * step)
         run = graph.bind(x, parameters, values)
         run(0, 2)
-        assert torch.equal(parameters, step * x + 10 * step)
+        torch.testing.assert_close(parameters, step * x + 10 * step)
         assert torch.equal(values, x.sum(-1))
+
+
+@both_ways
+def test_what_is_exempt_from_autocast_stays_so(compiled: bool):
+    def function(left: Tensor, right: Tensor, row: Tensor, result: Tensor) -> None:
+        with torch.autocast("cpu", enabled=False):
+            result.copy_(row @ (left @ right))
+
+    torch.manual_seed(0)
+    left, right, rows = torch.randn(5, 4), torch.randn(4, 3), torch.randn(2, 2, 5)
+    results = torch.zeros(2, 2, 3)
+    graph = Graph(function, compiled=compiled, hoists=compiled)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            run = graph.bind((left, right), (rows, results))
+            run(0, 1)
+        graph.bind((left, right), (rows, results))(1, 2)
+    torch.testing.assert_close(results, rows @ (left @ right))
 
 
 def results() -> tuple[Tensor, Tensor]:

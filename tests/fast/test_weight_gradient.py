@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from compiled_functions import compiled, targets, traced
 from half_precision import Convolution, assert_near
 from torch import Tensor
+from torch.func import vjp
+from torch.fx import GraphModule
 
 from ppo1_lightning.fast import native, weight_gradient
+from ppo1_lightning.fast.space_to_depth import read_in_cells
 from ppo1_lightning.fast.weight_gradient import WEIGHT_GRADIENT, replace_weight_gradients
+from ppo1_lightning.fast.winograd import replace_convolutions
 
 NATURE = [
     Convolution(9, 64, 21, 21, 32, (2, 2), 1),  # cells of 4 x 4 pixels
@@ -101,7 +108,7 @@ def test_float32_stays() -> None:
 def test_a_machine_without_tiles_or_a_compiler_keeps_pytorchs(
     works: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = SimpleNamespace(has_tiles=lambda: False)
+    library = SimpleNamespace(has_tiles=lambda: int(not works))
     monkeypatch.setattr(native, "has_operators", lambda _: works)
     monkeypatch.setattr(native, "load_operators", lambda _: library)
     weight_gradient._has_tiles.cache_clear()
@@ -111,3 +118,26 @@ def test_a_machine_without_tiles_or_a_compiler_keeps_pytorchs(
     finally:
         weight_gradient._has_tiles.cache_clear()
     assert WEIGHT_GRADIENT not in targets(graph)
+
+
+def test_nothing_is_compiled_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(weight_gradient, "_has_tiles", lambda: asked.append(1))
+    replace_weight_gradients(traced(lambda a, b: a @ b, torch.ones(2, 2), torch.ones(2, 2)))
+    assert not asked
+
+
+def in_a_line(image: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    output, pull_back, *_ = vjp(lambda *t: F.conv1d(*t, stride=2), image, weight, bias)
+    return output, *pull_back(torch.ones_like(output))
+
+
+@pytest.mark.usefixtures("with_tiles")
+@pytest.mark.parametrize("rewrite", [replace_weight_gradients, read_in_cells, replace_convolutions])
+def test_other_convolutions_stay(rewrite: Callable[[GraphModule], None]) -> None:
+    tensors = [torch.randn(2, 16, 9), torch.randn(16, 16, 2), torch.randn(16)]
+    for dtype in (torch.float32, torch.bfloat16):
+        graph = traced(in_a_line, *(tensor.to(dtype) for tensor in tensors))
+        before = targets(graph)
+        rewrite(graph)
+        assert targets(graph) == before
