@@ -96,7 +96,7 @@ def _replace(
             mask = [True, False, False]
             alone = call(node.target, gradient, image, weight, biases, *settings, mask)
             results[0] = getitem(alone, 0)
-        for user in list(node.users):
+        for user in [user for user in node.users if user.args[1] in results]:
             user.replace_all_uses_with(laid_out_as(results[user.args[1]], user))
 
 

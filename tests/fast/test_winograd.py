@@ -326,3 +326,15 @@ def test_without_a_compiler_convolutions_stay(
         native.has_operators.cache_clear()
     assert operators(graph) == ["direct"]
     assert "winograd is left to PyTorch: g++ failed: no room" in caplog.text
+
+
+def test_channels_that_come_first_stay_so():
+    """Ours would put them last, under views that are written for the others."""
+    image, weight, bias, _ = NATURE[0].tensors()
+
+    def function(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(image.float(), weight, bias, 4).flatten(1)
+
+    graph = traced(function, image.contiguous(), weight, bias)
+    replace_convolutions(graph)
+    assert operators(graph) == ["direct"]
