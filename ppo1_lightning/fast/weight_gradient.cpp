@@ -201,7 +201,7 @@ struct Gradient {
 
   // Over all images, on all threads
   void run(const uint16_t *gradient, const uint16_t *image, float *of_weight,
-               float *of_bias) const {
+           float *of_bias) const {
     const int64_t groups = (images + group - 1) / group;
     const int64_t threads = std::min<int64_t>(omp_get_max_threads(), groups);
     std::vector<std::unique_ptr<Scratch>> scratch(threads);
@@ -261,7 +261,7 @@ extern "C" AOTITorchError aoti_torch_cpu_weight_gradient(
                      {g.channels * height * width, height * width, width, 1});
   *of_bias = empty({g.outputs}, {1});
   g.run(data_of<uint16_t>(gradient), data_of<uint16_t>(image), data_of<float>(*of_weight),
-            data_of<float>(*of_bias));
+        data_of<float>(*of_bias));
   return AOTI_TORCH_SUCCESS;
 } catch (...) {
   return AOTI_TORCH_FAILURE;

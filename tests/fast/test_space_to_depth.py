@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled_functions import compiled, targets, traced
+from compiled_functions import compiled_together, targets, traced
 from half_precision import Convolution, assert_near
 from torch import Tensor
 from torch.func import vjp
@@ -57,17 +57,12 @@ def results() -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     torch.manual_seed(0)
     tensors = [case.tensors(uint8=True) for case in (*CASES, NATURE, NATURE)]
 
-    def everything(*flat: Tensor) -> list[Tensor]:
-        split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
-        return [r for f, its in zip(FUNCTIONS.values(), split, strict=True) for r in f(*its)]
-
-    found = compiled(everything, read_in_cells, *(t for its in tensors for t in its))()
-    return {
-        name: (found[3 * i : 3 * i + 3], function(image, *(tensor.double() for tensor in rest)))
-        for i, ((name, function), (image, *rest)) in enumerate(
-            zip(FUNCTIONS.items(), tensors, strict=True)
-        )
-    }
+    found = compiled_together([*FUNCTIONS.values()], read_in_cells, tensors)()
+    exact = [
+        function(image, *(tensor.double() for tensor in rest))
+        for function, (image, *rest) in zip(FUNCTIONS.values(), tensors, strict=True)
+    ]
+    return dict(zip(FUNCTIONS, zip(found, exact, strict=True), strict=True))
 
 
 @pytest.mark.heavy

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled_functions import compiled, targets, traced
+from compiled_functions import compiled_together, targets, traced
 from half_precision import Convolution, assert_near
 from torch import Tensor
 from torch.func import vjp
@@ -43,20 +43,17 @@ def results() -> list[tuple[list[Tensor], list[Tensor]]]:
     torch.manual_seed(0)
     tensors = [case.tensors(uint8=False) for case in CASES]
 
-    def everything(*flat: Tensor) -> list[Tensor]:
-        split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
-        return [r for case, its in zip(CASES, split, strict=True) for r in case(*its)]
-
-    run = compiled(everything, replace_weight_gradients, *(t for its in tensors for t in its))
+    run = compiled_together(CASES, replace_weight_gradients, tensors)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         first, found = run(), run()  # the second time in memory that has been used
     finally:
         torch.set_num_threads(threads)
-    assert all(map(torch.equal, first, found))
+    for once, again in zip(first, found, strict=True):
+        assert all(map(torch.equal, once, again))
     exact = [case.exact(*its) for case, its in zip(CASES, tensors, strict=True)]
-    return [(found[4 * i : 4 * i + 4], its) for i, its in enumerate(exact)]
+    return [*zip(found, exact, strict=True)]
 
 
 @has_tiles

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from compiled_functions import Results, compiled, traced
+from compiled_functions import Results, compiled_together, traced
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 from torch.func import vjp
@@ -144,20 +144,7 @@ class OneGraph:
             functions.append(function)
             self.tensors.append(NATURE[2].tensors())
         self.tensors[-1][0][2, 5, 4, 4] = torch.nan
-        self.counts = [len(f(*its)) for f, its in zip(functions, self.tensors, strict=True)]
-
-        def everything(*flat: Tensor) -> Results:
-            split = [flat[i : i + 4] for i in range(0, len(flat), 4)]
-            return [r for f, its in zip(functions, split, strict=True) for r in f(*its)]
-
-        self._run = compiled(
-            everything, with_ours, *(tensor for its in self.tensors for tensor in its)
-        )
-
-    def run(self) -> list[list[Tensor]]:
-        """Return the results of each function."""
-        results = iter(self._run())
-        return [[next(results) for _ in range(count)] for count in self.counts]
+        self.run = compiled_together(functions, with_ours, self.tensors)
 
 
 @pytest.fixture(scope="module")
