@@ -35,6 +35,13 @@ Run = Callable[[int, int], None]
 """Calls a graph for rows ``first`` to ``end - 1`` of the tensors that it is bound to."""
 
 
+def read_headers_ahead() -> None:
+    """Begin with what the first compilation on a machine waits for longest, where none has been
+    yet: the compiler reads the headers of all graphs, while Python traces and rewrites them."""
+    if not any(native.cache_folder().glob("headers-*")):
+        _compilers().submit(inductor.precompiled_headers)
+
+
 def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGraph:
     """Start to compile a graph that writes its results into its arguments, for CPU tensors like
     these; what it is compiled to is waited for when it runs."""
@@ -168,7 +175,6 @@ def _prepare(
     graph: GraphModule, tensors: Sequence[Tensor], package: Path
 ) -> Callable[[], ctypes.CDLL]:
     """Return what compiles a graph and, where the disk has room, keeps it as ``package``."""
-    _compilers().submit(inductor.precompiled_headers)  # while Python writes the graph
     folder = tempfile.TemporaryDirectory(prefix="ppo1_lightning_")
     build = inductor.prepare_build(inductor.write_source(graph, tensors), Path(folder.name))
 

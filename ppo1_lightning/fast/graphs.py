@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
-from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept
+from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept, read_headers_ahead
 from ppo1_lightning.fast.hoisting import hoisted
 from ppo1_lightning.fast.interpreter import interpreted, unoptimized
 from ppo1_lightning.fast.native import cache_folder, own_caches
@@ -155,6 +155,7 @@ class Graph:
     def _as_machine_code(self) -> _Bind:
         own_caches()
         if self._devices == {"cpu"}:
+            read_headers_ahead()
             with torch.inference_mode(False), torch.no_grad(), _as_traced():
                 graph, likewise, before = self._for_the_compiler()
                 compiled = compile_ahead(graph, likewise)

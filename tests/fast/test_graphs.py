@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ppo1_lightning import ConfigurationError, MlpPolicy
 from ppo1_lightning.fast import inductor
 from ppo1_lightning.fast.acting import PolicyGraph
+from ppo1_lightning.fast.compiler import read_headers_ahead
 from ppo1_lightning.fast.graphs import Graph, LayoutError
 from ppo1_lightning.fast.native import cache_folder
 from ppo1_lightning.policies.base import separate_parameters
@@ -145,6 +147,19 @@ def test_compiled_graphs_are_found_on_disk(
     with pytest.raises(AssertionError, match="compiled again"):  # and so is another function
         run_once(Graph(lambda x: x.add_(1), compiled=True), again)
     assert [file.name for file in own_cache.glob("*.zip")] == [package.name]
+
+
+def test_headers_are_read_ahead_once_for_a_machine(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = threading.Event()
+    monkeypatch.setattr(inductor, "precompiled_headers", asked.set)
+    read_headers_ahead()
+    assert asked.wait(10)
+    asked.clear()
+    (own_cache / "headers-of-an-earlier-run").mkdir(parents=True)
+    read_headers_ahead()
+    assert not asked.wait(0.2)
 
 
 @pytest.mark.heavy
