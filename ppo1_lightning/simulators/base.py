@@ -52,8 +52,9 @@ class EnvironmentSpec:
             that are numbers, in the space's order.
         num_pools: into how many pools a rank's environments are divided: with 2, one half is
             stepped while the policy acts in the other (double buffering).
-        num_threads: EnvPool's worker threads for each pool; None takes min(environments, the cores
-            divided by the ranks on this machine).
+        num_threads: EnvPool's worker threads for each pool; None takes one for classic control and
+            toy texts, which a second one only slows, else min(environments, the cores divided by
+            the ranks on this machine).
         pin_threads: keep EnvPool's threads each on a core, see `placement`.
         timeout: seconds that a step or a reset of all environments of a pool, or their making or
             closing, may last before the command line ends the run: they hang. A library call waits.

@@ -62,6 +62,7 @@ _FAMILIES = {
     "envpool.procgen": "procgen",
     "envpool.toy_text": "toy_text",
 }
+_QUICK = {"envpool.classic_control", "envpool.toy_text"}  # a step takes less than to wake a thread
 _CRASHES = {"Cig-v1", "MultiDuel-v1"}  # they wait for players that never come, and end the process
 _MASK_IN_INFO = "info:legal_action_mask"
 _FIELDS = ("reward", "done", "trunc")
@@ -119,7 +120,7 @@ class EnvPoolSimulator(VectorSimulator):
             _load_opengl()
             options["render_mode"] = "rgb_array"
         num_envs = len(seeds[0])
-        num_threads = spec.num_threads or max(1, min(num_envs, len(self._cores)))
+        num_threads = spec.num_threads or self._threads_that_help(spec, num_envs)
         options |= {"num_envs": num_envs, "num_threads": num_threads}
         self._pools: list[Any] = []
         workers = [self._open_pool(spec, its_seeds, options) for its_seeds in seeds]
@@ -128,6 +129,10 @@ class EnvPoolSimulator(VectorSimulator):
         self._lone_worker = workers[0][0] if is_alone else None
         self._env_ids = np.arange(num_envs, dtype=np.int32)
         self._find_fields(spec, self._pools[0])
+
+    def _threads_that_help(self, spec: EnvironmentSpec, num_envs: int) -> int:
+        module, *_ = registry.specs[spec.id]
+        return 1 if module in _QUICK else max(1, min(num_envs, len(self._cores)))
 
     def _open_pool(
         self, spec: EnvironmentSpec, seeds: list[int], options: dict[str, Any]

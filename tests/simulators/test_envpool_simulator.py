@@ -230,7 +230,7 @@ def test_stepping_needs_a_reset_first():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts Linux threads")
 def test_there_are_as_many_threads_as_environments_or_cores():
-    spec = EnvironmentSpec("CartPole-v1", pin_threads=False)
+    spec = EnvironmentSpec("InvertedPendulum-v4", pin_threads=False)
 
     def workers(num_envs: int, cores: int) -> int:
         with started_threads() as threads:

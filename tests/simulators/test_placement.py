@@ -27,9 +27,11 @@ def all_cores() -> Iterator[set[int]]:
     assert os.sched_getaffinity(0) == before
 
 
-def workers_of(num_envs: int, **options: Any) -> tuple[Simulator, list[int]]:
+def workers_of(
+    num_envs: int, env_id: str = "InvertedPendulum-v4", **options: Any
+) -> tuple[Simulator, list[int]]:
     with started_threads() as threads:
-        simulator = make_simulator(EnvironmentSpec("CartPole-v1", **options), list(range(num_envs)))
+        simulator = make_simulator(EnvironmentSpec(env_id, **options), list(range(num_envs)))
     return simulator, threads[1:]  # the first one prepares buffers
 
 
@@ -39,6 +41,14 @@ def test_as_many_workers_as_cores_get_one_each(all_cores: set[int]):
     assert sorted(placed, key=min) == [{core} for core in sorted(all_cores)]
     with simulator.stepping():
         assert os.sched_getaffinity(0) == all_cores
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
+def test_steps_that_take_less_than_waking_a_thread_have_one_worker(env_id: str):
+    _, workers = workers_of(64, env_id)
+    assert len(workers) == 1
+    _, workers = workers_of(64, env_id, num_threads=2)
+    assert len(workers) == 2
 
 
 def test_fewer_workers_than_cores_stay_free(all_cores: set[int]):
@@ -107,7 +117,7 @@ def test_the_rollouts_of_a_rank_run_on_its_own_cores(
 ):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    data: Any = RolloutDataModule("CartPole-v1", num_envs=64, num_steps=1, total_iterations=1)
+    data: Any = RolloutDataModule("InvertedPendulum-v4", num_envs=64, num_steps=1, total_iterations=1)
     counters = SimpleNamespace(iterations=0)
     module = SimpleNamespace(counters=counters, observation_normalizer=None, wrapper_states=[])
     data.trainer = SimpleNamespace(lightning_module=module)
