@@ -52,16 +52,8 @@ class Bare:
 
     def __init__(self, case: str, overrides: list[str]) -> None:
         config = compose_case(case, overrides)
-        self.module: BarePPO = instantiate(
-            config.algo, policy=instantiate(config.policy), _convert_="all"
-        )
-        data = RolloutDataModule(
-            instantiate(config.env, _convert_="all"),
-            num_envs=config.num_envs,
-            num_steps=config.num_steps,
-            total_steps=config.total_steps,
-            seed=config.seed,
-        )
+        self.module: BarePPO
+        self.module, data = parts_of(config)
         self.rows = config.num_envs * config.num_steps
         self.trainer: Any = BareTrainer(self.module, data)
         self.module.trainer = data.trainer = self.trainer
@@ -93,6 +85,24 @@ class Bare:
 
 def compose_case(case: str, overrides: list[str]) -> DictConfig:
     """Return the config that our command line composes for a case."""
+    target = "algo._target_=benchmarks.bare.BarePPO"
+    return compose_words(*CASES[case], *COMMON, *overrides, target)
+
+
+def compose_words(*words: str) -> DictConfig:
+    """Return the config that our command line composes for some words."""
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        target = "algo._target_=benchmarks.bare.BarePPO"
-        return compose("train", [*CASES[case], *COMMON, *overrides, target])
+        return compose("train", [*words])
+
+
+def parts_of(config: DictConfig) -> tuple[Any, RolloutDataModule]:
+    """Return the module and the data that a config names."""
+    module = instantiate(config.algo, policy=instantiate(config.policy), _convert_="all")
+    data = RolloutDataModule(
+        instantiate(config.env, _convert_="all"),
+        num_envs=config.num_envs,
+        num_steps=config.num_steps,
+        total_steps=config.total_steps,
+        seed=config.seed,
+    )
+    return module, data

@@ -117,7 +117,9 @@ def test_the_rollouts_of_a_rank_run_on_its_own_cores(
 ):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    data: Any = RolloutDataModule("InvertedPendulum-v4", num_envs=64, num_steps=1, total_iterations=1)
+    data: Any = RolloutDataModule(
+        "InvertedPendulum-v4", num_envs=64, num_steps=1, total_iterations=1
+    )
     counters = SimpleNamespace(iterations=0)
     module = SimpleNamespace(counters=counters, observation_normalizer=None, wrapper_states=[])
     data.trainer = SimpleNamespace(lightning_module=module)
