@@ -121,12 +121,14 @@ def cache_folder() -> Path:
 def seconds_of_compiling(device: str) -> float:
     """Return what compiling a run's graphs for "cpu" or "cuda" took the last time here.
 
-    At least 15 s: that run's may have been small, or have lacked one graph only.
+    At least three quarters of what it took where it was measured (docs/performance.md): that run's
+    may have been small, or have lacked one graph only.
     """
+    measured = 10.0 if device == "cpu" else 20.0
     try:
-        return max(15.0, float((cache_folder() / f"seconds_{device}").read_text()))
+        return max(0.75 * measured, float((cache_folder() / f"seconds_{device}").read_text()))
     except (OSError, ValueError):
-        return 20.0  # as where it was measured, docs/performance.md
+        return measured
 
 
 def note_seconds_of_compiling(device: str, seconds: float) -> None:
