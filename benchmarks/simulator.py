@@ -16,6 +16,7 @@ from benchmarks.bare import Bare, compose_case
 from benchmarks.cases import CASES
 from benchmarks.measure import Measurement, emit, parse_case
 from ppo1_lightning.simulators import EnvironmentSpec
+from ppo1_lightning.simulators.envpool import threads_that_help
 
 
 def measure_pool(case: str, seconds: float, overrides: list[str]) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def measure_pool(case: str, seconds: float, overrides: list[str]) -> dict[str, A
     config = compose_case(case, overrides)
     spec: EnvironmentSpec = instantiate(config.env, _convert_="all")
     num_envs, num_steps = config.num_envs, config.num_steps
-    threads = spec.num_threads or min(num_envs, len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    threads = spec.num_threads or threads_that_help(spec.id, num_envs, cores)
     pool: Any = envpool.make_gymnasium(
         spec.id, num_envs=num_envs, num_threads=threads, **spec.options
     )

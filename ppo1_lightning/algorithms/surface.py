@@ -116,9 +116,9 @@ def make_graphs(
 
     objective = Objective(module, module.gain_and_kl)
     eager = EagerSurface(module.gain_and_kl, parameters, batch, fisher_batch)
-    compiled = update.path == "compiled"
+    batches = batch, fisher_batch
     graphs, reason = fast.make_surfaces(
-        objective, parameters.parameters, eager, (batch, fisher_batch), compiled=compiled
+        objective, parameters.parameters, eager, batches, compiled=update.compiled
     )
     if graphs is None:
         _log.warning("policy step: eager: %s", reason)

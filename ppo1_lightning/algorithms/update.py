@@ -18,11 +18,13 @@ from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.optimizers import clip_factor
 from ppo1_lightning.rollouts.acting import ActingFactory
 from ppo1_lightning.rollouts.collector import Rollout
-from ppo1_lightning.rollouts.segment import Minibatch, Segment, tell_cost
+from ppo1_lightning.rollouts.segment import Minibatch, Segment
+from ppo1_lightning.rollouts.sharing import tell_cost
 from ppo1_lightning.rollouts.sizes import Sizes
 
 if TYPE_CHECKING:
     from ppo1_lightning.algorithms.on_policy import OnPolicyModule
+    from ppo1_lightning.fast.compiler import Compiled
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +37,12 @@ class Update(Protocol):
 
     Attributes:
         path: "eager", "traced" or "compiled".
+        compiled: whether a run's other graphs are; "kept": those of an earlier run are.
         max_grad_norm: largest norm of the gradient, None for no clipping.
     """
 
     path: str
+    compiled: Compiled
     max_grad_norm: float | None
 
     def __call__(self, minibatches: Minibatch) -> None:
@@ -79,6 +83,7 @@ class EagerUpdate:
     """
 
     path = "eager"
+    compiled: Compiled = False
 
     def __init__(
         self,
@@ -136,18 +141,19 @@ def make_paths(
     What is unusual is said, what sharing environments costs at the first.
     """
     if first and sizes.shared:
-        tell_cost(rollout, sizes)
-    acting: dict[str, ActingFactory | None] = {}  # made while the update's compilers work
+        learning = [p for _, p in module.learning_parameters()]
+        tell_cost(rollout, sizes, torch.cat([p.detach().flatten() for p in learning]))
+    acting: dict[Compiled, ActingFactory | None] = {}  # made while the update's compilers work
 
-    def start_acting(path: str) -> None:
-        acting[path] = make_acting(module, path, rollout)
+    def start_acting(compiled: Compiled) -> None:
+        acting[compiled] = make_acting(module, rollout, compiled=compiled)
 
     update = make_update(module, segment, sizes, start_acting)
-    return update, acting.get(update.path)
+    return update, acting.get(update.compiled)
 
 
 def make_update(
-    module: OnPolicyModule, segment: Segment, sizes: Sizes, meanwhile: Callable[[str], None]
+    module: OnPolicyModule, segment: Segment, sizes: Sizes, meanwhile: Callable[[Compiled], None]
 ) -> Update:
     """Choose how a run updates, see `choose_path`, for minibatches like the segment's first."""
     budget = getattr(module.trainer.datamodule, "budget", None)  # type: ignore[attr-defined]
@@ -190,7 +196,7 @@ def choose_path(
     compile: bool | str,
     optimizer_steps: int | None,
     example: Minibatch,
-    meanwhile: Callable[[str], None] = lambda path: None,
+    meanwhile: Callable[[Compiled], None] = lambda compiled: None,
 ) -> Update:
     """Choose the path of a run and say so.
 
@@ -201,7 +207,7 @@ def choose_path(
             the compilation, and falls back where a path does not work.
         optimizer_steps: of the whole run, None where only the run can tell.
         example: a minibatch ``[B, ...]`` to trace for.
-        meanwhile: called with a graph's path, "traced" or "compiled", while compilers work.
+        meanwhile: called with whether graphs are compiled, see `Update`, while compilers work.
 
     Raises:
         ConfigurationError: ``compile`` is True or ``"trace"`` and this run cannot take that path.
@@ -222,18 +228,19 @@ def choose_path(
         _log.warning("update: eager, for tracing failed: %s", why_not)
         return eager
     device = example.observations.device
-    if compile is True or (
-        compile == "auto" and fast.worth_compiling(update, optimizer_steps, device)
-    ):
+    compiled = compile is True
+    if compile == "auto":
+        compiled = fast.worth_compiling(update, optimizer_steps, device)
+    if compiled:
         tried = time.perf_counter()
-        failed = fast.compile_update(update, example, lambda: meanwhile("compiled"))
+        failed = fast.compile_update(update, example, compiled, lambda: meanwhile(compiled))
         if failed:
             _refuse_unless_auto(compile, failed, instead="trace")
             lost = time.perf_counter() - tried
             started += lost
             _log.warning("update: compiling failed: %s (after %.1f s)", failed, lost)
     if update.path == "traced":
-        meanwhile("traced")
+        meanwhile(False)
     seconds = time.perf_counter() - started
     per_step = 1000 * update.step_seconds
     _log.info("update: %s in %.1f s, %.2f ms a step", update.path, seconds, per_step)
@@ -247,12 +254,13 @@ def _refuse_unless_auto(compile: bool | str, reason: str, instead: str = "false"
         )
 
 
-def make_acting(module: PolicyModule, path: str, rollout: Rollout) -> ActingFactory | None:
-    """Return how a policy acts as a graph; None where it acts as it is.
+def make_acting(
+    module: PolicyModule, rollout: Rollout, *, compiled: Compiled
+) -> ActingFactory | None:
+    """Return how a policy acts as a graph in rollouts like this one; None where it acts as it is.
 
     Args:
-        path: "traced" or "compiled".
-        rollout: one like those to come.
+        compiled: see `Update`.
     """
     by = "act" if module.observation_normalizer is None else "act_as_shown"
     if getattr(type(module), by) is not getattr(PolicyModule, by):  # the user's own
@@ -263,15 +271,9 @@ def make_acting(module: PolicyModule, path: str, rollout: Rollout) -> ActingFact
     noise = module.distribution.noise(*rollout.rewards.shape, generator=torch.Generator())
     state = module.initial_state(rollout.rewards.shape[1])
     starts = torch.zeros(observations.shape[:2], dtype=torch.bool, device=observations.device)
+    likewise = observations, noise, module.pools, state, starts
     acting, reason = fast.make_acting(
-        module.policy,
-        module.distribution,
-        observations,
-        noise,
-        module.pools,
-        state,
-        starts,
-        compiled=path == "compiled",
+        module.policy, module.distribution, *likewise, compiled=compiled
     )
     if acting is None:
         _log.warning("acting: as a module: %s", reason)

@@ -20,6 +20,7 @@ from ppo1_lightning.errors import one_line
 from ppo1_lightning.fast import check, native, processes
 from ppo1_lightning.fast.acting import ActingGraphs
 from ppo1_lightning.fast.check import unsupported
+from ppo1_lightning.fast.compiler import Compiled
 from ppo1_lightning.fast.surface import SurfaceGraphs
 from ppo1_lightning.fast.update import GraphUpdate
 from ppo1_lightning.functional.distributions import Distribution
@@ -58,23 +59,30 @@ def make_update(
     return _on_every_rank(make, example[0].device)
 
 
-def worth_compiling(update: GraphUpdate, steps: int | None, device: torch.device) -> bool:
+def worth_compiling(update: GraphUpdate, steps: int | None, device: torch.device) -> Compiled:
     """Whether a run of so many steps (None: unknown) ends sooner compiled, told alike on all ranks.
 
-    A graph that an earlier run has compiled is taken at once. Else what the steps would take as
-    they were traced is held against what compiling took the last time on this machine.
+    What the steps would take as they were traced is held against what compiling took the last time
+    on this machine. Where that is too little, graphs that an earlier run has left are taken.
     """
     seconds = (steps or 0) * update.step_seconds * GAIN
-    not_worth = seconds < native.seconds_of_compiling(device.type) and not update.was_kept
-    return all_max(float(not_worth), device) == 0
+    pays = seconds >= native.seconds_of_compiling(device.type)
+    if all_max(float(not pays), device) == 0:
+        return True
+    return "kept" if all_max(float(not (pays or update.was_kept)), device) == 0 else False
 
 
 def compile_update(
-    update: GraphUpdate, example: Sequence[Tensor], meanwhile: Callable[[], None]
+    update: GraphUpdate,
+    example: Sequence[Tensor],
+    compiled: Compiled,
+    meanwhile: Callable[[], None],
 ) -> str:
     """Compile the steps, on every rank or none; return why not, "" for done.
 
-    ``meanwhile`` is called while compilers work.
+    Args:
+        compiled: True, or "kept" where `worth_compiling` says so.
+        meanwhile: called while compilers work.
     """
     device = example[0].device
     started, was_kept = time.perf_counter(), update.was_kept
@@ -84,7 +92,7 @@ def compile_update(
 
     if reason := _on_every_rank(find_compiler, device)[1]:
         return reason
-    reason = _on_every_rank(lambda: update.compile(example, meanwhile), device)[1]
+    reason = _on_every_rank(lambda: update.compile(example, compiled, meanwhile), device)[1]
     if reason:
         update.go_on_traced()
     elif not was_kept:
@@ -98,7 +106,7 @@ def make_surfaces(
     eager: Any,
     batches: Sequence[Sequence[Tensor]],
     *,
-    compiled: bool,
+    compiled: Compiled,
 ) -> tuple[SurfaceGraphs | None, str]:
     """Return gain and KL around a policy as graphs, see `SurfaceGraphs`, or None and why not.
 
@@ -122,7 +130,7 @@ def make_acting(
     state: Tensor,
     starts: Tensor,
     *,
-    compiled: bool,
+    compiled: Compiled,
 ) -> tuple[ActingGraphs | None, str]:
     """Return how a policy acts as graphs in rollouts like this one, or None and why not."""
     if observations.device.type not in ("cpu", "cuda"):

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ppo1_lightning.fast.compiler import Run
+from ppo1_lightning.fast.compiler import Compiled, Run
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.reads import Reads
 from ppo1_lightning.functional.distributions import Distribution
@@ -46,7 +46,7 @@ class ActingGraphs:
         state: Tensor | None = None,
         starts: Tensor | None = None,
         *,
-        compiled: bool,
+        compiled: Compiled,
     ) -> None:
         # What was before must be known, step by step.
         remembers = state is not None and state.shape[-1] > 0
@@ -224,7 +224,9 @@ class PolicyGraph:
         compiled: see `Graph`.
     """
 
-    def __init__(self, policy: nn.Module, function: Callable[..., None], *, compiled: bool) -> None:
+    def __init__(
+        self, policy: nn.Module, function: Callable[..., None], *, compiled: Compiled
+    ) -> None:
         self._call, self._function = ModuleCall(policy, []), function
         self._graph = Graph(self._run, module=self._call, compiled=compiled, hoists=True)
 

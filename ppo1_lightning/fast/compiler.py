@@ -14,10 +14,10 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import ZipFile
 
 import numpy as np
@@ -34,24 +34,34 @@ _log = logging.getLogger(__name__)
 Run = Callable[[int, int], None]
 """Calls a graph for rows ``first`` to ``end - 1`` of the tensors that it is bound to."""
 
+Compiled = bool | Literal["kept"]
+"""Whether graphs are compiled; "kept": those that an earlier run has left on this machine are."""
+
 
 def read_headers_ahead() -> None:
     """Begin with what the first compilation on a machine waits for longest, where none has been
     yet: the compiler reads the headers of all graphs, while Python traces and rewrites them."""
-    if not any(native.cache_folder().glob("headers-*")):
+    if not any(native.cache_folder().glob(f"{inductor.headers_here()}*")):
         _compilers().submit(inductor.precompiled_headers)
 
 
-def compile_ahead(graph: GraphModule, examples: Sequence[Tensor]) -> CompiledGraph:
+def compile_ahead(
+    graph: GraphModule, examples: Sequence[Tensor], *, if_kept: bool = False
+) -> CompiledGraph | None:
     """Start to compile a graph that writes its results into its arguments, for CPU tensors like
-    these; what it is compiled to is waited for when it runs."""
+    these; what it is compiled to is waited for when it runs.
+
+    With ``if_kept`` nothing is compiled: None where no earlier run has left it.
+    """
     constants = _constants_as_inputs(graph)
     tensors = [*examples, *constants]
     package = _package(graph, tensors)
     library = _load(package)
+    if library is None and if_kept:
+        return None
     with contextlib.ExitStack() as stack:
         if library is None:
-            stack.enter_context(_one_at_a_time(package))  # other ranks of this machine wait for us
+            stack.enter_context(native.one_at_a_time(package))  # other ranks wait for us
             library = _load(package)
         if library is not None:
             return CompiledGraph(lambda: library, constants)
@@ -159,16 +169,6 @@ def _loop() -> Callable[..., int]:
     function.argtypes = [*[_Pointer] * 3, *[ctypes.c_int64] * 3]
     function.restype = ctypes.c_int32
     return function
-
-
-@contextlib.contextmanager
-def _one_at_a_time(package: Path) -> Iterator[None]:
-    """Hold a file of its own, which the system lets go of however this process ends."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # no room for it, or a file system that cannot
-            file = stack.enter_context(package.with_suffix(".lock").open("w"))
-            system.lock(file.fileno(), wait=True)
-        yield
 
 
 def _prepare(

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
-from ppo1_lightning.fast.compiler import Run, compile_ahead, is_kept, read_headers_ahead
+from ppo1_lightning.fast.compiler import Compiled, Run, compile_ahead, is_kept, read_headers_ahead
 from ppo1_lightning.fast.hoisting import hoisted
 from ppo1_lightning.fast.interpreter import interpreted, unoptimized
 from ppo1_lightning.fast.native import cache_folder, own_caches
@@ -47,7 +47,7 @@ class Graph:
         function: takes tensors and returns nothing: results are written into its arguments. What
             it does must not depend on the numbers in them.
         module: that the function calls; None where it calls none.
-        compiled: compile the graph too, see `compile`.
+        compiled: compile the graph too, see `compile`; "kept" is for the CPU alone.
         sums_in_double: where it is compiled for the CPU, see `sums`.
         hoists: where it is compiled for the CPU, what the fixed tensors alone decide is computed
             when they are bound, and so not for each row. They are not to change before the next.
@@ -61,7 +61,7 @@ class Graph:
         function: Callable[..., None],
         *,
         module: ModuleCall | None = None,
-        compiled: bool,
+        compiled: Compiled,
         sums_in_double: bool = False,
         hoists: bool = False,
     ) -> None:
@@ -90,7 +90,8 @@ class Graph:
             self._layout = found
             self._devices = {tensor.device.type for tensor in example}
             self._num_fixed = len(fixed)
-            self._bind = self._as_machine_code() if self._compiled else self._as_operators(example)
+            code = self._as_machine_code() if self._compiled else None
+            self._bind = code or self._as_operators(example)
         if found != self._layout:
             raise LayoutError(
                 "shapes, strides or dtypes of the minibatches, the observations or a buffer have "
@@ -152,14 +153,16 @@ class Graph:
             return CapturedGraph(function, written(self._traced)).bind
         return functools.partial(_one_after_the_other, function)
 
-    def _as_machine_code(self) -> _Bind:
+    def _as_machine_code(self) -> _Bind | None:
         own_caches()
         if self._devices == {"cpu"}:
-            read_headers_ahead()
+            if_kept = self._compiled == "kept"
+            if not if_kept:
+                read_headers_ahead()
             with torch.inference_mode(False), torch.no_grad(), _as_traced():
                 graph, likewise, before = self._for_the_compiler()
-                compiled = compile_ahead(graph, likewise)
-            return functools.partial(_after, before, layout(*likewise), compiled.bind)
+                code = compile_ahead(graph, likewise, if_kept=if_kept)
+            return code and functools.partial(_after, before, layout(*likewise), code.bind)
         assert self._traced is not None
         return self._by_python(torch.compile(self._traced, fullgraph=True, dynamic=False))
 

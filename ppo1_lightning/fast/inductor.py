@@ -11,7 +11,6 @@ import hashlib
 import re
 import shlex
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,30 +117,33 @@ def precompiled_headers() -> Path | None:
 
     Reading them takes it five times as long as a graph does, so that is kept for those to come.
     """
-    with _reading_headers, contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError):
         cache = native.cache_folder()
-        options = _command(cache / "headers.h", cache, precompiling=True)[0]
-        content = (
-            _HEADERS,
-            STEPS.read_text(),
-            options,
-            torch.version.git_version,
-            native.processor(),
-        )
-        own = cache / f"headers-{hashlib.sha256(repr(content).encode()).hexdigest()[:32]}"
-        if not own.exists():
-            with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as name:
-                header = Path(name) / "headers.h"
-                header.write_text(_HEADERS, encoding="utf-8")
-                _run(_command(header, header.parent, precompiling=True)[0])
-                with contextlib.suppress(OSError):  # another process was faster
-                    header.parent.rename(own)  # which sees all of it or nothing
-        return own / "headers.h" if own.exists() else None
+        command, _ = _command(cache / "headers.h", cache, precompiling=True)
+        own = cache / f"{headers_here()}{_hash(command)}"
+        with native.one_at_a_time(cache / "headers"):  # threads and processes wait for the first
+            if not own.exists():
+                _read_headers(own)
+        return own / "headers.h"
     return None
 
 
-_reading_headers = threading.Lock()
-"""Threads that compile wait for the first one to have done it."""
+def headers_here() -> str:
+    """Return how the name of headers begins that this PyTorch has read for this processor."""
+    content = _HEADERS, STEPS.read_text(), torch.version.git_version, native.processor()
+    return f"headers-{_hash(content)}-"
+
+
+def _read_headers(own: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=own.parent, ignore_cleanup_errors=True) as name:
+        header = Path(name) / "headers.h"
+        header.write_text(_HEADERS, encoding="utf-8")
+        _run(_command(header, header.parent, precompiling=True)[0])
+        header.parent.rename(own)  # so that another process sees all of it or nothing
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 def _command(file: Path, folder: Path, *, precompiling: bool = False) -> tuple[list[str], Path]:

@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -116,6 +117,19 @@ def cache_folder() -> Path:
         return _own_folder(f"{folder} is not this user's alone")
     except (OSError, RuntimeError) as error:
         return _own_folder(str(error))
+
+
+@contextlib.contextmanager
+def one_at_a_time(made: Path) -> Iterator[None]:
+    """Hold a file beside what is made, which the system lets go of however this process ends.
+
+    Not where the disk has no room for it, or the file system cannot.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(made.with_suffix(".lock").open("w"))
+            system.lock(file.fileno(), wait=True)
+        yield
 
 
 def seconds_of_compiling(device: str) -> float:

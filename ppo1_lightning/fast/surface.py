@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import grad, grad_and_value
 
 from ppo1_lightning.fast import check
-from ppo1_lightning.fast.compiler import Run
+from ppo1_lightning.fast.compiler import Compiled, Run
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.reads import Reads
 
@@ -32,7 +32,7 @@ class SurfaceGraphs:
         parameters: Sequence[nn.Parameter],
         batches: Sequence[Sequence[Tensor]],
         *,
-        compiled: bool,
+        compiled: Compiled,
     ) -> None:
         self._call, self._reads = ModuleCall(objective, parameters), Reads()
         assert all(a is b for a, b in zip(parameters, self._call.learning.values(), strict=True))

@@ -19,6 +19,7 @@ from torch.func import vjp
 from ppo1_lightning.distributed import all_max, all_sum, world_size
 from ppo1_lightning.errors import ConfigurationError, one_line
 from ppo1_lightning.fast import check
+from ppo1_lightning.fast.compiler import Compiled
 from ppo1_lightning.fast.flat import FlatLayout, FlatState, flat_vector, flattened
 from ppo1_lightning.fast.graphs import Graph, ModuleCall
 from ppo1_lightning.fast.parts import call_at_once, learning_together, second_core
@@ -53,6 +54,7 @@ class GraphUpdate:
 
     Attributes:
         path: "traced", or "compiled" after `compile`.
+        compiled: whether what else a run computes by graphs is to be compiled.
         parts: names of the parameters that learn together.
         second_core: a thread for the second part where none needs Python's lock; None: in turns.
         step_seconds: what a step took when it was tried, on this rank.
@@ -70,6 +72,7 @@ class GraphUpdate:
         assert step is not None
         self.optimizer, self._step, self.max_grad_norm = optimizer, step, max_grad_norm
         self.path = "traced"
+        self.compiled: Compiled = False
         self._objective = ModuleCall(objective, optimizer.param_groups[0]["params"])
         first = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
         self._steps_taken = int(first.get("step", 0))
@@ -104,18 +107,20 @@ class GraphUpdate:
             self._check_gradient(example)
             self.step_seconds = self._time_a_step(example)
 
-    def compile(self, example: Sequence[Tensor], meanwhile: Callable[[], None]) -> None:
+    def compile(
+        self, example: Sequence[Tensor], compiled: Compiled, meanwhile: Callable[[], None]
+    ) -> None:
         """Compile what was traced, and look again; compilers work ``meanwhile``."""
         self._traced = self._graphs
         self._graphs = _Graphs(*([graph.compile() for graph in kind] for kind in self._graphs))
-        self.path = "compiled"
+        self.path, self.compiled = "compiled", compiled
         with check.buffers_unchanged(self._objective):
             self._check_gradient(example, meanwhile)
             self.step_seconds = self._time_a_step(example)
 
     def go_on_traced(self) -> None:
         """Take back `compile`, which has failed here or on another rank."""
-        self._graphs, self.path = self._traced, "traced"
+        self._graphs, self.path, self.compiled = self._traced, "traced", False
 
     @functools.cached_property
     def was_kept(self) -> bool:

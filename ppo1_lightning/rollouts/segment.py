@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppo1_lightning.distributed import all_gather, all_sum, rank, world_size
+from ppo1_lightning.distributed import all_sum
 from ppo1_lightning.functional.advantages import group_moments, standardize_segments
 from ppo1_lightning.functional.advantages import standardize as standardize_rows
 from ppo1_lightning.functional.distributions import Distribution
 from ppo1_lightning.rollouts.collector import Rollout
+from ppo1_lightning.rollouts.sharing import gather, own_units
 from ppo1_lightning.rollouts.sizes import Sizes
 from ppo1_lightning.rollouts.units import (
     by_worker,
@@ -23,8 +22,6 @@ from ppo1_lightning.rollouts.units import (
     minibatch_units,
     rows_of_units,
 )
-
-_log = logging.getLogger(__name__)
 
 Standardize = Literal["worker", "rollout", "minibatch", "minibatch_sample", "none"]
 """Over which rows, of all ranks, advantages are standardised: those of each worker, all, or those
@@ -166,33 +163,6 @@ class Segment(NamedTuple):
         return batch._replace(advantages=advantages)
 
 
-def gather(rollout: Rollout, *estimates: Tensor) -> tuple[Rollout, *tuple[Tensor, ...]]:
-    """Return the rollout of all ranks' environments, and estimates ``[T, N]``, on every rank."""
-
-    def whole(field: Tensor) -> Tensor:
-        numbers = field.byte() if field.dtype == torch.bool else field  # which gloo can send
-        return all_gather(numbers, dim=1)[:, : rollout.num_envs].to(field.dtype)
-
-    names = ("observations", "actions", "values", "dist_params", "valid", "states", "starts")
-    fields = {name: getattr(rollout, name) for name in names}
-    gathered = {k: whole(field) for k, field in fields.items() if field is not None}
-    return rollout._replace(**gathered), *map(whole, estimates)
-
-
-def tell_cost(rollout: Rollout, sizes: Sizes) -> None:
-    """Measure what it costs that devices share environments, and say it. Every rank calls it."""
-    started = time.perf_counter()
-    whole, *_ = gather(rollout)
-    milliseconds = 1000 * (time.perf_counter() - started)
-    _log.info(
-        "%d devices share %d environment%s%s: each has the whole rollout, gathered once an "
-        "iteration (%.2f MB of observations, %.1f ms), and takes %d of a minibatch's %d rows",
-        *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else "", sizes.and_copies),
-        *(whole.observations.nbytes / 1e6, milliseconds),
-        *(sizes.minibatch_rows_per_device, sizes.minibatch_size),
-    )
-
-
 def lay_out(
     rollout: Rollout,
     advantages: Tensor,
@@ -264,15 +234,6 @@ def lay_out(
         row_advantages=row_advantages,
         units_per_worker=sizes.units_per_worker,
     )
-
-
-def own_units(units: Tensor) -> tuple[Tensor, bool]:
-    """Return this rank's share of minibatches' units ``[..., u]``, and whether it has one.
-
-    Where there are fewer units than ranks it has a copy of the first, of which nothing is learned.
-    """
-    own = units.tensor_split(world_size(), -1)[rank()]
-    return (own, True) if own.shape[-1] else (units[..., :1], False)
 
 
 def _standardized(

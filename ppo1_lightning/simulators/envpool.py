@@ -120,7 +120,7 @@ class EnvPoolSimulator(VectorSimulator):
             _load_opengl()
             options["render_mode"] = "rgb_array"
         num_envs = len(seeds[0])
-        num_threads = spec.num_threads or self._threads_that_help(spec, num_envs)
+        num_threads = spec.num_threads or threads_that_help(spec.id, num_envs, len(self._cores))
         options |= {"num_envs": num_envs, "num_threads": num_threads}
         self._pools: list[Any] = []
         workers = [self._open_pool(spec, its_seeds, options) for its_seeds in seeds]
@@ -129,10 +129,6 @@ class EnvPoolSimulator(VectorSimulator):
         self._lone_worker = workers[0][0] if is_alone else None
         self._env_ids = np.arange(num_envs, dtype=np.int32)
         self._find_fields(spec, self._pools[0])
-
-    def _threads_that_help(self, spec: EnvironmentSpec, num_envs: int) -> int:
-        module, *_ = registry.specs[spec.id]
-        return 1 if module in _QUICK else max(1, min(num_envs, len(self._cores)))
 
     def _open_pool(
         self, spec: EnvironmentSpec, seeds: list[int], options: dict[str, Any]
@@ -227,6 +223,12 @@ class EnvPoolSimulator(VectorSimulator):
         defaults = cls._native_spec(spec, {}).config._asdict()
         cls.check_names(spec, options, defaults.keys() - _RESERVED.keys())
         return {name: _checked(name, options[name], defaults[name]) for name in options}
+
+
+def threads_that_help(env_id: str, num_envs: int, cores: int) -> int:
+    """Return how many worker threads step a pool of environments fastest."""
+    module, *_ = registry.specs[env_id]
+    return 1 if module in _QUICK else max(1, min(num_envs, cores))
 
 
 def _load_opengl() -> None:

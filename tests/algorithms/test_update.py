@@ -417,7 +417,9 @@ def test_what_an_earlier_run_has_compiled_is_taken_at_once():
     assert Run("torch").take("auto", SHORT).path == "traced"
     assert Run("torch").take("compiled").path == "compiled"
     assert native.seconds_of_compiling("cpu") != 10
-    assert Run("torch").take("auto", SHORT).path == "compiled"
+    again = Run("torch").take("auto", SHORT)
+    assert (again.path, again.compiled) == ("compiled", "kept")  # what else there is stays traced
+    assert Run("torch").take("auto", LONG).compiled is True
     assert Run("tensorflow").take("auto", SHORT).path == "traced"  # another graph
 
 

@@ -40,7 +40,9 @@ def compiled(
     everything = [*tensors, *results]
     graph = traced(write, *(tensor.clone() for tensor in everything))
     rewrite(graph)
-    run = compile_ahead(graph, everything).bind(everything, ())
+    compiled = compile_ahead(graph, everything)
+    assert compiled is not None
+    run = compiled.bind(everything, ())
 
     def results_of_a_run() -> list[Tensor]:
         run(0, 1)

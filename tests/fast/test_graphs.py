@@ -115,6 +115,24 @@ def test_a_graph_goes_through_rows(compiled: bool):
 
 @pytest.mark.heavy
 @torch.inference_mode()
+def test_kept_graphs_are_taken_and_others_not_compiled(
+    package: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(package.parent, own_cache)
+    monkeypatch.setattr(inductor, "write_source", no_compiler)
+    x, loss, target = torch.zeros(3), torch.zeros(()), torch.ones(3)
+    kept = Graph(descend, compiled="kept")
+    run_once(kept, x, loss, target)
+    torch.testing.assert_close(x, 0.2 * target)
+    monkeypatch.setattr(inductor, "precompiled_headers", no_compiler)
+    wider, target = torch.zeros(4), torch.ones(4)
+    run_once(Graph(descend, compiled="kept"), wider, loss, target)
+    torch.testing.assert_close(wider, 0.2 * target)
+    assert [file.name for file in own_cache.glob("*.zip")] == [package.name]
+
+
+@pytest.mark.heavy
+@torch.inference_mode()
 @pytest.mark.slow
 def test_two_compiled_graphs_run_in_two_threads_at_once():
     def grow(x: Tensor, rate: Tensor) -> None:
@@ -157,7 +175,11 @@ def test_headers_are_read_ahead_once_for_a_machine(
     read_headers_ahead()
     assert asked.wait(10)
     asked.clear()
-    (own_cache / "headers-of-an-earlier-run").mkdir(parents=True)
+    (own_cache / "headers-of-another-pytorch").mkdir(parents=True)
+    read_headers_ahead()
+    assert asked.wait(10)
+    asked.clear()
+    (own_cache / f"{inductor.headers_here()}of-an-earlier-run").mkdir()
     read_headers_ahead()
     assert not asked.wait(0.2)
 
@@ -275,7 +297,7 @@ def test_a_policy_s_graph_holds_none_of_its_tensors(monkeypatch: pytest.MonkeyPa
     """Or each set of weights would be a graph of its own, compiled again."""
     made: list[Any] = []
 
-    def keep(graph: Any, examples: Any) -> Any:
+    def keep(graph: Any, examples: Any, **_: Any) -> Any:
         made.append(graph)
         return SimpleNamespace(bind=lambda fixed, rows: None)
 

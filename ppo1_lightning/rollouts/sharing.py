@@ -1,0 +1,60 @@
+"""What ranks do whose workers do not divide over them: each has the whole rollout."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+
+import torch
+from torch import Tensor
+
+from ppo1_lightning.distributed import all_gather, all_sum, rank, world_size
+from ppo1_lightning.rollouts.collector import Rollout
+from ppo1_lightning.rollouts.sizes import Sizes
+
+_log = logging.getLogger(__name__)
+
+
+def gather(rollout: Rollout, *estimates: Tensor) -> tuple[Rollout, *tuple[Tensor, ...]]:
+    """Return the rollout of all ranks' environments, and estimates ``[T, N]``, on every rank."""
+
+    def whole(field: Tensor) -> Tensor:
+        numbers = field.byte() if field.dtype == torch.bool else field  # which gloo can send
+        return all_gather(numbers, dim=1)[:, : rollout.num_envs].to(field.dtype)
+
+    names = ("observations", "actions", "values", "dist_params", "valid", "states", "starts")
+    fields = {name: getattr(rollout, name) for name in names}
+    gathered = {k: whole(field) for k, field in fields.items() if field is not None}
+    return rollout._replace(**gathered), *map(whole, estimates)
+
+
+def own_units(units: Tensor) -> tuple[Tensor, bool]:
+    """Return this rank's share of minibatches' units ``[..., u]``, and whether it has one.
+
+    Where there are fewer units than ranks it has a copy of the first, of which nothing is learned.
+    """
+    own = units.tensor_split(world_size(), -1)[rank()]
+    return (own, True) if own.shape[-1] else (units[..., :1], False)
+
+
+def tell_cost(rollout: Rollout, sizes: Sizes, gradient: Tensor) -> None:
+    """Measure what it costs that devices share environments, and say it. Every rank calls it.
+
+    Args:
+        gradient: numbers like those that each step of the optimizer sums over the devices.
+    """
+    all_sum(gradient)  # the first one takes longer
+    times = [time.perf_counter()]
+    for exchange in (lambda: gather(rollout), lambda: all_sum(gradient)):
+        exchange()
+        times.append(time.perf_counter())
+    gathering, summing = (1000 * (b - a) for a, b in itertools.pairwise(times))
+    _log.info(
+        "%d devices share %d environment%s%s: each has the whole rollout, gathered once an "
+        "iteration (%.1f ms), and takes %d of a minibatch's %d rows; in each of %d steps it waits "
+        "%.1f ms for the sum of gradients",
+        *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else "", sizes.and_copies),
+        *(gathering, sizes.minibatch_rows_per_device, sizes.minibatch_size),
+        *(sizes.minibatches * sizes.epochs, summing),
+    )
