@@ -141,8 +141,10 @@ def make_paths(
     What is unusual is said, what sharing environments costs at the first.
     """
     if first and sizes.shared:
-        learning = [p for _, p in module.learning_parameters()]
-        tell_cost(rollout, sizes, torch.cat([p.detach().flatten() for p in learning]))
+        groups = module._optimizer.param_groups
+        learning = [p for group in groups for p in group["params"] if p.requires_grad]
+        numbers = sum(p.numel() for p in learning)
+        tell_cost(rollout, sizes, torch.zeros(numbers, device=module.device))
     acting: dict[Compiled, ActingFactory | None] = {}  # made while the update's compilers work
 
     def start_acting(compiled: Compiled) -> None:

@@ -20,7 +20,7 @@ from ppo1_lightning.errors import one_line
 from ppo1_lightning.fast import check, native, processes
 from ppo1_lightning.fast.acting import ActingGraphs
 from ppo1_lightning.fast.check import unsupported
-from ppo1_lightning.fast.compiler import Compiled
+from ppo1_lightning.fast.compiler import Compiled, read_headers_ahead
 from ppo1_lightning.fast.surface import SurfaceGraphs
 from ppo1_lightning.fast.update import GraphUpdate
 from ppo1_lightning.functional.distributions import Distribution
@@ -63,10 +63,12 @@ def worth_compiling(update: GraphUpdate, steps: int | None, device: torch.device
     """Whether a run of so many steps (None: unknown) ends sooner compiled, told alike on all ranks.
 
     What the steps would take as they were traced is held against what compiling took the last time
-    on this machine. Where that is too little, graphs that an earlier run has left are taken.
+    on this machine. Where that is too little, graphs that an earlier run has left are taken, and
+    where nobody can know, the others are compiled if these have been.
     """
     seconds = (steps or 0) * update.step_seconds * GAIN
     pays = seconds >= native.seconds_of_compiling(device.type)
+    pays |= steps is None and update.was_kept
     if all_max(float(not pays), device) == 0:
         return True
     return "kept" if all_max(float(not (pays or update.was_kept)), device) == 0 else False
@@ -92,6 +94,8 @@ def compile_update(
 
     if reason := _on_every_rank(find_compiler, device)[1]:
         return reason
+    if device.type == "cpu" and not was_kept:
+        read_headers_ahead()  # while Python rewrites the graphs
     reason = _on_every_rank(lambda: update.compile(example, compiled, meanwhile), device)[1]
     if reason:
         update.go_on_traced()

@@ -20,7 +20,7 @@ from torch.fx import GraphModule
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.fast.captured import CapturedGraph
-from ppo1_lightning.fast.compiler import Compiled, Run, compile_ahead, is_kept, read_headers_ahead
+from ppo1_lightning.fast.compiler import Compiled, Run, compile_ahead, is_kept
 from ppo1_lightning.fast.hoisting import hoisted
 from ppo1_lightning.fast.interpreter import interpreted, unoptimized
 from ppo1_lightning.fast.native import cache_folder, own_caches
@@ -107,7 +107,7 @@ class Graph:
         other = copy.copy(self)
         if self._traced is not None:
             other._compiled, other.needs_python = True, False
-            other._bind = self._as_machine_code()
+            other._bind = other._as_machine_code()
         return other
 
     def is_kept(self) -> bool:
@@ -157,8 +157,6 @@ class Graph:
         own_caches()
         if self._devices == {"cpu"}:
             if_kept = self._compiled == "kept"
-            if not if_kept:
-                read_headers_ahead()
             with torch.inference_mode(False), torch.no_grad(), _as_traced():
                 graph, likewise, before = self._for_the_compiler()
                 code = compile_ahead(graph, likewise, if_kept=if_kept)

@@ -11,6 +11,7 @@ import hashlib
 import re
 import shlex
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,11 +122,16 @@ def precompiled_headers() -> Path | None:
         cache = native.cache_folder()
         command, _ = _command(cache / "headers.h", cache, precompiling=True)
         own = cache / f"{headers_here()}{_hash(command)}"
-        with native.one_at_a_time(cache / "headers"):  # threads and processes wait for the first
-            if not own.exists():
-                _read_headers(own)
-        return own / "headers.h"
+        if not own.exists():
+            with _reading_headers, native.one_at_a_time(cache / f"reading-{own.name}"):
+                if not own.exists():  # by a thread or a process that we have waited for
+                    _read_headers(own)
+        return own / "headers.h" if own.exists() else None
     return None
+
+
+_reading_headers = threading.Lock()
+"""For file systems without locks."""
 
 
 def headers_here() -> str:
@@ -139,7 +145,8 @@ def _read_headers(own: Path) -> None:
         header = Path(name) / "headers.h"
         header.write_text(_HEADERS, encoding="utf-8")
         _run(_command(header, header.parent, precompiling=True)[0])
-        header.parent.rename(own)  # so that another process sees all of it or nothing
+        with contextlib.suppress(OSError):  # another process was faster
+            header.parent.rename(own)  # which sees all of it or nothing
 
 
 def _hash(content: object) -> str:

@@ -42,18 +42,20 @@ def tell_cost(rollout: Rollout, sizes: Sizes, gradient: Tensor) -> None:
     """Measure what it costs that devices share environments, and say it. Every rank calls it.
 
     Args:
-        gradient: numbers like those that each step of the optimizer sums over the devices.
+        gradient: numbers, as many as each step of the optimizer sums over the devices.
     """
     all_sum(gradient)  # the first one takes longer
     times = [time.perf_counter()]
     for exchange in (lambda: gather(rollout), lambda: all_sum(gradient)):
         exchange()
+        if gradient.is_cuda:
+            torch.cuda.synchronize(gradient.device)
         times.append(time.perf_counter())
     gathering, summing = (1000 * (b - a) for a, b in itertools.pairwise(times))
     _log.info(
         "%d devices share %d environment%s%s: each has the whole rollout, gathered once an "
-        "iteration (%.1f ms), and takes %d of a minibatch's %d rows; in each of %d steps it waits "
-        "%.1f ms for the sum of gradients",
+        "iteration (%.1f ms), and takes %d of a minibatch's %d rows; each of %d steps waits %.1f "
+        "ms for the sum of gradients, as on any several devices",
         *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else "", sizes.and_copies),
         *(gathering, sizes.minibatch_rows_per_device, sizes.minibatch_size),
         *(sizes.minibatches * sizes.epochs, summing),
