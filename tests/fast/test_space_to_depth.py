@@ -73,6 +73,7 @@ def test_outputs_and_gradients_are_those_over_pixels(
     assert_near(*results[name])
 
 
+@pytest.mark.heavy
 def test_an_image_is_read_once_for_a_convolution_and_its_gradient() -> None:
     graph = traced(NATURE, *NATURE.tensors(uint8=True))
     read_in_cells(graph)
