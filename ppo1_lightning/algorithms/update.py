@@ -107,9 +107,7 @@ class EagerUpdate:
         return nullcontext()
 
     def _step(self, minibatch: Minibatch) -> None:
-        # Each time anew: a callback may freeze some, or add a group to the optimizer.
-        groups = self.optimizer.param_groups
-        learning = [p for group in groups for p in group["params"] if p.requires_grad]
+        learning = _learning(self.optimizer)  # anew: a callback may freeze some, or add a group
         # Not `backward`: DDP's hooks would average what is already the share of a global mean.
         gradients = torch.autograd.grad(
             self.loss(minibatch), learning, allow_unused=True, materialize_grads=True
@@ -122,6 +120,10 @@ class EagerUpdate:
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+def _learning(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def _all_sum(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -141,9 +143,7 @@ def make_paths(
     What is unusual is said, what sharing environments costs at the first.
     """
     if first and sizes.shared:
-        groups = module._optimizer.param_groups
-        learning = [p for group in groups for p in group["params"] if p.requires_grad]
-        numbers = sum(p.numel() for p in learning)
+        numbers = sum(p.numel() for p in _learning(module._optimizer))
         tell_cost(rollout, sizes, torch.zeros(numbers, device=module.device))
     acting: dict[Compiled, ActingFactory | None] = {}  # made while the update's compilers work
 

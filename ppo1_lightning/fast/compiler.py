@@ -175,7 +175,6 @@ def _prepare(
     graph: GraphModule, tensors: Sequence[Tensor], package: Path
 ) -> Callable[[], ctypes.CDLL]:
     """Return what compiles a graph and, where the disk has room, keeps it as ``package``."""
-    read_headers_ahead()
     folder = tempfile.TemporaryDirectory(prefix="ppo1_lightning_")
     build = inductor.prepare_build(inductor.write_source(graph, tensors), Path(folder.name))
 
