@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.all_reduce [--ranks 2] [--steps 200] [--compile true]``
 
-It measures steps of `update.choose_path` on random minibatches, as training takes them, and
+It measures steps of `paths.choose_path` on random minibatches, as training takes them, and
 projects the parts to more ranks (`project`), which is arithmetic, not a measurement.
 """
 
@@ -28,7 +28,8 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks.processes import ROOT, machine, report, write_json
 from ppo1_lightning import PPO, CnnPolicy, MlpPolicy
-from ppo1_lightning.algorithms.update import Update, choose_path
+from ppo1_lightning.algorithms.paths import choose_path
+from ppo1_lightning.algorithms.update import Update
 from ppo1_lightning.rollouts.segment import Minibatch
 
 WARMUP = 10
@@ -71,7 +72,7 @@ def _measure_network(
     ppo.configure_model()
     share = minibatch_size // dist.get_world_size()
     minibatch = _minibatch(ppo, observation_space, action_space, share)
-    update = choose_path(
+    update, _ = choose_path(
         ppo,
         ppo.loss,
         ppo.configure_optimizers(),

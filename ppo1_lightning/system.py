@@ -10,8 +10,10 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection
 from contextlib import suppress
+from pathlib import Path
 
 STOPS: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a process to end."""
@@ -63,6 +65,18 @@ def memory() -> float:
         return min(own, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (OSError, ValueError):
         return math.inf
+
+
+def seconds_since_start() -> float | None:
+    """Return how long this process has been running, None where the system does not say."""
+    if sys.platform != "linux":
+        return None
+    try:
+        after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2]
+    except OSError:
+        return None
+    started = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")  # proc(5): field 22
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 def lock(descriptor: int, *, wait: bool = False) -> None:

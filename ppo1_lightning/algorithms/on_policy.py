@@ -14,14 +14,9 @@ from ppo1_lightning import distributed
 from ppo1_lightning.algorithms import checks, hooks, loop, metrics
 from ppo1_lightning.algorithms.coefficients import Coefficients, anneal, take_as_asked
 from ppo1_lightning.algorithms.guard import Snapshot
+from ppo1_lightning.algorithms.paths import PATHS, as_it_is_now, make_paths
 from ppo1_lightning.algorithms.policy_module import PolicyModule
-from ppo1_lightning.algorithms.update import (
-    PATHS,
-    Update,
-    as_it_is_now,
-    give_own_memory,
-    make_paths,
-)
+from ppo1_lightning.algorithms.update import Update, give_own_memory
 from ppo1_lightning.errors import check_choice, check_flag, check_integer, check_number
 from ppo1_lightning.functional.advantages import generalized_advantages
 from ppo1_lightning.optimizers import TensorFlowAdam
@@ -60,7 +55,7 @@ class OnPolicyModule(PolicyModule):
             std, no epsilon) or another one of `rollouts.segment.Standardize`.
         bootstrap_truncation: add V(final observation) at a time limit; the original takes 0.
         normalize_returns, normalize_observations: as ppo2 does, see `policies.normalization`.
-        compile: True, ``"trace"``, False or ``"auto"``, see `update.make_update`.
+        compile: True, ``"trace"``, False or ``"auto"``, see `paths.choose_path`.
         seed: of the initial weights and of the order of minibatches; None: that of
             `lightning.seed_everything`, or 0.
         log_every: iterations between two rows of metrics.

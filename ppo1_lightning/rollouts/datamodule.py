@@ -126,6 +126,11 @@ class RolloutDataModule(LightningDataModule):
         """Return the evaluation for `Trainer.test`."""
         return _evaluation_dataset(self, self.env, self.evaluation or Evaluation(), self.seed)
 
+    @property
+    def seconds_to_first_step(self) -> float | None:
+        """Seconds from the start of this process to its first environment step, None if unknown."""
+        return None if self._dataset is None else self._dataset.seconds_to_first_step
+
     def restart(self) -> None:
         """Go on with new environments, seeded for the iteration that the run has come to."""
         if self._dataset is not None:

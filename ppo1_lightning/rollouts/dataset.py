@@ -15,6 +15,7 @@ from ppo1_lightning.rollouts.budget import Budget
 from ppo1_lightning.rollouts.collector import Actor, Collector, Rollout
 from ppo1_lightning.rollouts.seeding import generator
 from ppo1_lightning.simulators.base import Simulator
+from ppo1_lightning.system import seconds_since_start
 
 
 def _without_copies(rollout: Rollout, num_envs: int) -> Rollout:
@@ -58,6 +59,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         self._budget = budget
         self._num_envs, self._num_steps, self._seed = num_envs, num_steps, seed
         self._collector: Collector | None = None
+        self.seconds_to_first_step: float | None = None  # of this process, None: not known
 
     def __len__(self) -> int:
         """Return the iterations of the whole run, those before a resume included."""
@@ -99,6 +101,8 @@ class RolloutDataset(IterableDataset[Rollout]):
                 simulator = self._make_simulator()
                 state = self._actor.initial_state(simulator.num_envs)
                 self._collector = Collector(simulator, state)
+            if self.seconds_to_first_step is None:
+                self.seconds_to_first_step = seconds_since_start()
             rollout = self._collector.collect(
                 self._actor.acting,
                 self._noise(counters.iterations),

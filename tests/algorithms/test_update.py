@@ -1,109 +1,23 @@
-"""The eager, traced and compiled paths compute the same update, and the right one is chosen."""
+"""The eager, traced and compiled paths compute the same update."""
 
 from __future__ import annotations
 
 import io
-import logging
 import os
-import re
 from typing import Any
 
 import pytest
 import torch
-import torch._inductor.config as inductor
-from gymnasium.spaces import Box, Discrete
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
-from ppo1_lightning import PPO, ConfigurationError, MlpPolicy, RolloutDataModule, fast
-from ppo1_lightning.algorithms.update import EagerUpdate, choose_path
-from ppo1_lightning.fast import native
-from ppo1_lightning.fast.update import GraphUpdate
-from ppo1_lightning.optimizers import TensorFlowAdam
+from ppo1_lightning import PPO, RolloutDataModule
+from ppo1_lightning.algorithms.update import EagerUpdate
 from ppo1_lightning.policies import PolicyFactory
 from ppo1_lightning.rollouts.segment import Minibatch
+from tests.update_runs import CASES, Run, assert_same, minibatch, small_mlp, warnings_in
 
 pytestmark = pytest.mark.heavy
-
-OBSERVATIONS, ACTIONS = Box(-1, 1, (6,)), Discrete(3)
-LONG, SHORT = 10**9, 1  # days of steps, and less than a second
-
-# Optimizer and max_grad_norm; gradients are longer than 0.05.
-CASES = {"torch": (torch.optim.Adam, None), "tensorflow": (TensorFlowAdam, 0.05)}
-every_case = pytest.mark.parametrize("case", CASES)
-
-
-def small_mlp(observation_space: Any, action_space: Any) -> nn.Module:
-    return MlpPolicy(observation_space, action_space, hidden_size=8, num_layers=1)
-
-
-class Run:
-    """A policy, its loss and its optimizer; a path is taken with `take`."""
-
-    def __init__(self, case: str, policy: PolicyFactory = small_mlp) -> None:
-        kind, self.max_grad_norm = CASES[case]
-        self.ppo = PPO(
-            policy,
-            ent_coef=0.01,
-            value_clip=0.3,
-            observation_space=OBSERVATIONS,
-            action_space=ACTIONS,
-        )
-        self.ppo.configure_model()
-        self.policy = self.ppo.policy
-        self.optimizer = kind(self.policy.named_parameters(), lr=1e-3, eps=1e-5)
-        self.update: Any = None
-
-    def take(self, path: str, optimizer_steps: int | None = LONG) -> Any:
-        self.update = choose_path(
-            self.ppo,
-            self.ppo.loss,
-            self.optimizer,
-            max_grad_norm=self.max_grad_norm,
-            compile={"eager": False, "traced": "trace", "compiled": True}.get(path, path),
-            optimizer_steps=optimizer_steps,
-            example=minibatch(0),
-        )
-        return self.update
-
-    def steps(self, numbers: range) -> Tensor:
-        """Take steps; learning rate, clip range and normaliser change as in a real run."""
-        for t in numbers:
-            self.optimizer.param_groups[0]["lr"] = 1e-3 * (1 - t / 40)
-            if t % 8 == 0 and isinstance(self.policy, MlpPolicy):
-                assert self.policy.observation_normalizer is not None
-                self.policy.observation_normalizer.update(3 * minibatch(t).observations + 1)
-            minibatches = Minibatch(*(field[None] for field in minibatch(t)))
-            self.ppo.now.clip_coef.fill_(0.2 * (1 - t / 40))
-            self.update(minibatches)
-        return self.parameters()
-
-    def parameters(self) -> Tensor:
-        return torch.cat([p.detach().flatten() for p in self.policy.parameters()]).clone()
-
-    def adam_steps(self) -> list[int]:
-        return [int(state["step"]) for state in self.optimizer.state_dict()["state"].values()]
-
-
-def minibatch(seed: int) -> Minibatch:
-    stream = torch.Generator().manual_seed(seed)
-    valid = torch.rand(16, generator=stream) > 0.2
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=stream)
-
-    return Minibatch(
-        observations=normal(16, 6),
-        actions=torch.randint(3, (16,), generator=stream),
-        advantages=normal(16),
-        returns=normal(16),
-        old_values=normal(16),
-        old_dist_params=normal(16, 3),
-        old_log_probs=-1.1 + 0.2 * normal(16),
-        weights=valid / valid.sum(),
-        starts=torch.zeros(16, dtype=torch.bool),
-        state=torch.zeros(16, 0),
-    )
 
 
 def saved_and_loaded(state: Any) -> Any:
@@ -111,16 +25,6 @@ def saved_and_loaded(state: Any) -> Any:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return our own warnings."""
-    records = [record for record in caplog.records if "ppo1" in record.name]
-    return [record for record in records if record.levelno >= logging.WARNING]
-
-
-def assert_same(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -364,230 +268,9 @@ def test_max_grad_norm():
 # -------------------------------------------------------------------- which path
 
 
-@pytest.fixture
-def no_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for the compiler where only the choice matters."""
-
-    def compile(update: Any, *_: Any) -> None:
-        update.path = "compiled"
-
-    monkeypatch.setattr(GraphUpdate, "compile", compile)
-    monkeypatch.setattr(GraphUpdate, "was_kept", False)
-    monkeypatch.setattr(fast.native, "note_seconds_of_compiling", lambda *_: None)
-
-
-@pytest.mark.usefixtures("no_compiling")
-@pytest.mark.parametrize(
-    ("path", "optimizer_steps", "taken"),
-    [
-        ("auto", SHORT, "traced"),
-        ("auto", LONG, "compiled"),
-        ("auto", None, "traced"),
-        ("traced", LONG, "traced"),
-        ("compiled", SHORT, "compiled"),
-        ("eager", LONG, "eager"),
-    ],
-)
-def test_choice(
-    path: str, optimizer_steps: int | None, taken: str, caplog: pytest.LogCaptureFixture
-):
-    caplog.set_level(logging.INFO)
-    assert Run("torch").take(path, optimizer_steps).path == taken
-    messages = [record.getMessage() for record in caplog.records if "ppo1" in record.name]
-    said = rf"update: {taken} in \d+\.\d s, \d+\.\d\d ms a step"
-    if taken == "eager":
-        said = r"update: eager \(compile=false\)"
-    (message,) = messages
-    assert re.fullmatch(said, message)
-
-
-@pytest.mark.usefixtures("no_compiling")
-def test_the_last_compilation_on_this_machine_decides(monkeypatch: pytest.MonkeyPatch):
-    update = Run("torch").take("traced")
-    update.step_seconds = 0.001  # a compiled one saves 0.7 ms
-    device = torch.device("cpu")
-    for seconds, steps, worth in ((9, 12_000, False), (8, 12_000, True), (8, 11_000, False)):
-        monkeypatch.setattr(fast.native, "seconds_of_compiling", lambda _, s=seconds: s)
-        assert fast.worth_compiling(update, steps, device) is worth
-
-
-@pytest.mark.usefixtures("own_cache")
-def test_what_an_earlier_run_has_compiled_is_taken_at_once():
-    assert native.seconds_of_compiling("cpu") == 10
-    assert Run("torch").take("auto", SHORT).path == "traced"
-    assert Run("torch").take("compiled").path == "compiled"
-    assert native.seconds_of_compiling("cpu") != 10
-    again = Run("torch").take("auto", SHORT)
-    assert (again.path, again.compiled) == ("compiled", "kept")  # what else there is stays traced
-    assert Run("torch").take("auto", LONG).compiled is True
-    assert Run("tensorflow").take("auto", SHORT).path == "traced"  # another graph
-
-
-def unsupported_optimizers(policy: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    parameters = list(policy.parameters())
-    groups = [{"params": parameters[:1]}, {"params": parameters[1:]}]
-    return {
-        "SGD": torch.optim.SGD(parameters, lr=0.1),
-        "AdamW": torch.optim.AdamW(parameters),
-        "one parameter group": torch.optim.Adam(groups),
-        "weight_decay": torch.optim.Adam(parameters, weight_decay=0.1),
-        "amsgrad": torch.optim.Adam(parameters, amsgrad=True),
-        "maximize": torch.optim.Adam(parameters, maximize=True),
-    }
-
-
-@pytest.mark.parametrize("name", unsupported_optimizers(nn.Linear(1, 1)))
-def test_other_optimizers_take_the_eager_path(name: str, caplog: pytest.LogCaptureFixture):
-    caplog.set_level(logging.INFO)
-    run = Run("torch")
-    run.optimizer = unsupported_optimizers(run.policy)[name]
-    with pytest.raises(ConfigurationError, match=f"compile=true .*{name}.*compile=false") as error:
-        run.take("compiled")
-    assert "\n" not in str(error.value)
-    start = run.parameters()
-    assert isinstance(run.take("auto"), EagerUpdate)
-    assert name in caplog.text
-    assert (run.steps(range(1)) != start).any()
-
-
-class Linear(nn.Module):
-    """The simplest policy."""
-
-    def __init__(self, observation_space: Any, action_space: Any) -> None:
-        super().__init__()
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, observation: Tensor, state: Any) -> Any:
-        outputs = self.head(observation)
-        return outputs[:, :3], outputs[:, 3], None
-
-
-class Untraceable(Linear):
-    """A policy whose Python code depends on the numbers that it sees."""
-
-    def forward(self, observation: Tensor, state: Any) -> Any:
-        sign = 1 if observation.sum().item() > 0 else -1
-        return super().forward(sign * observation, state)
-
-
-def test_a_run_that_cannot_be_compiled_is_the_eager_run(caplog: pytest.LogCaptureFixture):
-    eager, failed = Run("tensorflow", Untraceable), Run("tensorflow", Untraceable)
-    eager.take("eager")
-    assert isinstance(failed.take("auto"), EagerUpdate)
-    (record,) = warnings_in(caplog)
-    assert record.getMessage().startswith("update: eager, for tracing failed: ")
-    assert "\n" not in record.getMessage()
-    for steps in (range(5), range(5, 10)):
-        assert_same(failed.steps(steps), eager.steps(steps))
-        # Saving must not disturb the run either.
-        assert failed.adam_steps() == eager.adam_steps() == [steps.stop] * 2
-
-
-def test_a_run_that_has_to_be_compiled_and_cannot_is_refused_in_one_line():
-    with pytest.raises(ConfigurationError, match="compile=true failed: ") as error:
-        Run("torch", Untraceable).take("compiled")
-    assert "\n" not in str(error.value)
-
-
-class Dropping(Linear):
-    """A policy that draws random numbers."""
-
-    def forward(self, observation: Tensor, state: Any) -> Any:
-        return super().forward(nn.functional.dropout(observation), state)
-
-
-class Counting(Linear):
-    """A policy that depends on how often it was called."""
-
-    calls = 0
-
-    def forward(self, observation: Tensor, state: Any) -> Any:
-        self.calls += 1
-        return super().forward(observation * self.calls, state)
-
-
-@pytest.mark.parametrize("policy", [Dropping, Counting])
-def test_a_policy_that_is_no_pure_function_is_not_traced(
-    policy: PolicyFactory, caplog: pytest.LogCaptureFixture
-):
-    assert isinstance(Run("torch", policy).take("auto", SHORT), EagerUpdate)
-    assert "expected a pure function of its arguments" in caplog.text
-
-
-class Stirring(Linear):
-    """A policy whose normalisation keeps a power iteration in buffers, in evaluation mode too."""
-
-    def __init__(self, *spaces: Any) -> None:
-        super().__init__(*spaces)
-        nn.utils.parametrizations.spectral_norm(self.head)
-
-    def train(self, mode: bool = True) -> Any:
-        return super().train()
-
-
-def test_a_policy_that_changes_its_buffers_is_not_traced(caplog: pytest.LogCaptureFixture):
-    run, untouched = Run("torch", Stirring), Run("torch", Stirring)
-    untouched.policy.load_state_dict(run.policy.state_dict())
-    assert isinstance(run.take("auto", SHORT), EagerUpdate)
-    assert "the policy changes its buffers when it is called" in caplog.text
-    torch.testing.assert_close(
-        dict(run.policy.named_buffers()), dict(untouched.policy.named_buffers()), atol=0, rtol=0
-    )
-
-
-class Scaled(Linear):
-    """A policy that keeps a tensor which is no buffer."""
-
-    def __init__(self, *spaces: Any) -> None:
-        super().__init__(*spaces)
-        self.scale = torch.ones(6)
-
-    def forward(self, observation: Tensor, state: Any) -> Any:
-        return super().forward(observation * self.scale, state)
-
-
-def test_a_tensor_that_is_no_buffer_is_not_frozen(caplog: pytest.LogCaptureFixture):
-    assert isinstance(Run("torch", Scaled).take("auto", SHORT), EagerUpdate)
-    assert "the policy reads Scaled.scale, a tensor" in caplog.text
-
-
-class Expanded(Linear):
-    """A policy with a buffer that repeats one number."""
-
-    scale: Tensor
-
-    def __init__(self, *spaces: Any) -> None:
-        super().__init__(*spaces)
-        self.register_buffer("scale", torch.full((1,), 0.5).expand(6))
-
-    def forward(self, observation: Tensor, state: Any) -> Any:
-        return super().forward(observation * self.scale, state)
-
-
-def test_a_buffer_may_be_any_view():
-    graph, eager = Run("torch", Expanded), Run("torch", Expanded)
-    graph.take("traced")
-    eager.take("eager")
-    assert_same(graph.steps(range(3)), eager.steps(range(3)))
-
-
 def test_a_parameter_that_is_frozen_later_is_noticed():
     run = Run("torch")
     run.take("traced")
     next(run.policy.parameters()).requires_grad_(False)
     with pytest.raises(RuntimeError, match="replaced or frozen"):
         run.steps(range(1))
-
-
-def test_without_a_compiler(caplog: pytest.LogCaptureFixture):
-    missing = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
-    with inductor.patch(missing):
-        run = Run("torch", Linear)
-        assert run.take("auto").path == "traced"
-    (record,) = warnings_in(caplog)
-    assert record.getMessage().startswith("update: compiling failed: ")
-    assert "C++ compiler" in record.getMessage()
-    assert "\n" not in record.getMessage()
-    eager = Run("torch", Linear)
-    eager.take("eager")
-    assert_same(run.steps(range(3)), eager.steps(range(3)))
