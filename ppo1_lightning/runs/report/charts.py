@@ -10,12 +10,12 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from ppo1_lightning.runs.report.curves import Curve, curve_of, sample_efficiency
 from ppo1_lightning.runs.report.groups import COLOURS, Group
-from ppo1_lightning.runs.report.runs import SCORE, Run
-from ppo1_lightning.runs.report.statistics import Floats, common_grid, mean_and_interval, resample
+from ppo1_lightning.runs.report.runs import SCORE
+from ppo1_lightning.runs.report.statistics import Floats
 
 X_AXES = {"env_steps": "environment steps", "seconds": "wall time of training"}
 
@@ -61,17 +61,33 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """The charts of one environment: those of which some run has the column."""
+    """The charts of one environment: those of which some run has the column; or of all of them."""
 
-    env: str
+    title: str
     curves: list[Chart]
     diagnostics: list[Chart]
     throughput: list[Chart]
 
 
-def section_of(groups: Sequence[Group], env: str) -> Section:
+def sections_of(groups: Sequence[Group], envs: Sequence[str]) -> list[Section]:
+    """Return the sections of a page: all environments together, where there are several, first."""
+    sections = [_section_of(groups, env) for env in envs]
+    together = "interquartile mean of scaled returns, as far as the shortest run"
+    lines = sample_efficiency(groups, envs)
+    chart = _chart(lines, SCORE, "Sample efficiency", together, height=340, labels=True)
+    if chart is not None:
+        sections.insert(0, Section(f"All {len(envs)} environments", [chart], [], []))
+    return sections
+
+
+def _section_of(groups: Sequence[Group], env: str) -> Section:
     """Return the charts of one environment, a line for each group."""
-    large, small = (partial(_chart, groups, env, height=height) for height in (340, 210))
+
+    def chart(column: str, *titles: str, x_axis: str = "env_steps", **look: Any) -> Chart | None:
+        lines = [(g, c) for g in groups if (c := curve_of(g.of(env), column, x_axis)) is not None]
+        return _chart(lines, column, *titles, x_axis=x_axis, **look)
+
+    large, small = (partial(chart, height=height) for height in (340, 210))
     returns = "mean of the last 100 training episodes"
     curves = [
         large(SCORE, f"Return over {X_AXES[axis]}", returns, x_axis=axis, labels=len(groups) > 1)
@@ -82,45 +98,8 @@ def section_of(groups: Sequence[Group], env: str) -> Section:
     return Section(env, *([chart for chart in part if chart is not None] for part in parts))
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Mean and interval of a group's runs, ``[G]`` each; NaN where there is none."""
-
-    x: Floats
-    mean: Floats
-    low: Floats
-    high: Floats
-    complete: NDArray[np.bool_]
-    """Where all of the group's runs count: none has ended, or not logged anything yet."""
-
-
-def curve_of(runs: Sequence[Run], column: str, x_axis: str) -> Curve | None:
-    """Return the curve of runs of one environment, None where none of them has the column.
-
-    Over wall time a finished run keeps its last value until the slowest of its group has finished.
-    """
-    runs = [run for run in runs if np.isfinite(run.column(column) + run.column(x_axis)).any()]
-    if not runs:
-        return None
-    grid = common_grid([run.column(x_axis)[np.isfinite(run.column(column))] for run in runs])
-    stays = [x_axis == "seconds" and run.share >= 1 for run in runs]
-    curves = np.stack(
-        [
-            resample(
-                run.column(x_axis),
-                run.column(column),
-                grid,
-                right=run.last(column) if stay else np.nan,
-            )
-            for run, stay in zip(runs, stays, strict=True)
-        ]
-    )
-    return Curve(grid, *mean_and_interval(curves), np.asarray(np.isfinite(curves).all(0)))
-
-
 def _chart(
-    groups: Sequence[Group],
-    env: str,
+    lines: Sequence[tuple[Group, Curve]],
     column: str,
     title: str,
     subtitle: str,
@@ -129,11 +108,10 @@ def _chart(
     x_axis: str = "env_steps",
     labels: bool = False,
 ) -> Chart | None:
-    """Return a line with its interval for each group, None where no run has the column."""
-    lines = [(g, c) for g in groups if (c := curve_of(g.of(env), column, x_axis)) is not None]
+    """Return a chart of lines with their intervals, None where there is no line."""
     if not lines:
         return None
-    lines.sort(key=lambda line: (line[0].colour is not None, -(line[0].colour or 0)))
+    lines = sorted(lines, key=lambda line: (line[0].colour is not None, -(line[0].colour or 0)))
     last = max(float(curve.x[-1]) for _, curve in lines)
     unit, unit_name = _time_unit(last) if x_axis == "seconds" else (1.0, "")
     low, high = _y_range(column, [curve for _, curve in lines])

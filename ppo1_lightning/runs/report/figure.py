@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from ppo1_lightning.errors import ConfigurationError
 from ppo1_lightning.runs.files import replacing
-from ppo1_lightning.runs.report.charts import curve_of
+from ppo1_lightning.runs.report.curves import curve_of
 from ppo1_lightning.runs.report.groups import Group, environments, make_groups
 from ppo1_lightning.runs.report.runs import SCORE, Run
 

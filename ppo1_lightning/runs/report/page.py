@@ -17,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ppo1_lightning.runs.files import replacing
-from ppo1_lightning.runs.report.charts import section_of
+from ppo1_lightning.runs.report.charts import sections_of
 from ppo1_lightning.runs.report.groups import (
     Group,
     differences,
@@ -85,7 +85,7 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
         groups=groups,
         group_of={run.name: group for group in groups for run in group.runs},
         envs=envs,
-        sections=[section_of(groups, env) for env in envs],
+        sections=sections_of(groups, envs),
         tables=score_tables(groups, envs),
         caveats=caveats(groups, envs),
         repeated=max(seeds) > 1,

@@ -10,7 +10,12 @@ import numpy as np
 
 from ppo1_lightning.runs.report.groups import Group, scales_of
 from ppo1_lightning.runs.report.runs import UNKNOWN_SEED, Run
-from ppo1_lightning.runs.report.statistics import Floats, bootstrap_interval, interquartile_mean
+from ppo1_lightning.runs.report.statistics import (
+    Floats,
+    bootstrap_interval,
+    interquartile_mean,
+    probability_of_improvement,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Score:
     mean: float
     std: float
     best: float
+    behind: float
+    """Probability that a run of the first group scores higher; NaN for the first itself."""
+    behind_low: float
+    behind_high: float
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,13 @@ def score_tables(groups: Sequence[Group], envs: Sequence[str]) -> list[ScoreTabl
     """Return a table for each environment and, where groups share several, one for all of them."""
     tables = []
     for env in envs:
-        scores = [_score(g, [known]) for g in groups if len(known := _scores(g, env))]
-        if scores:
-            tables.append(ScoreTable(env, "", _ranked(scores)))
+        strata = [(g, [known]) for g in groups if len(known := _scores(g, env))]
+        if strata:
+            tables.append(ScoreTable(env, "", _ranked(strata)))
     everywhere = [g for g in groups if all(len(_scores(g, env)) for env in envs)]
     if len(envs) > 1 and len(everywhere) > 1:
         scale = scales_of([run for group in groups for run in group.runs])
-        scaled = [_score(g, [scale[env](_scores(g, env)) for env in envs]) for g in everywhere]
+        scaled = [(g, [scale[env](_scores(g, env)) for env in envs]) for g in everywhere]
         note = "each environment scaled: 0 is the lowest final score of these runs, 1 the highest"
         tables.insert(0, ScoreTable(f"All {len(envs)} environments", note, _ranked(scaled)))
     return tables
@@ -85,18 +94,25 @@ def _scored(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if math.isfinite(run.score)]
 
 
-def _score(group: Group, strata: list[Floats]) -> Score:
+def _ranked(strata: Sequence[tuple[Group, list[Floats]]]) -> list[Score]:
+    """Return the scores of groups, the best first, for the scores of each on every environment."""
+    ranked = sorted(strata, key=lambda own: -interquartile_mean(np.concatenate(own[1])))
+    (best, first), *others = ranked
+    return [_score(best, first, None), *(_score(group, own, first) for group, own in others)]
+
+
+def _score(group: Group, strata: list[Floats], first: list[Floats] | None) -> Score:
     scores = np.concatenate(strata)
+    low, high = bootstrap_interval(strata)
+    nothing = (math.nan,) * 3
     return Score(
         group,
         len(scores),
         float(interquartile_mean(scores)),
-        *bootstrap_interval(strata),
+        float(low),
+        float(high),
         float(scores.mean()),
         float(scores.std(ddof=1)) if len(scores) > 1 else math.nan,
         float(scores.max()),
+        *(nothing if first is None else probability_of_improvement(first, strata)),
     )
-
-
-def _ranked(scores: list[Score]) -> list[Score]:
-    return sorted(scores, key=lambda score: -score.iqm)

@@ -113,7 +113,12 @@ def test_several_environments(tmp_path: Path) -> None:
                     tmp_path / name, env=env, clip_coef=clip, seed=seed, slope=clip * scale, rows=20
                 )
     page = _Content(make(tmp_path))
-    assert len(page.charts) == 2 * (2 + 6 + 1)
+    assert len(page.charts) == 1 + 2 * (2 + 6 + 1)
+    together = [trace for trace in page.charts[0]["data"] if trace.get("name") == "clip_coef 0.2"]
+    last = together[0]["x"].index(1000)
+    # after 10 rows, A: 3, 4, 5; B: 2001, 2002, 2003
+    assert together[0]["y"][last] == pytest.approx((0 + 1 / 2002 + 2 / 2002 + 0.25) / 4, rel=1e-4)
+    assert "0.97 (" in page.words  # of nine pairs on A one is a draw; B: all won
     assert "All 2 environments: each environment scaled" in page.words
     # A: 5, 6, 7 of 3 to 7; B: 4001, 4002, 4003 of 2001 to 4003; without the lowest and the highest
     expected = (0.75 + 2000 / 2002 + 2001 / 2002 + 1) / 4

@@ -14,6 +14,7 @@ from ppo1_lightning.runs.report.statistics import (
     common_grid,
     interquartile_mean,
     mean_and_interval,
+    probability_of_improvement,
     resample,
 )
 
@@ -60,6 +61,35 @@ def test_strata_keep_their_share() -> None:
     assert (low, high) == (0.5, 0.5)
     pooled_low, pooled_high = bootstrap_interval([np.repeat([0.0, 1.0], 5)])
     assert pooled_low < 0.2 < 0.8 < pooled_high
+
+
+def test_intervals_of_several_points_are_those_of_each() -> None:
+    scores = np.random.default_rng(2).normal(size=(3, 5))
+    single = np.array([[1.0], [2.0], [3.0]])
+    together = np.stack(bootstrap_interval([scores, single], repetitions=50_000), -1)
+    for point, ends in enumerate(together):
+        alone = bootstrap_interval([scores[point], single[point]], repetitions=50_000)
+        assert ends == pytest.approx(alone, abs=0.05)
+
+
+def test_probability_of_improvement_counts_pairs() -> None:
+    first = [np.array([1.0, 2.0, 3.0]), np.array([10.0])]
+    other = [np.array([2.0, 0.0]), np.array([9.0, 11.0, 12.0, 10.0])]
+    # of the pairs on the first environment 4 are won and 1 a draw, on the second 1 and 1
+    assert probability_of_improvement(first, other)[0] == pytest.approx((4.5 / 6 + 1.5 / 4) / 2)
+    backwards = 1 - probability_of_improvement(other, first)[0]
+    assert backwards == pytest.approx((4.5 / 6 + 1.5 / 4) / 2)
+
+
+def test_interval_of_a_probability_is_that_of_all_resamples() -> None:
+    first, other = np.array([1.0, 3.0]), np.array([2.0, 2.0, 4.0])
+    drawn = itertools.product(
+        itertools.product(first, repeat=2), itertools.product(other, repeat=3)
+    )
+    expected = [np.mean([x > y for x in xs for y in ys]) for xs, ys in drawn]
+    _, *ends = probability_of_improvement([first], [other], repetitions=100_000)
+    assert ends == pytest.approx(np.percentile(expected, (2.5, 97.5), method="inverted_cdf"))
+    assert np.isnan(probability_of_improvement([first[:1]], [other[:1]])[1:]).all()
 
 
 def test_one_score_has_no_interval() -> None:
