@@ -67,16 +67,38 @@ def memory() -> float:
         return math.inf
 
 
-def seconds_since_start() -> float | None:
-    """Return how long this process has been running, None where the system does not say."""
-    if sys.platform != "linux":
-        return None
-    try:
-        after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2]
-    except OSError:
-        return None
-    started = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")  # proc(5): field 22
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+class StartUp:
+    """The seconds from the start of this process to its first environment step.
+
+    Attributes:
+        began: when it started, in seconds since boot; None where the system does not say, and once
+            the seconds have been told: they are no other run's.
+    """
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+        with suppress(OSError):
+            if sys.platform == "linux":
+                after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2]
+                # proc(5): field 22
+                self.began = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
+
+    def begin(self, began: float | None) -> None:
+        """Count from a command's start, or from now: the next job of a sweep."""
+        self.began = began
+
+    def now(self) -> float | None:
+        """Return the seconds since boot."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else None
+
+    def end(self) -> float | None:
+        """Return the seconds, and count no more."""
+        began, self.began = self.began, None
+        now = self.now()
+        return None if began is None or now is None else now - began
+
+
+start_up = StartUp()
 
 
 def lock(descriptor: int, *, wait: bool = False) -> None:

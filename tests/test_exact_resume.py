@@ -284,9 +284,10 @@ def costs_told_on_rank(rank: int, folder: Path) -> list[str]:
     log.addHandler(handler)
     log.setLevel("INFO")
     fit(folder, 7, devices=2, mpi_workers=1)
-    return [line for line in told if "devices share" in line]
+    return [line for line in told if "devices share" in line or "update: " in line]
 
 
-def test_what_sharing_costs_is_told_once_however_often_a_run_starts_anew(tmp_path: Path) -> None:
-    for told in run_on_ranks(costs_told_on_rank, 2, tmp_path):  # checkpoints after 3 and 6
-        assert len(told) == 1
+def test_what_a_run_is_made_of_is_told_once_however_often_it_starts_anew(tmp_path: Path) -> None:
+    told, *others = run_on_ranks(costs_told_on_rank, 2, tmp_path)  # checkpoints after 3 and 6
+    assert ["devices share" in line for line in told] == [True, False]
+    assert others == [[]]

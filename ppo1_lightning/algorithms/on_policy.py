@@ -270,6 +270,7 @@ class OnPolicyModule(PolicyModule):
         loop.log_over_env_steps(self)
         if self.owes_evaluation:
             loop.make_up_evaluation(self)
+        self._before = None  # of a fit that ended by an error
         self.clock.start(self.counters)
 
     @hooks.own

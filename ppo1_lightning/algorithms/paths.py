@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ppo1_lightning.algorithms import checks, loop
@@ -46,7 +47,8 @@ def make_paths(
         acting[compiled] = make_acting(module, rollout, compiled=compiled)
 
     update, told = _make_update(module, segment, sizes, start_acting)
-    _log.info("update: %s%s", told, _start_up(module) if first else "")
+    say = _log.info if first else _log.debug  # later ones are made as the first
+    rank_zero_only(say)("update: %s%s", told, _start_up(module))
     return update, acting.get(update.compiled)
 
 
@@ -55,7 +57,7 @@ def _start_up(module: OnPolicyModule) -> str:
     seconds = getattr(module._datamodule, "seconds_to_first_step", None)
     if seconds is None:
         return ""
-    return f"; first environment step {seconds:.1f} s after the process began"
+    return f"; first environment step {seconds:.1f} s after the start"
 
 
 def _make_update(

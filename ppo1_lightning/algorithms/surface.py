@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ppo1_lightning.algorithms.flat import FlatParameters
@@ -117,9 +119,18 @@ def make_graphs(
     objective = Objective(module, module.gain_and_kl)
     eager = EagerSurface(module.gain_and_kl, parameters, batch, fisher_batch)
     batches = batch, fisher_batch
+    started = time.perf_counter()
     graphs, reason = fast.make_surfaces(
-        objective, parameters.parameters, eager, batches, compiled=update.compiled
+        objective,
+        parameters.parameters,
+        eager,
+        batches,
+        compiled=update.compiled,
+        was_kept=update.was_kept,
     )
     if graphs is None:
         _log.warning("policy step: eager: %s", reason)
+    else:
+        seconds = time.perf_counter() - started
+        rank_zero_only(_log.info)("policy step: %s in %.1f s", update.path, seconds)
     return graphs

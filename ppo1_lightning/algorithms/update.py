@@ -24,11 +24,15 @@ class Update(Protocol):
         path: "eager", "traced" or "compiled".
         compiled: whether a run's other graphs are; "kept": those of an earlier run are.
         max_grad_norm: largest norm of the gradient, None for no clipping.
+        was_kept: whether an earlier run has left its graphs compiled on this machine.
     """
 
     path: str
     compiled: Compiled
     max_grad_norm: float | None
+
+    @property
+    def was_kept(self) -> bool: ...
 
     def __call__(self, minibatches: Minibatch) -> None:
         """Take the steps: fields are ``[M, B, ...]``."""
@@ -69,6 +73,7 @@ class EagerUpdate:
 
     path = "eager"
     compiled: Compiled = False
+    was_kept = False
 
     def __init__(
         self,

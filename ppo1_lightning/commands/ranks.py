@@ -134,7 +134,8 @@ def run_ranks(task: Callable[[DictConfig], Any], config: DictConfig, devices: in
                 max_restarts=0,
                 logs_specs=DefaultLogsSpecs(os.devnull),  # no files: each rank tells its errors
             )
-            return elastic_launch(launch, _run_rank)(task, resolved, _job_logging())[0]
+            rest = _job_logging(), system.start_up.began
+            return elastic_launch(launch, _run_rank)(task, resolved, *rest)[0]
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
@@ -172,11 +173,17 @@ def _job_logging() -> tuple[Any, Any] | None:
     return OmegaConf.to_container(hydra.job_logging, resolve=True), hydra.verbose
 
 
-def _run_rank(task: Callable[[DictConfig], Any], config: Any, logs: tuple[Any, Any] | None) -> Any:
+def _run_rank(
+    task: Callable[[DictConfig], Any],
+    config: Any,
+    logs: tuple[Any, Any] | None,
+    began: float | None,
+) -> Any:
     """Do this rank's part of its job. It is sent SIGTERM when the launcher has died.
 
     PyTorch would send SIGINT, once for each thread of the launcher, and two of them stop at once.
     """
+    system.start_up.begin(began)  # of the command
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # does nothing but on Linux
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     system.leave_terminal()  # a terminal's Ctrl-C comes from the launcher, and only once

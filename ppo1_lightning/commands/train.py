@@ -47,6 +47,7 @@ from ppo1_lightning.runs.instantiation import check_scalars, make
 from ppo1_lightning.runs.signals import exit_status_of_signals
 from ppo1_lightning.simulators import EnvironmentSpec
 from ppo1_lightning.simulators.vector import pools_of
+from ppo1_lightning.system import start_up
 
 log = logging.getLogger("ppo1_lightning")
 
@@ -84,6 +85,8 @@ def train(config: DictConfig) -> float | None:
         raise ConfigurationError(
             f"trainer.default_root_dir={folder} cannot be a folder ({error.strerror})"
         ) from error
+    if start_up.began is None:  # told by an earlier job of this process
+        start_up.begin(start_up.now())
     if cli.process_rank() == 0:
         lock.hold(folder)
     try:

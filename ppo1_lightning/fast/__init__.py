@@ -111,18 +111,27 @@ def make_surfaces(
     batches: Sequence[Sequence[Tensor]],
     *,
     compiled: Compiled,
+    was_kept: bool = True,
 ) -> tuple[SurfaceGraphs | None, str]:
     """Return gain and KL around a policy as graphs, see `SurfaceGraphs`, or None and why not.
 
     On every rank, once what they compute is what ``eager``, a surface of these batches, does.
+
+    Args:
+        was_kept: whether an earlier run has left the update's graphs, and so most likely these.
     """
+    device, started = batches[0][0].device, time.perf_counter()
 
     def make() -> SurfaceGraphs:
         graphs = SurfaceGraphs(objective, parameters, batches, compiled=compiled)
         check.compare_surfaces(graphs(*batches), eager, parameters, graphs.names)
         return graphs
 
-    return _on_every_rank(make, batches[0][0].device)
+    graphs, reason = _on_every_rank(make, device)
+    if graphs is not None and compiled is True and not was_kept:
+        seconds = native.seconds_of_compiling(device.type) + time.perf_counter() - started
+        native.note_seconds_of_compiling(device.type, seconds)  # beside the update's
+    return graphs, reason
 
 
 def make_acting(

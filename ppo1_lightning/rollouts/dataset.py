@@ -15,7 +15,7 @@ from ppo1_lightning.rollouts.budget import Budget
 from ppo1_lightning.rollouts.collector import Actor, Collector, Rollout
 from ppo1_lightning.rollouts.seeding import generator
 from ppo1_lightning.simulators.base import Simulator
-from ppo1_lightning.system import seconds_since_start
+from ppo1_lightning.system import start_up
 
 
 def _without_copies(rollout: Rollout, num_envs: int) -> Rollout:
@@ -59,7 +59,7 @@ class RolloutDataset(IterableDataset[Rollout]):
         self._budget = budget
         self._num_envs, self._num_steps, self._seed = num_envs, num_steps, seed
         self._collector: Collector | None = None
-        self.seconds_to_first_step: float | None = None  # of this process, None: not known
+        self.seconds_to_first_step: float | None = None  # see `system.StartUp`
 
     def __len__(self) -> int:
         """Return the iterations of the whole run, those before a resume included."""
@@ -102,7 +102,7 @@ class RolloutDataset(IterableDataset[Rollout]):
                 state = self._actor.initial_state(simulator.num_envs)
                 self._collector = Collector(simulator, state)
             if self.seconds_to_first_step is None:
-                self.seconds_to_first_step = seconds_since_start()
+                self.seconds_to_first_step = start_up.end()
             rollout = self._collector.collect(
                 self._actor.acting,
                 self._noise(counters.iterations),

@@ -67,8 +67,9 @@ class Segment(NamedTuple):
     Units are in the order of workers, then of time, then of environments; for a policy without
     memory a unit is a row.
 
-    Where ranks share environments, all of them have the rows of all, and each its own rows of the
-    minibatches: means over B are the same on every rank, and so their mean over ranks is.
+    Where ranks share environments (``shared``), all of them have the rows of all, and each its own
+    rows of every minibatch: means over B are the same on every rank, and so their mean over ranks
+    is.
 
     Invalid rows stay where they are; their weight in a minibatch is 0. The minibatches are drawn
     beforehand: those of E passes, and of one more over which losses are measured.
@@ -88,6 +89,7 @@ class Segment(NamedTuple):
     row_weights: Tensor  # [E + 1, M, b], see `Minibatch`
     row_advantages: Tensor  # [E + 1, M, b]
     units_per_worker: int
+    shared: bool = False
 
     def minibatches(self, *, pass_by_pass: bool = False) -> Iterator[Minibatch]:
         """Yield the minibatches of all passes, in order and behind one another ``[M, b, ...]``.
@@ -135,19 +137,22 @@ class Segment(NamedTuple):
         return len(self.valid) // len(self.state)
 
     def whole(self) -> Minibatch:
-        """Return all rows as one minibatch ``[B, ...]``."""
+        """Return all rows as one minibatch ``[B, ...]``: this rank's share of them."""
+        if self.shared:
+            return self.every(1)
         return Minibatch(*self[:7], minibatch_weights(self.valid), self.starts, self.state)
 
     def every(self, n: int) -> Minibatch:
         """Return the first unit of each worker's segment, and every n-th after it, as a minibatch.
 
-        Whether a unit is taken does not depend on the devices.
+        Whether a unit is taken does not depend on the devices; of shared ones a rank has its share.
         """
         units = torch.arange(len(self.state), device=self.valid.device)
         units = units.view(-1, self.units_per_worker)[:, ::n].flatten()
+        units, are_own = own_units(units) if self.shared else (units, True)
         rows = rows_of_units(units, self.length, len(self.state))
         own = {name: getattr(self, name)[rows] for name in (*Segment._fields[:7], "starts")}
-        weights = minibatch_weights(self.valid[rows])
+        weights = minibatch_weights(self.valid[rows] & are_own)
         return Minibatch(**own, weights=weights, state=self.state[units])
 
     def last_pass(self) -> Minibatch:
@@ -233,6 +238,7 @@ def lay_out(
         row_weights=minibatch_weights(its_valid[rows]),
         row_advantages=row_advantages,
         units_per_worker=sizes.units_per_worker,
+        shared=sizes.shared,
     )
 
 

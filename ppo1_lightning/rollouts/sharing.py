@@ -7,21 +7,23 @@ import logging
 import time
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ppo1_lightning.distributed import all_gather, all_sum, rank, world_size
 from ppo1_lightning.rollouts.collector import Rollout
 from ppo1_lightning.rollouts.sizes import Sizes
 
-_log = logging.getLogger(__name__)
+_say = rank_zero_only(logging.getLogger(__name__).info)
 
 
 def gather(rollout: Rollout, *estimates: Tensor) -> tuple[Rollout, *tuple[Tensor, ...]]:
     """Return the rollout of all ranks' environments, and estimates ``[T, N]``, on every rank."""
 
     def whole(field: Tensor) -> Tensor:
-        numbers = field.byte() if field.dtype == torch.bool else field  # which gloo can send
-        return all_gather(numbers, dim=1)[:, : rollout.num_envs].to(field.dtype)
+        numbers = field.unsqueeze(-1).contiguous().view(torch.uint8)  # gloo sends not all dtypes
+        gathered = all_gather(numbers, dim=1)[:, : rollout.num_envs]
+        return gathered.contiguous().view(field.dtype).squeeze(-1)
 
     names = ("observations", "actions", "values", "dist_params", "valid", "states", "starts")
     fields = {name: getattr(rollout, name) for name in names}
@@ -52,11 +54,18 @@ def tell_cost(rollout: Rollout, sizes: Sizes, gradient: Tensor) -> None:
             torch.cuda.synchronize(gradient.device)
         times.append(time.perf_counter())
     gathering, summing = (1000 * (b - a) for a, b in itertools.pairwise(times))
-    _log.info(
+    _say(
         "%d devices share %d environment%s%s: each has the whole rollout, gathered once an "
-        "iteration (%.1f ms), and takes %d of a minibatch's %d rows; each of %d steps waits %.1f "
-        "ms for the sum of gradients, as on any several devices",
+        "iteration (%.1f ms), and %s of a minibatch's %d rows; an optimizer step (%d an iteration) "
+        "waits %.1f ms for the sum of gradients, as on any several devices",
         *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else "", sizes.and_copies),
-        *(gathering, sizes.minibatch_rows_per_device, sizes.minibatch_size),
-        *(sizes.minibatches * sizes.epochs, summing),
+        *(gathering, _takes(sizes), sizes.minibatch_size, sizes.minibatches * sizes.epochs),
+        summing,
     )
+
+
+def _takes(sizes: Sizes) -> str:
+    rows, idle = sizes.minibatch_rows_per_device, sizes.idle_devices
+    if not idle:
+        return f"takes at most {rows}" if sizes.minibatch_size % sizes.devices else f"takes {rows}"
+    return f"{sizes.devices - idle} of them take {rows}, {idle} none,"

@@ -89,6 +89,11 @@ class Sizes:
         _check_divides(
             "minibatch_size", self.minibatch_size, "mpi_workers", self.mpi_workers, length
         )
+        if self.devices > self.rows:
+            raise ConfigurationError(
+                f"{self.devices} devices are more than the rollout's num_envs * num_steps = "
+                f"{self.rows} rows, expected at most {self.rows}"
+            )
         if self.minibatch_size > self.rows:
             raise ConfigurationError(
                 f"minibatch_size={self.minibatch_size} is more than the rollout's "
@@ -156,6 +161,11 @@ class Sizes:
         return -(-units // self.devices) * self.sequence_length
 
     @property
+    def idle_devices(self) -> int:
+        """Devices that have no row of any minibatch: there are more of them than units in it."""
+        return max(0, self.devices - self.minibatch_size // self.sequence_length)
+
+    @property
     def workers_per_device(self) -> int:
         """Workers whose rows each rank has."""
         return self.mpi_workers if self.shared else self.mpi_workers // self.devices
@@ -167,6 +177,8 @@ class Sizes:
         dropped = self.rows - self.minibatches * self.minibatch_size
         total = "as the run goes" if iterations is None else f"{iterations * steps:,} in all"
         per_device = f"{self.minibatch_rows_per_device} per device"
+        if self.idle_devices:
+            per_device += f", none for {self.idle_devices} of them"
         rows_per_device = self.rows // (1 if self.shared else self.devices)
         return {
             "budget": str(budget),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from typing import Any
 
 import pytest
@@ -58,19 +59,25 @@ def test_choice(path: str, optimizer_steps: int | None, taken: str):
 def test_a_run_tells_its_path_and_when_it_began_in_one_line(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "ppo1_lightning")
     data = RolloutDataModule("CartPole-v1", num_envs=2, num_steps=32, total_steps=128)
-    started = system.seconds_since_start()
+    system.start_up.begin(system.StartUp().began)
+    started = time.perf_counter()
+    before = system.StartUp().end()
     options: Any = {"logger": False, "enable_checkpointing": False, "max_epochs": -1}
     trainer = Trainer(accelerator="cpu", enable_progress_bar=False, **options)
     trainer.fit(PPO(small_mlp, compile="trace"), datamodule=data)
     (line,) = [m for m in caplog.messages if m.startswith("update: ")]
     told = re.fullmatch(
         r"update: traced in \d+\.\d s, \d+\.\d\d ms a step; "
-        r"first environment step (\d+\.\d) s after the process began",
+        r"first environment step (\d+\.\d) s after the start",
         line,
     )
-    ended = system.seconds_since_start()
     assert told is not None
-    assert (started or 0) - 0.1 < float(told[1]) < (ended or 0)
+    assert before is not None
+    assert before - 0.1 < float(told[1]) < before + time.perf_counter() - started + 0.1
+    caplog.clear()
+    trainer.fit(PPO(small_mlp, compile="trace"), datamodule=data)  # it did not begin there
+    (line,) = [m for m in caplog.messages if m.startswith("update: ")]
+    assert "first environment step" not in line
 
 
 @pytest.mark.usefixtures("no_compiling")

@@ -90,6 +90,9 @@ def test_a_device_s_share_of_a_minibatch_is_of_whole_units() -> None:
     for units, devices, rows in ((4, 3, 32), (2, 3, 16), (1, 2, 16)):
         shared = Sizes.create(**sizes, minibatch_size=16 * units, devices=devices)
         assert shared.minibatch_rows_per_device == rows
+        assert shared.idle_devices == max(0, devices - units)
+        told = shared.describe(Budget(total_seconds=60))["rows per minibatch"]
+        assert ("none for 1 of them" in told) is (devices > units)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +102,7 @@ def test_a_device_s_share_of_a_minibatch_is_of_whole_units() -> None:
         ({"mpi_workers": 16}, "num_envs=8 is not a multiple of mpi_workers=16.*num_envs=16$"),
         ({"mpi_workers": 8, "minibatch_size": 60}, "minibatch_size=60 .*minibatch_size=56 or 64"),
         ({"minibatch_size": 2048}, "minibatch_size=2048 is more than .* 1024 rows"),
+        ({"devices": 1025}, "1025 devices are more than .* 1024 rows, expected at most 1024"),
         ({"num_envs": 0}, "num_envs=0 is out of range, expected at least 1"),
         ({"num_steps": -1}, "num_steps=-1 is out of range"),
         ({"minibatch_size": 2.5}, "minibatch_size=2.5 is not a whole number"),
