@@ -6,6 +6,7 @@ HalfCheetah by its preset, CNNs on Pong by the paper's.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from unittest import mock
 
@@ -56,6 +57,7 @@ def norms(*words: str) -> Tensor:
 
 def main() -> None:
     """Print a row for each network."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     table = Table("network", "clipped", "median norm", "minibatches")
     for name, words in NETWORKS.items():
         found = norms(*words)

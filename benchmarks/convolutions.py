@@ -6,8 +6,8 @@ and for it and all gradients that training needs.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -82,9 +82,12 @@ def _milliseconds(call: Callable[[], None]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", nargs="*", type=int, default=[8, 256], help="at once: 8 and 256")
+    numbers = parser.parse_args().images
     keep_freed_memory()
     table = Table("images", "layer", "output", "PyTorch's", "with gradients", "PyTorch's")
-    for images in map(int, sys.argv[1:] or ("8", "256")):
+    for images in numbers:
         for layer in LAYERS:
             figures = []
             for learn in (False, True):
