@@ -68,34 +68,42 @@ def memory() -> float:
 
 
 class StartUp:
-    """The seconds from the start of this process to its first environment step.
+    """The seconds from the start of a command to its first environment step.
 
     Attributes:
-        began: when it started, in seconds since boot; None where the system does not say, and once
-            the seconds have been told: they are no other run's.
+        began: when it started, in seconds since boot; None where the system does not say, for who
+            is no command, and once the seconds have been told.
     """
 
     def __init__(self) -> None:
         self.began: float | None = None
-        with suppress(OSError):
-            if sys.platform == "linux":
-                after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2]
-                # proc(5): field 22
-                self.began = int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
+        self._is_first = True
 
-    def begin(self, began: float | None) -> None:
-        """Count from a command's start, or from now: the next job of a sweep."""
-        self.began = began
-
-    def now(self) -> float | None:
-        """Return the seconds since boot."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else None
+    def begin(self, began: float | None = None) -> None:
+        """Count from then, from the start of this process, or from now: a sweep's later jobs."""
+        if began is None:
+            began = _process_began() if self._is_first else _since_boot()
+        self.began, self._is_first = began, False
 
     def end(self) -> float | None:
         """Return the seconds, and count no more."""
         began, self.began = self.began, None
-        now = self.now()
+        now = _since_boot()
         return None if began is None or now is None else now - began
+
+
+def _since_boot() -> float | None:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else None
+
+
+def _process_began() -> float | None:
+    if sys.platform != "linux":
+        return None
+    try:
+        after_name = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2]
+    except OSError:
+        return None
+    return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")  # proc(5): field 22
 
 
 start_up = StartUp()

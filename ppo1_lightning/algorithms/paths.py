@@ -48,11 +48,11 @@ def make_paths(
 
     update, told = _make_update(module, segment, sizes, start_acting)
     say = _log.info if first else _log.debug  # later ones are made as the first
-    rank_zero_only(say)("update: %s%s", told, _start_up(module))
+    rank_zero_only(say)("update: %s%s", told, _told_start_up(module))
     return update, acting.get(update.compiled)
 
 
-def _start_up(module: OnPolicyModule) -> str:
+def _told_start_up(module: OnPolicyModule) -> str:
     """Return how long it took until the run began, in words; nothing where that is not known."""
     seconds = getattr(module._datamodule, "seconds_to_first_step", None)
     if seconds is None:
@@ -135,7 +135,7 @@ def choose_path(
     if update is None:
         _refuse_unless_auto(compile, why_not)
         _log.warning("update: tracing failed: %s", why_not)
-        return eager, "eager"
+        return eager, "eager (tracing failed)"
     device = example.observations.device
     compiled = compile is True
     if compile == "auto":

@@ -183,7 +183,8 @@ def _run_rank(
 
     PyTorch would send SIGINT, once for each thread of the launcher, and two of them stop at once.
     """
-    system.start_up.begin(began)  # of the command
+    if began is not None:
+        system.start_up.begin(began)  # with the command
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # does nothing but on Linux
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     system.leave_terminal()  # a terminal's Ctrl-C comes from the launcher, and only once

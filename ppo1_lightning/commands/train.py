@@ -85,14 +85,14 @@ def train(config: DictConfig) -> float | None:
         raise ConfigurationError(
             f"trainer.default_root_dir={folder} cannot be a folder ({error.strerror})"
         ) from error
-    if start_up.began is None:  # told by an earlier job of this process
-        start_up.begin(start_up.now())
+    start_up.begin()
     if cli.process_rank() == 0:
         lock.hold(folder)
     try:
         return _train(config, folder)
     finally:
         lock.release(folder)
+        start_up.end()
 
 
 def _train(config: DictConfig, folder: Path) -> float | None:

@@ -111,7 +111,7 @@ def make_surfaces(
     batches: Sequence[Sequence[Tensor]],
     *,
     compiled: Compiled,
-    was_kept: bool = True,
+    was_kept: bool,
 ) -> tuple[SurfaceGraphs | None, str]:
     """Return gain and KL around a policy as graphs, see `SurfaceGraphs`, or None and why not.
 

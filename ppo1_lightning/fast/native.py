@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ppo1_lightning import system
+from ppo1_lightning.distributed import local_ranks
 from ppo1_lightning.errors import one_line
 from ppo1_lightning.fast import processes
 
@@ -146,7 +147,12 @@ def seconds_of_compiling(device: str) -> float:
 
 
 def note_seconds_of_compiling(device: str, seconds: float) -> None:
-    """Keep it for the runs to come, where there is room; they see all of it or nothing."""
+    """Keep it for the runs to come, where there is room; they see all of it or nothing.
+
+    Of several ranks on this machine one does.
+    """
+    if local_ranks()[1]:
+        return
     with contextlib.suppress(OSError):
         file = cache_folder() / f"seconds_{device}"
         part = file.with_suffix(f".{os.getpid()}")

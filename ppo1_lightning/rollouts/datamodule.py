@@ -106,7 +106,8 @@ class RolloutDataModule(LightningDataModule):
         if self.trainer is None:
             raise ConfigurationError("train_dataloader() needs a Trainer: use Trainer.fit")
         module: Any = self.trainer.lightning_module
-        shared = hasattr(module, "sizes") and module.sizes(self.num_envs, self.num_steps).shared
+        known = hasattr(module, "policy") and hasattr(module, "sizes")
+        shared = known and module.sizes(self.num_envs, self.num_steps).shared
         own = len(distributed.own_environments(self.num_envs))
         rows = (self.num_envs if shared else own) * (self.num_steps + 1)
         row = row_space(self.spaces[0])
@@ -131,8 +132,7 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def seconds_to_first_step(self) -> float | None:
-        """Seconds from the start of the process, or of a command's job, to its first environment
-        step; None where that is not known, or told before: of another fit."""
+        """Seconds from a command's start to its first environment step; None: not known."""
         return None if self._dataset is None else self._dataset.seconds_to_first_step
 
     def restart(self) -> None:

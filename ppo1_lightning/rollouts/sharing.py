@@ -56,16 +56,17 @@ def tell_cost(rollout: Rollout, sizes: Sizes, gradient: Tensor) -> None:
     gathering, summing = (1000 * (b - a) for a, b in itertools.pairwise(times))
     _say(
         "%d devices share %d environment%s%s: each has the whole rollout, gathered once an "
-        "iteration (%.1f ms), and %s of a minibatch's %d rows; an optimizer step (%d an iteration) "
+        "iteration (%.1f ms), and %s; an optimizer step (%d an iteration) "
         "waits %.1f ms for the sum of gradients, as on any several devices",
         *(sizes.devices, sizes.num_envs, "s" if sizes.num_envs > 1 else "", sizes.and_copies),
-        *(gathering, _takes(sizes), sizes.minibatch_size, sizes.minibatches * sizes.epochs),
-        summing,
+        *(gathering, _takes(sizes), sizes.minibatches * sizes.epochs, summing),
     )
 
 
 def _takes(sizes: Sizes) -> str:
     rows, idle = sizes.minibatch_rows_per_device, sizes.idle_devices
-    if not idle:
-        return f"takes at most {rows}" if sizes.minibatch_size % sizes.devices else f"takes {rows}"
-    return f"{sizes.devices - idle} of them take {rows}, {idle} none,"
+    of_all = f"of a minibatch's {sizes.minibatch_size} rows"
+    if idle:
+        return f"{sizes.devices - idle} of them take {rows} {of_all}, {idle} none"
+    units = sizes.minibatch_size // sizes.sequence_length
+    return f"takes {'at most ' if units % sizes.devices else ''}{rows} {of_all}"

@@ -59,9 +59,10 @@ def test_choice(path: str, optimizer_steps: int | None, taken: str):
 def test_a_run_tells_its_path_and_when_it_began_in_one_line(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, "ppo1_lightning")
     data = RolloutDataModule("CartPole-v1", num_envs=2, num_steps=32, total_steps=128)
-    system.start_up.begin(system.StartUp().began)
-    started = time.perf_counter()
-    before = system.StartUp().end()
+    command = system.StartUp()
+    command.begin()
+    system.start_up.begin(command.began)
+    started, before = time.perf_counter(), command.end()
     options: Any = {"logger": False, "enable_checkpointing": False, "max_epochs": -1}
     trainer = Trainer(accelerator="cpu", enable_progress_bar=False, **options)
     trainer.fit(PPO(small_mlp, compile="trace"), datamodule=data)

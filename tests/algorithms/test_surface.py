@@ -60,7 +60,12 @@ def surfaces(module: TRPO, *, compiled: bool = False) -> tuple[Any, EagerSurface
     eager = EagerSurface(module.gain_and_kl, parameters, batch, fisher)
     objective = Objective(module, module.gain_and_kl)
     graphs, reason = make_surfaces(
-        objective, parameters.parameters, eager, (batch, fisher), compiled=compiled
+        objective,
+        parameters.parameters,
+        eager,
+        (batch, fisher),
+        compiled=compiled,
+        was_kept=True,
     )
     return graphs and graphs(batch, fisher), eager, reason
 

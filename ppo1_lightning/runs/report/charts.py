@@ -84,7 +84,7 @@ def _section_of(groups: Sequence[Group], env: str) -> Section:
     """Return the charts of one environment, a line for each group."""
 
     def chart(column: str, *titles: str, x_axis: str = "env_steps", **look: Any) -> Chart | None:
-        lines = [(g, c) for g in groups if (c := curve_of(g.of(env), column, x_axis)) is not None]
+        lines = [(g, c) for g in groups if (c := curve_of(g, env, column, x_axis)) is not None]
         return _chart(lines, column, *titles, x_axis=x_axis, **look)
 
     large, small = (partial(chart, height=height) for height in (340, 210))
@@ -109,6 +109,7 @@ def _chart(
     labels: bool = False,
 ) -> Chart | None:
     """Return a chart of lines with their intervals, None where there is no line."""
+    lines = [line for line in lines if np.isfinite(line[1].mean).any()]
     if not lines:
         return None
     lines = sorted(lines, key=lambda line: (line[0].colour is not None, -(line[0].colour or 0)))

@@ -32,12 +32,14 @@ class Curve:
     """Where all of the group's runs count: none has ended, or not logged anything yet."""
 
 
-def curve_of(runs: Sequence[Run], column: str, x_axis: str) -> Curve | None:
-    """Return the curve of runs of one environment, None where none of them has the column.
+def curve_of(group: Group, env: str, column: str, x_axis: str) -> Curve | None:
+    """Return the curve of a group's runs on one environment, None where none has the column.
 
-    Over wall time a finished run keeps its last value until the slowest of its group has finished.
+    A grey group has no interval: of many it takes long, and it is not drawn. Over wall time a
+    finished run keeps its last value until the slowest of its group has finished.
     """
-    runs = [run for run in runs if np.isfinite(run.column(column) + run.column(x_axis)).any()]
+    has_rows = [np.isfinite(r.column(column) + r.column(x_axis)).any() for r in group.of(env)]
+    runs = [run for run, has in zip(group.of(env), has_rows, strict=True) if has]
     if not runs:
         return None
     grid = common_grid([run.column(x_axis)[np.isfinite(run.column(column))] for run in runs])
@@ -53,7 +55,9 @@ def curve_of(runs: Sequence[Run], column: str, x_axis: str) -> Curve | None:
             for run, stay in zip(runs, stays, strict=True)
         ]
     )
-    return Curve(grid, *mean_and_interval(curves), np.asarray(np.isfinite(curves).all(0)))
+    repetitions = 0 if group.colour is None else 1000
+    means = mean_and_interval(curves, repetitions=repetitions)
+    return Curve(grid, *means, np.asarray(np.isfinite(curves).all(0)))
 
 
 def sample_efficiency(groups: Sequence[Group], envs: Sequence[str]) -> list[tuple[Group, Curve]]:
@@ -71,8 +75,8 @@ def sample_efficiency(groups: Sequence[Group], envs: Sequence[str]) -> list[tupl
         return []
     runs = [run for _, of_envs in scored for of_env in of_envs for run in of_env]
     known = [run.column("env_steps")[np.isfinite(run.column(SCORE))] for run in runs]
-    grid = common_grid(known)
-    grid = grid[(grid >= max(map(np.min, known))) & (grid <= min(map(np.max, known)))]
+    first, last = max(map(np.min, known)), min(map(np.max, known))
+    grid = common_grid([steps[(steps >= first) & (steps <= last)] for steps in known])
     if not len(grid):
         return []
     scale = scales_of([run for group in groups for run in group.runs])
@@ -85,6 +89,8 @@ def sample_efficiency(groups: Sequence[Group], envs: Sequence[str]) -> list[tupl
     for group, of_envs in scored:
         strata = [scaled(env, of_env) for env, of_env in zip(envs, of_envs, strict=True)]
         mean = interquartile_mean(np.concatenate(strata, -1), axis=-1)
-        low, high = bootstrap_interval(strata, repetitions=1000)
+        low, high = np.full((2, len(grid)), np.nan)
+        if group.colour is not None:
+            low, high = bootstrap_interval(strata, repetitions=1000)
         found.append((group, Curve(grid, mean, low, high, np.ones(len(grid), bool))))
     return found

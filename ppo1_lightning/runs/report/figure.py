@@ -93,7 +93,7 @@ def add_legend(figure: Figure, named: Mapping[str, Any]) -> None:
 
 def _draw(panel: Axes, groups: Sequence[Group], env: str) -> None:
     for group in sorted(groups, key=lambda group: group.colour is not None):
-        curve = curve_of(group.of(env), SCORE, "env_steps")
+        curve = curve_of(group, env, SCORE, "env_steps")
         if curve is None:
             continue
         look: dict[str, Any] = {"color": GREY, "linewidth": 0.6}

@@ -30,10 +30,10 @@ class Score:
     mean: float
     std: float
     best: float
-    behind: float
+    first_higher: float
     """Probability that a run of the first group scores higher; NaN for the first itself."""
-    behind_low: float
-    behind_high: float
+    first_higher_low: float
+    first_higher_high: float
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class ScoreTable:
     def position(self, value: float) -> float:
         """Return where ``value`` is on the axis, in per cent."""
         known = [v for s in self.scores for v in (s.iqm, s.low, s.high) if math.isfinite(v)]
-        low, high = min(known), max(known)
-        return 50.0 if low == high else round(4 + 92 * (value - low) / (high - low), 2)
+        low, high = min(known, default=0.0), max(known, default=0.0)
+        if low == high or not math.isfinite(value):
+            return 50.0
+        return round(4 + 92 * (value / (high - low) - low / (high - low)), 2)
 
 
 def score_tables(groups: Sequence[Group], envs: Sequence[str]) -> list[ScoreTable]:
@@ -94,9 +96,9 @@ def _scored(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if math.isfinite(run.score)]
 
 
-def _ranked(strata: Sequence[tuple[Group, list[Floats]]]) -> list[Score]:
+def _ranked(scores: Sequence[tuple[Group, list[Floats]]]) -> list[Score]:
     """Return the scores of groups, the best first, for the scores of each on every environment."""
-    ranked = sorted(strata, key=lambda own: -interquartile_mean(np.concatenate(own[1])))
+    ranked = sorted(scores, key=lambda own: -interquartile_mean(np.concatenate(own[1])))
     (best, first), *others = ranked
     return [_score(best, first, None), *(_score(group, own, first) for group, own in others)]
 

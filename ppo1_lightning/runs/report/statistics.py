@@ -24,8 +24,10 @@ Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical
 (https://arxiv.org/abs/2108.13264), section 4.3.
 """
 
-# the same runs give the same interval
-_interval = partial(bootstrap, confidence_level=0.95, method="percentile", vectorized=True, rng=0)
+# the same runs give the same interval; batches bound the memory of many
+_interval = partial(
+    bootstrap, confidence_level=0.95, method="percentile", vectorized=True, batch=50, rng=0
+)
 
 
 def bootstrap_interval(
@@ -117,7 +119,8 @@ def resample(positions: Floats, values: Floats, grid: Floats, *, right: float = 
 def mean_and_interval(curves: Floats, *, repetitions: int = 1000) -> tuple[Floats, Floats, Floats]:
     """Return the mean of ``curves [n, G]`` and the ends of its bootstrap interval, ``[G]`` each.
 
-    At each point only the curves that are not NaN count. The ends are NaN where fewer than two do.
+    At each point only the curves that are not NaN count. The ends are NaN where fewer than two do,
+    and with no ``repetitions``.
     """
     mean, low, high = np.full((3, curves.shape[1]), np.nan)
     known = np.isfinite(curves)
@@ -126,7 +129,7 @@ def mean_and_interval(curves: Floats, *, repetitions: int = 1000) -> tuple[Float
         drawn = curves[np.ix_(counting, points)]
         if len(drawn):
             mean[points] = drawn.mean(0)
-        if len(drawn) > 1:
+        if len(drawn) > 1 and repetitions:
             interval = _interval((drawn,), np.mean, axis=0, n_resamples=repetitions)
             low[points], high[points] = interval.confidence_interval
     return mean, low, high

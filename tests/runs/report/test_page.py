@@ -184,6 +184,15 @@ def test_runs_in_any_state_together(tmp_path: Path) -> None:
     assert "NaN" not in json.dumps(page.charts)
 
 
+def test_returns_beyond_what_can_be_summed(tmp_path: Path) -> None:
+    for env in ("A-v0", "B-v0"):
+        for seed, huge in ((1, 1e308), (2, 1.5e308)):
+            for clip in (0.1, 0.2):
+                name = f"{env}_{seed}_{clip}"
+                write_run(tmp_path / name, env=env, seed=seed, clip_coef=clip, slope=huge / 20)
+    assert "2 environments" in _Content(make(tmp_path)).words
+
+
 def test_a_run_of_which_only_the_metrics_are_there(tmp_path: Path) -> None:
     """As with a logger of one's own Trainer."""
     run = write_run(tmp_path)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from written_runs import write_run, write_sweep
 
 from ppo1_lightning.errors import ConfigurationError
+from ppo1_lightning.runs.report.curves import curve_of, sample_efficiency
 from ppo1_lightning.runs.report.groups import differences, make_groups, shared, swept_keys
 from ppo1_lightning.runs.report.runs import common_folder, find_runs, read_metrics, read_run
 
@@ -215,3 +216,25 @@ def test_files_of_any_content(tmp_path: Path, text: str) -> None:
     (run / "videos" / "b.mp4").symlink_to(tmp_path / "private")
     (found,) = find_runs([tmp_path])
     assert (found.env, found.videos, found.score) == ("unknown environment", (), 21)
+
+
+def test_environments_of_other_budgets_are_compared_as_far_as_all_go(tmp_path: Path) -> None:
+    for env, rows in (("A-v0", 12), ("B-v0", 600)):
+        for clip in (0.1, 0.2):
+            folder = tmp_path / f"{env}_{clip}"
+            write_run(folder, env=env, clip_coef=clip, rows=rows, budget=rows, slope=clip)
+    runs = find_runs([tmp_path])
+    curves = sample_efficiency(make_groups(runs), ["A-v0", "B-v0"])
+    assert [curve.x.tolist() for _, curve in curves] == [[100 * row for row in range(2, 13)]] * 2
+
+
+def test_only_groups_with_a_colour_have_intervals(tmp_path: Path) -> None:
+    for clip in range(1, 11):
+        for seed in (1, 2):
+            folder = tmp_path / f"{clip}_{seed}"
+            write_run(folder, clip_coef=clip / 100, seed=seed, rows=3, slope=clip)
+    for group in make_groups(find_runs([tmp_path])):
+        curve = curve_of(group, "CartPole-v1", "episode_return_mean", "env_steps")
+        assert curve is not None
+        assert np.isfinite(curve.low).any() == (group.colour is not None)
+        assert np.isfinite(curve.mean).all()
