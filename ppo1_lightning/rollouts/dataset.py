@@ -101,7 +101,6 @@ class RolloutDataset(IterableDataset[Rollout]):
                 simulator = self._make_simulator()
                 state = self._actor.initial_state(simulator.num_envs)
                 self._collector = Collector(simulator, state)
-            if self.seconds_to_first_step is None:
                 self.seconds_to_first_step = start_up.end()
             rollout = self._collector.collect(
                 self._actor.acting,

@@ -38,8 +38,8 @@ def curve_of(group: Group, env: str, column: str, x_axis: str) -> Curve | None:
     A grey group has no interval: of many it takes long, and it is not drawn. Over wall time a
     finished run keeps its last value until the slowest of its group has finished.
     """
-    has_rows = [np.isfinite(r.column(column) + r.column(x_axis)).any() for r in group.of(env)]
-    runs = [run for run, has in zip(group.of(env), has_rows, strict=True) if has]
+    runs = group.of(env)
+    runs = [run for run in runs if np.isfinite(run.column(column) + run.column(x_axis)).any()]
     if not runs:
         return None
     grid = common_grid([run.column(x_axis)[np.isfinite(run.column(column))] for run in runs])
@@ -69,7 +69,7 @@ def sample_efficiency(groups: Sequence[Group], envs: Sequence[str]) -> list[tupl
     Returns:
         One for each group that has runs on all environments; none where fewer than two have.
     """
-    scored = [(g, [[r for r in g.of(env) if np.isfinite(r.score)] for env in envs]) for g in groups]
+    scored = [(group, [group.scored(env) for env in envs]) for group in groups]
     scored = [(group, of_envs) for group, of_envs in scored if all(of_envs)]
     if len(envs) < 2 or len(scored) < 2:
         return []

@@ -50,6 +50,10 @@ class Group:
         """Return the runs on one environment."""
         return [run for run in self.runs if run.env == env]
 
+    def scored(self, env: str) -> list[Run]:
+        """Return those of them that have a score."""
+        return [run for run in self.of(env) if math.isfinite(run.score)]
+
 
 def environments(runs: Sequence[Run]) -> list[str]:
     """Return the ids of all environments, in the order of the runs."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppo1_lightning.runs.report.groups import Group, scales_of
-from ppo1_lightning.runs.report.runs import UNKNOWN_SEED, Run
+from ppo1_lightning.runs.report.runs import UNKNOWN_SEED
 from ppo1_lightning.runs.report.statistics import (
     Floats,
     bootstrap_interval,
@@ -71,7 +71,7 @@ def score_tables(groups: Sequence[Group], envs: Sequence[str]) -> list[ScoreTabl
 
 def caveats(groups: Sequence[Group], envs: Sequence[str]) -> list[str]:
     """Return what the scores of these runs should not be taken for, in whole sentences."""
-    together = [_scored(group.of(env)) for group in groups for env in envs]
+    together = [group.scored(env) for group in groups for env in envs]
     shares = [run.share for runs in together for run in runs]
     sentences = []
     if unfinished := sum(share < 1 for share in shares):
@@ -89,11 +89,7 @@ def caveats(groups: Sequence[Group], envs: Sequence[str]) -> list[str]:
 
 
 def _scores(group: Group, env: str) -> Floats:
-    return np.array([run.score for run in _scored(group.of(env))])
-
-
-def _scored(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if math.isfinite(run.score)]
+    return np.array([run.score for run in group.scored(env)])
 
 
 def _ranked(scores: Sequence[tuple[Group, list[Floats]]]) -> list[Score]:
